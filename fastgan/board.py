@@ -1,0 +1,135 @@
+"""What a run shows: scalars and pictures to TensorBoard, JSON lines, PNG and GIF files."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
+
+from fastgan.config import Config, flat
+from fastgan.data.images import to_bytes
+from fastgan.run_folder import RunFolder
+
+GIF_SIDE = 360  # small grids are enlarged to about this many pixels
+GIF_FRAME_MS, GIF_LAST_MS = 200, 2000
+
+
+class Board:
+    """The board of a run that stands at `images_seen`: rows after that, left by a killed process, are gone.
+
+    What training computes and how fast it did are two files: the first is the same on every run, bit for bit.
+    """
+
+    def __init__(self, folder: RunFolder, config: Config, images_seen: int) -> None:
+        self.folder = folder
+        for path in (folder.log, folder.performance):
+            _cut(path, images_seen)
+        self._writer = SummaryWriter(str(folder.tensorboard), purge_step=images_seen + 1 if images_seen else None)
+        if images_seen == 0:
+            self._writer.add_text("config", f"```\n{config.to_json()}\n```", 0)
+            settings = {name: v if isinstance(v, int | float | bool) else str(v) for name, v in flat(config).items()}
+            writer = self._writer.file_writer
+            assert writer is not None
+            for summary in hparams(settings, {"loss/G": None, "loss/D": None}):
+                writer.add_summary(summary)
+
+    def log(self, images_seen: int, values: dict[str, float]) -> None:
+        """Losses, logits, metrics: a row in log.jsonl, points in TensorBoard."""
+        self._row(self.folder.log, images_seen, values)
+
+    def performance(self, images_seen: int, values: dict[str, float]) -> None:
+        """Speed and memory: a row in performance.jsonl, points in TensorBoard."""
+        self._row(self.folder.performance, images_seen, values)
+
+    def _row(self, path: Path, images_seen: int, values: dict[str, float]) -> None:
+        append_row(path, {"images_seen": images_seen} | values)
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, images_seen)
+        self._writer.flush()
+
+    def grid(self, images_seen: int, images: Tensor) -> Path:
+        """The images [N, C, H, W] in [-1, 1] as a square grid: a PNG in grids/, a picture in TensorBoard."""
+        pixels = grid(to_bytes(images))
+        path = self.folder.grids / f"{images_seen:012d}.png"
+        save_png(path, pixels)
+        self._writer.add_image("samples", pixels, images_seen, dataformats="HWC")
+        self._writer.flush()
+        return path
+
+    def gif(self, images_seen: int) -> None:
+        """training.gif shows every grid up to `images_seen`, in order, the last one longest."""
+        paths = [path for path in sorted(self.folder.grids.glob("[0-9]*.png")) if int(path.stem) <= images_seen]
+        if paths:
+            save_gif(self.folder.gif, paths)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+def append_row(path: Path, row: dict[str, Any]) -> None:
+    """The file ends with the row, as a line of JSON."""
+    with path.open("a") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a file of JSON lines, without a last one that was cut off; none where there is no file."""
+    rows = []
+    for line in path.read_text().splitlines(keepends=True) if path.exists() else []:
+        if line.endswith("\n"):
+            rows.append(json.loads(line))
+    return rows
+
+
+def _cut(path: Path, images_seen: int) -> None:
+    """The file's rows end at `images_seen`."""
+    if path.exists():
+        rows = [row for row in read_rows(path) if row["images_seen"] <= images_seen]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def grid(images: Tensor) -> np.ndarray:
+    """uint8 images [N, C, H, W] as one picture [H', W', C], square or a row short of it, black lines between."""
+    side = math.ceil(math.sqrt(len(images)))
+    rows = math.ceil(len(images) / side)
+    images = F.pad(images, (1, 1, 1, 1, 0, 0, 0, rows * side - len(images))).cpu()
+    _, channels, height, width = images.shape
+    tiled = images.view(rows, side, channels, height, width).permute(0, 3, 1, 4, 2)
+    return tiled.reshape(rows * height, side * width, channels).numpy()
+
+
+def save_png(path: Path, pixels: np.ndarray) -> None:
+    """The file holds uint8 pixels [H, W, C] of 1, 3 or 4 channels, or what it held before. Raises OSError."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    side = path.with_name(f".{path.name}.partial")
+    Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels).save(side, format="PNG")
+    side.replace(path)
+
+
+def save_gif(path: Path, frames: list[Path]) -> None:
+    """The file shows the PNGs in order, small ones enlarged without blur."""
+    images = []
+    for frame in frames:
+        with Image.open(frame) as image:
+            scale = max(1, round(GIF_SIDE / max(image.size)))
+            images.append(image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST))
+    durations = [GIF_FRAME_MS] * (len(images) - 1) + [GIF_LAST_MS]
+    side = path.with_name(f".{path.name}.partial")
+    images[0].save(side, format="GIF", save_all=True, append_images=images[1:], duration=durations, loop=0)
+    side.replace(path)
+
+
+def peak_memory_gib(device: torch.device) -> float:
+    """The most memory this process has held: on the GPU where it computes there, else of the whole process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

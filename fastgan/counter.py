@@ -1,0 +1,88 @@
+"""Random numbers as pure functions of (seed, stream, index): no state, nothing to save, the same on every device.
+
+The generator is SplitMix64 (Steele, Lea & Flood 2014, "Fast splittable pseudorandom number generators", fig. 17):
+number k of a key is mix(key + k * golden). Every image of a run has its own key, so what it draws doesn't
+depend on the batch, the process or the moment in which it is drawn. Integers are int64 tensors that wrap around.
+"""
+
+import math
+from enum import IntEnum
+
+import torch
+from torch import Tensor
+
+
+class Stream(IntEnum):
+    """What a random number is for: two uses never share numbers. Numbers of old runs depend on these values."""
+
+    ORDER = 1
+    SAMPLES = 2
+    LATENTS_D = 3
+    LATENTS_G = 4
+    NOISE_REALS = 5
+    NOISE_FAKES = 6
+    NOISE_G = 7
+    TOY = 8
+
+
+def _wrap(value: int) -> int:
+    """The int64 with the same last 64 bits."""
+    return (value + 2**63) % 2**64 - 2**63
+
+
+_GOLDEN = _wrap(0x9E3779B97F4A7C15)
+_MIX_1 = _wrap(0xBF58476D1CE4E5B9)
+_MIX_2 = _wrap(0x94D049BB133111EB)
+
+
+def _shift_right(x: Tensor, bits: int) -> Tensor:
+    """Logical shift: zeros come in from the left, whatever the sign."""
+    return (x >> bits) & (2 ** (64 - bits) - 1)
+
+
+def mix(x: Tensor) -> Tensor:
+    """A one-to-one scrambling of int64 values (SplitMix64's output function)."""
+    x = (x ^ _shift_right(x, 30)) * _MIX_1
+    x = (x ^ _shift_right(x, 27)) * _MIX_2
+    return x ^ _shift_right(x, 31)
+
+
+def _mix_int(x: int) -> int:
+    """`mix` of a Python integer, so that a seed needs no tensor and no copy to the device."""
+    x %= 2**64
+    x = (x ^ (x >> 30)) * _MIX_1 % 2**64
+    x = (x ^ (x >> 27)) * _MIX_2 % 2**64
+    return _wrap(x ^ (x >> 31))
+
+
+def keys(seed: int, stream: Stream, index: Tensor) -> Tensor:
+    """One key an index: int64 of the shape of `index`, which is int64 as well."""
+    base = _mix_int(_mix_int(seed) + stream)
+    return mix(index * _GOLDEN + base)
+
+
+def bits(key: Tensor, count: int) -> Tensor:
+    """`count` random int64 for each key: [B] -> [B, count]."""
+    steps = torch.arange(1, count + 1, device=key.device) * _GOLDEN
+    return mix(key[:, None] + steps)
+
+
+def uniform(key: Tensor, count: int) -> Tensor:
+    """Uniform numbers in [0, 1), float64: [B] -> [B, count]."""
+    return _shift_right(bits(key, count), 11).double() * 2.0**-53
+
+
+def normal(key: Tensor, count: int) -> Tensor:
+    """Standard normal numbers, float32: [B] -> [B, count] (Box & Muller 1958, in float64)."""
+    pairs = (count + 1) // 2
+    radius, angle = uniform(key, 2 * pairs).chunk(2, dim=1)
+    radius = torch.sqrt(-2 * torch.log1p(-radius))
+    angle = 2 * math.pi * angle
+    return torch.cat([radius * angle.cos(), radius * angle.sin()], dim=1)[:, :count].float()
+
+
+def keep_mask(key: Tensor, count: int, drop_probability: float) -> Tensor:
+    """bool [B, count], each True with probability 1 - `drop_probability` (in steps of 2**-16)."""
+    words = bits(key, (count + 3) // 4).view(torch.int16)  # four 16-bit numbers of each int64
+    threshold = round(drop_probability * 2**16) - 2**15
+    return words[:, :count] >= threshold

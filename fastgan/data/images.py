@@ -1,0 +1,59 @@
+"""Bytes to pixels."""
+
+import math
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastgan.errors import UserError
+
+IDX_UBYTE = 0x08
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """A whole data set, decoded."""
+
+    name: str
+    images: Tensor  # uint8 [N, C, H, W]
+    labels: Tensor | None = None  # int64 [N]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def content_hash(self) -> str:
+        """A hash of shape and pixels: equal sets have equal ones, wherever they came from."""
+        digest = sha256(repr(tuple(self.images.shape)).encode())
+        digest.update(self.images.contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+
+def to_unit_range(images: Tensor) -> Tensor:
+    """uint8 pixels as float32 in [-1, 1]."""
+    return images.float().mul_(2 / 255).sub_(1)
+
+
+def to_bytes(images: Tensor) -> Tensor:
+    """float pixels in [-1, 1] as uint8, rounded to the nearest level; what lies outside is clipped."""
+    return images.float().add(1).mul(255 / 2).round_().clamp_(0, 255).to(torch.uint8)
+
+
+def read_idx(path: Path) -> Tensor:
+    """The uint8 array of an idx file (two zero bytes, type, number of dimensions, big-endian sizes, data).
+
+    Raises UserError where the header isn't one or the length doesn't agree with it.
+    """
+    data = path.read_bytes()
+    num_dims = data[3] if len(data) > 3 else 0
+    header = 4 + 4 * num_dims
+    if data[:3] != bytes([0, 0, IDX_UBYTE]) or len(data) < header:
+        raise UserError(f"{path} is no idx file of bytes: delete it and get the data set again")
+    shape = np.frombuffer(data, ">u4", num_dims, offset=4).tolist()
+    if len(data) != header + math.prod(shape):
+        wanted = header + math.prod(shape)
+        raise UserError(f"{path} has {len(data)} bytes instead of {wanted}: delete it and get the data set again")
+    return torch.from_numpy(np.frombuffer(data, np.uint8, offset=header).reshape(shape).copy())

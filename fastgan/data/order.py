@@ -1,0 +1,52 @@
+"""(seed, position) -> which image: the order of a run, the same on every number of processes and after every resume."""
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from fastgan import counter
+from fastgan.counter import Stream
+
+
+class Order:
+    """An endless sequence of item numbers in which every epoch is a permutation of its own."""
+
+    def __init__(self, num_images: int, seed: int) -> None:
+        self.num_images, self.seed = num_images, seed
+        self._epoch = lru_cache(maxsize=2)(self._permutation)  # two: a batch may run across an epoch's end
+
+    def _permutation(self, epoch: int) -> Tensor:
+        key = counter.keys(self.seed, Stream.ORDER, torch.tensor([epoch]))
+        return counter.bits(key, self.num_images)[0].argsort(stable=True)
+
+    def items(self, positions: Tensor) -> Tensor:
+        """The items at the given positions since the start of training, both int64 [B], on the CPU."""
+        epochs, offsets = positions // self.num_images, positions % self.num_images
+        items = torch.empty_like(positions)
+        for epoch in epochs.unique().tolist():
+            here = epochs == epoch
+            items[here] = self._epoch(epoch)[offsets[here]]
+        return items
+
+
+def batch_positions(images_seen: int, num_images: int, batch_size: int, keep_partial: bool) -> range:
+    """The positions of the batch that starts at `images_seen`; with `keep_partial` it ends where the epoch ends."""
+    size = batch_size
+    if keep_partial:
+        size = min(size, num_images - images_seen % num_images)
+    return range(images_seen, images_seen + size)
+
+
+def num_steps(total_images: int, num_images: int, batch_size: int, keep_partial: bool) -> int:
+    """The steps from the start of training to where `total_images` have been seen."""
+    if not keep_partial:
+        return -(-total_images // batch_size)
+    epochs, rest = divmod(total_images, num_images)
+    return epochs * -(-num_images // batch_size) + -(-rest // batch_size)
+
+
+def share(positions: range, rank: int, num_processes: int) -> range:
+    """One process's contiguous part of a batch; the parts differ in length by one at most."""
+    start, stop = (len(positions) * part // num_processes for part in (rank, rank + 1))
+    return positions[start:stop]

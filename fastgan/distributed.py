@@ -1,0 +1,52 @@
+"""The processes of a run, through Accelerate: which one this is, where it computes, how gradients are shared."""
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
+from torch import nn
+
+
+class Processes:
+    """One process of a run of `count`, number `rank`, computing on `device`."""
+
+    def __init__(self) -> None:
+        # Buffers agree on all processes by themselves (see layers.BatchNorm), so none are sent around.
+        ddp = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
+        self._accelerator = Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=[ddp])
+        self.rank: int = self._accelerator.process_index
+        self.count: int = self._accelerator.num_processes
+        self.device: torch.device = self._accelerator.device
+        self.is_main: bool = self._accelerator.is_main_process
+
+    def wrap(self, module: nn.Module) -> nn.Module:
+        """The module, whose backward pass now averages gradients over all processes."""
+        wrapped: nn.Module = self._accelerator.prepare_model(module)
+        return wrapped
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set on any process: the same answer on all of them, who must all ask."""
+        if self.count == 1:
+            return flag
+        return bool(self._accelerator.reduce(torch.tensor(float(flag), device=self.device), reduction="sum") > 0)
+
+    def mean(self, values: dict[str, float]) -> dict[str, float]:
+        """Each value's mean over all processes, who must all ask, with the same names."""
+        if self.count == 1 or not values:
+            return values
+        total = self._accelerator.reduce(torch.tensor(list(values.values()), device=self.device), reduction="mean")
+        return dict(zip(values, total.tolist(), strict=True))
+
+    def say(self, text: str) -> None:
+        """The main process prints the line."""
+        if self.is_main:
+            print(text, flush=True)
+
+    def wait(self) -> None:
+        """All processes have come here."""
+        self._accelerator.wait_for_everyone()
+
+    def end(self) -> None:
+        """The process group is closed; nothing may be sent after."""
+        self._accelerator.end_training()
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()

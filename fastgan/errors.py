@@ -1,0 +1,18 @@
+"""What goes wrong for a user's reason, and the exit codes that tell a scheduler what happened."""
+
+EXIT_DONE = 0
+EXIT_USER_ERROR = 2  # the command, the data or the disk must be mended first
+EXIT_DIVERGED = 3  # the losses are no longer finite: the same command would fail again
+EXIT_STOPPED = 75  # stopped on request after a checkpoint: the same command goes on
+
+
+class UserError(ValueError):
+    """A mistake that the user can mend. Its text is one line: what is wrong, the value, the remedy."""
+
+
+class Diverged(RuntimeError):
+    """The losses or weights are no longer finite."""
+
+
+class Stopped(Exception):
+    """Training ended early because somebody asked for it; a checkpoint was written."""

@@ -1,0 +1,27 @@
+"""Files that are whole or not there."""
+
+import os
+import tempfile
+from pathlib import Path
+
+
+def write_synced(path: Path, data: bytes) -> None:
+    """`path` holds `data`, also after a power cut. Raises OSError."""
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """`path` holds `data`, or what it held before: never a part. Its folder is made. Raises OSError."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+        side = Path(file.name)
+    try:
+        side.chmod(0o644)
+        write_synced(side, data)
+        side.replace(path)
+    except BaseException:
+        side.unlink(missing_ok=True)
+        raise

@@ -1,0 +1,65 @@
+"""Dataclasses as command lines, by tyro; a mistake is one line that names the right words."""
+
+import contextlib
+import difflib
+import io
+import re
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import tyro
+
+from fastgan.errors import UserError
+
+T = TypeVar("T")
+
+
+def parse(kind: type[T], args: Sequence[str], prog: str, default: T | None = None) -> T:
+    """An instance of the dataclass `kind`: `default`'s fields (else the class's), and over them the flags in `args`.
+
+    `--help` prints the flags and ends the program. Raises UserError for unknown flags and wrong values.
+    """
+    given: dict[str, Any] = {} if default is None else {"default": default}
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            result, unknown = tyro.cli(
+                kind,
+                args=list(args),
+                prog=prog,
+                return_unknown_args=True,
+                config=(tyro.conf.OmitArgPrefixes,),
+                **given,
+            )
+    except SystemExit as end:
+        if end.code in (0, None):
+            raise
+        raise UserError(_first_paragraph(complaint.getvalue())) from None
+    if unknown:
+        raise UserError(_unknown(unknown[0], _flag_names(kind, prog, given)))
+    return result
+
+
+def _first_paragraph(box: str) -> str:
+    """What tyro's box says above its first rule, as one line."""
+    said = []
+    for line in box.splitlines():
+        text = line.strip("│╭╮╰╯ ")
+        if text.startswith("──"):
+            break
+        if text and not line.startswith("╭"):
+            said.append(text)
+    return " ".join(said) or "these options don't fit together: see --help"
+
+
+def _flag_names(kind: Any, prog: str, given: dict[str, Any]) -> list[str]:
+    shown = io.StringIO()
+    with contextlib.redirect_stdout(shown), contextlib.suppress(SystemExit):
+        tyro.cli(kind, args=["--help"], prog=prog, config=(tyro.conf.OmitArgPrefixes,), **given)
+    return sorted(set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", shown.getvalue())))
+
+
+def _unknown(word: str, flags: list[str]) -> str:
+    near = difflib.get_close_matches(word.split("=", maxsplit=1)[0], flags, n=1)
+    hint = f"did you mean {near[0]}? " if near else ""
+    return f"unknown option {word!r}: {hint}The options are {', '.join(flags)}"

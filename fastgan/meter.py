@@ -1,0 +1,45 @@
+"""Means of what the steps report, kept on the device until somebody asks."""
+
+import torch
+from torch import Tensor
+
+
+class Meter:
+    """Sums of terms since the last reading, and the first place where one of them wasn't finite."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self.count = 0
+        self._nonfinite_at: Tensor | None = None
+
+    @torch.no_grad()
+    def add(self, terms: dict[str, Tensor], images_seen: int) -> None:
+        """Take in the terms of the step that began at `images_seen`; nothing waits for the device."""
+        values = torch.stack([value.double() for value in terms.values()])
+        if self._nonfinite_at is None:
+            self._nonfinite_at = torch.full((), -1, device=values.device)
+        bad = ~values.isfinite().all() & (self._nonfinite_at < 0)
+        self._nonfinite_at = torch.where(bad, images_seen, self._nonfinite_at)
+        for name, value in zip(terms, values.unbind(), strict=True):
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
+        self.count += 1
+
+    def first_nonfinite(self) -> int | None:
+        """The images seen before the first step with a term that isn't a finite number; None where there is none."""
+        place = -1 if self._nonfinite_at is None else int(self._nonfinite_at)
+        return None if place < 0 else place
+
+    def read(self) -> dict[str, float]:
+        """The means since the last reading; then the count starts anew."""
+        means = {name: float(total) / self.count for name, total in self._sums.items()}
+        self._sums, self.count = {}, 0
+        return means
+
+    def state(self) -> dict[str, object]:
+        return {"sums": {name: float(total) for name, total in self._sums.items()}, "count": self.count}
+
+    def load_state(self, state: dict[str, object]) -> None:
+        sums, count = state["sums"], state["count"]
+        assert isinstance(sums, dict) and isinstance(count, int)
+        self._sums = {name: torch.tensor(total, dtype=torch.float64) for name, total in sums.items()}
+        self.count = count

@@ -1,0 +1,1 @@
+"""Distances between generated and real images, each named after the features it compares."""

@@ -1,0 +1,42 @@
+"""The architectures by name. Every G maps (z, labels, keys) to images, every D (images, labels, keys) to logits [B]."""
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from fastgan.config import Config
+from fastgan.errors import UserError
+from fastgan.networks import dcgan
+
+
+def _dcgan28(config: Config) -> tuple[nn.Module, nn.Module]:
+    if config.data.image_size != (28, 28):
+        raise UserError(f"image_size is {config.data.image_size}: the network dcgan28 makes (28, 28) only")
+    channels, width = config.data.channels, config.networks.width
+    return dcgan.Generator28(config.networks.z_dim, channels, width), dcgan.Discriminator28(channels, width)
+
+
+BUILDERS: dict[str, Callable[[Config], tuple[nn.Module, nn.Module]]] = {"dcgan28": _dcgan28}
+
+
+def build(config: Config, device: torch.device | str = "cpu") -> tuple[nn.Module, nn.Module]:
+    """G and D of the config, channels last on `device`, with first weights that the seed alone decides.
+
+    The caller's random state is left as it was. Raises UserError for an unknown network or a size it can't make.
+    """
+    name = config.networks.network
+    if name not in BUILDERS:
+        raise UserError(f"unknown network {name!r}: choose from {', '.join(sorted(BUILDERS))}")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        G, D = BUILDERS[name](config)
+    return _place(G, device), _place(D, device)
+
+
+def _place(net: nn.Module, device: torch.device | str) -> nn.Module:
+    return net.to(device).to(memory_format=torch.channels_last)
+
+
+def num_parameters(net: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in net.parameters())

@@ -1,0 +1,72 @@
+"""Parts that several architectures share."""
+
+import torch
+import torch.distributed as dist
+import torch.distributed.nn.functional as dist_nn
+from torch import Tensor, nn
+
+from fastgan import counter
+
+
+class Dropout(nn.Module):
+    """Sets activations to zero with probability `p` and scales the others by 1 / (1 - p) (Srivastava et al. 2014).
+
+    Which ones is a function of each image's key and of `layer`, a number of its own for each dropout of a network.
+    Without keys, or in evaluation mode, the input passes unchanged.
+    """
+
+    def __init__(self, p: float, layer: int) -> None:
+        super().__init__()
+        self.p, self.layer = p, layer
+
+    def forward(self, x: Tensor, keys: Tensor | None) -> Tensor:  # [B, C, H, W], [B]
+        if keys is None or not self.training:
+            return x
+        batch, channels, height, width = x.shape
+        keep = counter.keep_mask(counter.mix(keys + self.layer), channels * height * width, self.p)
+        keep = keep.view(batch, height, width, channels).permute(0, 3, 1, 2)  # channels last, as the activations lie
+        return x * (keep * (1 / (1 - self.p)))
+
+
+class BatchNorm(nn.modules.batchnorm._BatchNorm):
+    """Batch normalization (Ioffe & Szegedy 2015) over the global batch: its statistics are those of all processes.
+
+    Takes [B, C] or [B, C, H, W]. With equal shares of the batch, n processes compute what one computes.
+    """
+
+    def __init__(self, num_features: int, eps: float = 1e-5, momentum: float = 0.1) -> None:
+        super().__init__(num_features, eps, momentum)
+
+    def _check_input_dim(self, x: Tensor) -> None:
+        assert x.dim() in (2, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not (self.training and dist.is_initialized() and dist.get_world_size() > 1):
+            return super().forward(x)
+        mean, var, count = self._global_moments(x)
+        with torch.no_grad():
+            assert self.running_mean is not None and self.running_var is not None and self.momentum is not None
+            assert self.num_batches_tracked is not None
+            self.num_batches_tracked.add_(1)
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(var * count / (count - 1), self.momentum)
+        shape = (1, -1) + (1,) * (x.dim() - 2)
+        scale = self.weight * torch.rsqrt(var + self.eps)
+        return x * scale.view(shape) + (self.bias - mean * scale).view(shape)
+
+    def _global_moments(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean [C], biased variance [C] and number of values a channel, of all processes; differentiable."""
+        over = [0, *range(2, x.dim())]
+        count = torch.tensor(float(x.numel() // x.shape[1]), device=x.device)
+        total = dist_nn.all_reduce(torch.cat([x.sum(over), count[None]]))
+        mean, count = total[:-1] / total[-1], total[-1].detach()
+        centered = x - mean.view((1, -1) + (1,) * (x.dim() - 2))
+        return mean, dist_nn.all_reduce(centered.square().sum(over)) / count, count
+
+
+def init_keras(module: nn.Module) -> None:
+    """Linear and convolution layers start as in Keras: Glorot uniform weights (Glorot & Bengio 2010), biases 0."""
+    if isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
+        nn.init.xavier_uniform_(module.weight)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

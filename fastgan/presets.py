@@ -1,0 +1,48 @@
+"""The recipes, one function each: it takes nothing and returns a whole config."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from fastgan.config import Config, DataConfig, NetworkConfig, ObjectiveConfig, OptimizerConfig, RunConfig
+from fastgan.errors import UserError
+
+
+def mnist28() -> Config:
+    """The MNIST digit GAN of 2023's Keras courses: a deep convolutional GAN (Radford 2015, arXiv 1511.06434) for 28x28.
+
+    Fifty epochs, Adam at 1e-4 for both players, Keras's initial weights, slopes and BatchNorm constants. Of its
+    program three details differ: Adam's epsilon is added after the bias correction (torch's form); BatchNorm's running
+    variance is the unbiased one (torch's form); and D moves before G answers, where Keras takes both gradients first.
+    """
+    return Config(
+        preset="mnist28",
+        data=DataConfig(data="mnist", image_size=(28, 28), channels=1, batch_size=256, keep_partial_batch=True),
+        networks=NetworkConfig(network="dcgan28", z_dim=100),
+        objective=ObjectiveConfig(loss="nonsaturating", share_fakes=True),
+        optimizer=OptimizerConfig(g_lr=1e-4, d_lr=1e-4, betas=(0.9, 0.999), eps=1e-7, ema_half_life=0),
+        run=RunConfig(epochs=50, eval_every=600_000),
+    )
+
+
+def debug() -> Config:
+    """Seconds on a CPU, no download: the networks of `mnist28` at a sixteenth of their width on drawn shapes."""
+    preset = mnist28()
+    return replace(
+        preset,
+        preset="debug",
+        data=replace(preset.data, data="toy", batch_size=32),
+        networks=replace(preset.networks, width=1 / 16),
+        optimizer=replace(preset.optimizer, g_lr=2e-3, d_lr=2e-3, betas=(0.5, 0.99), ema_half_life=500),
+        run=RunConfig(epochs=2, log_every=200, grid_every=500, checkpoint_every=500, eval_every=0),
+    )
+
+
+DEFAULT = "mnist28"
+PRESETS: dict[str, Callable[[], Config]] = {recipe.__name__.replace("_", "-"): recipe for recipe in (mnist28, debug)}
+
+
+def get(name: str) -> Config:
+    """The config of the named preset. Raises UserError that lists them all."""
+    if name not in PRESETS:
+        raise UserError(f"unknown preset {name!r}: choose from {', '.join(sorted(PRESETS))}")
+    return PRESETS[name]()

@@ -1,0 +1,91 @@
+"""`fastgan sample RUN`: images of chosen seeds, the same for the same seeds on every run."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import tyro
+from torch import Tensor, nn
+
+from fastgan import networks
+from fastgan.board import grid, save_png
+from fastgan.checkpoint import Checkpoints, Snapshot
+from fastgan.config import Config
+from fastgan.data.images import to_bytes
+from fastgan.errors import UserError
+from fastgan.metrics.fidelity import latents
+from fastgan.run_folder import RunFolder
+
+BATCH_SIZE = 64
+
+
+@dataclass(frozen=True)
+class SampleOptions:
+    """Make images from a run's averaged generator."""
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """The run folder."""
+    seeds: str = "0-63"
+    """Which images, as numbers and ranges: 0-63 or 1,5,8-11."""
+    out: Path = Path("samples")
+    """Folder for the PNG files."""
+    grid: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """One picture of all images instead of a file each."""
+
+
+def parse_seeds(text: str) -> list[int]:
+    """The numbers of a list like `1,5,8-11`. Raises UserError for anything else."""
+    seeds: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+        if first > last:
+            raise UserError(f"seeds is {text!r}: give numbers and rising ranges, like 0-63 or 1,5,8-11")
+        seeds += range(first, last + 1)
+    return seeds
+
+
+def to_device() -> torch.device:
+    """Where a command without processes computes."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def open_run(path: Path) -> tuple[RunFolder, Config, Snapshot, nn.Module]:
+    """A run's folder, settings, newest whole checkpoint, and G_ema from it. Raises UserError where one is missing."""
+    folder = RunFolder(path)
+    config = folder.read_config()
+    snapshot = Checkpoints(folder.checkpoints).latest()
+    if snapshot is None:
+        raise UserError(f"{path} has no checkpoint yet: let it train on")
+    G, _ = networks.build(config)
+    G.load_state_dict(snapshot.tensors["G_ema"])
+    return folder, config, snapshot, G.eval().requires_grad_(False)
+
+
+@torch.inference_mode()
+def images_of(G: nn.Module, seeds: list[int], z_dim: int, device: torch.device) -> Tensor:
+    """uint8 images [N, C, H, W] of the seeds, on the CPU."""
+    parts = torch.tensor(seeds, device=device).split(BATCH_SIZE)
+    return torch.cat([to_bytes(G(latents(part, z_dim))).cpu() for part in parts])
+
+
+def sample(options: SampleOptions) -> list[Path]:
+    """PNG files of the seeds in `out`, or one grid; their paths."""
+    seeds = parse_seeds(options.seeds)
+    _, config, snapshot, G = open_run(options.run)
+    device = to_device()
+    images = images_of(G.to(device), seeds, config.networks.z_dim, device)
+    try:
+        if options.grid:
+            paths = [options.out / f"seeds-{options.seeds.replace(',', '_')}.png"]
+            save_png(paths[0], grid(images))
+        else:
+            paths = [options.out / f"seed-{seed:06d}.png" for seed in seeds]
+            for path, image in zip(paths, images.permute(0, 2, 3, 1).numpy(), strict=True):
+                save_png(path, image)
+    except OSError as error:
+        raise UserError(f"cannot write into {options.out} ({error.strerror}): give another --out") from None
+    print(f"{len(images)} images after {snapshot.state['images_seen']:,} images seen: {options.out}")
+    return paths

@@ -1,0 +1,186 @@
+"""The training of two players: the step, its two phases, the loop around them."""
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastgan import counter, schedules
+from fastgan.config import Config
+from fastgan.counter import Stream
+from fastgan.data.batch import Batch, Loader
+from fastgan.ema import Ema
+from fastgan.errors import Diverged, Stopped
+from fastgan.meter import Meter
+from fastgan.objectives import DiscriminatorObjective, GeneratorObjective, Terms
+from fastgan.schedules import Knobs
+
+
+class Player:
+    """A network, the module through which it is trained (what the engine wraps), and its optimizer."""
+
+    def __init__(self, net: nn.Module, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        self.net, self.module, self.optimizer = net, module, optimizer
+
+    def descend(self, loss: Tensor, lr: float) -> Tensor:
+        """The weights move one step down the loss; returns the gradient's norm."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.zero_grad()
+        loss.backward()
+        norm = nn.utils.get_total_norm([p.grad for p in self.net.parameters() if p.grad is not None])
+        self.optimizer.step()
+        return norm
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that happens whenever the images seen pass a multiple of `every`."""
+
+    every: int
+    action: Callable[["Trainer"], None]
+
+    def is_due(self, before: int, after: int) -> bool:
+        return before // self.every < after // self.every
+
+
+class Trainer:
+    """Two players, G's average, and how far they have come. `wrap` is what the engine does to a module."""
+
+    def __init__(
+        self,
+        config: Config,
+        nets: tuple[nn.Module, nn.Module],
+        loader: Loader,
+        wrap: Callable[[nn.Module], nn.Module] = lambda module: module,
+        num_processes: int = 1,
+    ) -> None:
+        self.config, self.loader, self.num_processes = config, loader, num_processes
+        G, D = (net.train() for net in nets)
+        self.G = Player(G, wrap(G), _adam(G, config))
+        self.D = Player(D, wrap(DiscriminatorObjective(D, config)), _adam(D, config))
+        self.g_objective = GeneratorObjective(D, config)
+        self.ema = Ema(G)
+        self.meter = Meter()
+        self.images_seen = 0
+
+    @property
+    def total_images(self) -> int:
+        """Where training ends: the step that reaches it is the last."""
+        run = self.config.run
+        return run.images or math.ceil(run.epochs * self.loader.num_images)
+
+    @property
+    def epoch(self) -> int:
+        """The number, from 1, of the epoch that the last step belonged to."""
+        return max(0, self.images_seen - 1) // self.loader.num_images + 1
+
+    def train_step(self, batch: Batch) -> Terms:
+        """Play one round: D moves, G answers, the average of G follows."""
+        knobs = schedules.at(self.config, self.images_seen, batch.global_size)
+        if self.config.objective.share_fakes:
+            fakes = self.fakes(self.G.module, batch, Stream.LATENTS_D)
+            terms = self.discriminator_phase(batch, fakes, knobs) | self.generator_phase(batch, fakes, knobs)
+        else:
+            with torch.no_grad():
+                fakes = self.fakes(self.G.net, batch, Stream.LATENTS_D)
+            terms = self.discriminator_phase(batch, fakes, knobs)
+            terms |= self.generator_phase(batch, self.fakes(self.G.module, batch, Stream.LATENTS_G), knobs)
+        self.images_seen += batch.global_size
+        self.ema.update(self.G.net, knobs.ema_beta)
+        return terms
+
+    def fakes(self, G: nn.Module, batch: Batch, stream: Stream) -> Tensor:
+        """As many images as the batch has, of latents that its image numbers decide."""
+        z = counter.normal(counter.keys(self.config.seed, stream, batch.index), self.config.networks.z_dim)
+        images: Tensor = G(z, batch.labels)
+        return images
+
+    def discriminator_phase(self, batch: Batch, fakes: Tensor, knobs: Knobs) -> Terms:
+        """D has moved one step; G is as it was."""
+        loss, terms = self.D.module(batch.images, fakes.detach(), batch.labels, batch.index)
+        norm = self.D.descend(loss * self._weight(batch), knobs.d_lr)
+        return terms | {"grad_norm/D": norm}
+
+    def generator_phase(self, batch: Batch, fakes: Tensor, knobs: Knobs) -> Terms:
+        """G has moved one step; D is as it was."""
+        loss, terms = self.g_objective(fakes, batch.labels, batch.index)
+        norm = self.G.descend(loss * self._weight(batch), knobs.g_lr)
+        return terms | {"grad_norm/G": norm}
+
+    def _weight(self, batch: Batch) -> float:
+        """Makes the engine's mean over processes the mean over images, also where shares differ in size."""
+        return len(batch.images) * self.num_processes / batch.global_size
+
+    def run(self, events: Iterable[Event] = (), should_stop: Callable[[], bool] = lambda: False) -> None:
+        """Train to the end; after each step the events that are due happen, in their order.
+
+        Raises Stopped after a step at whose end `should_stop` holds.
+        """
+        events = tuple(events)
+        while (before := self.images_seen) < self.total_images:
+            self.meter.add(self.train_step(self.loader.batch(before)), before)
+            for event in events:
+                if event.is_due(before, self.images_seen):
+                    event.action(self)
+            if should_stop() and self.images_seen < self.total_images:
+                raise Stopped(f"stopped on request at {self.images_seen:,} images")
+
+    def check_finite(self) -> None:
+        """Raises Diverged where a loss since the last check, or a weight now, isn't a finite number."""
+        place = self.meter.first_nonfinite()
+        if place is None and not all(
+            bool(p.isfinite().all()) for net in self._nets().values() for p in net.parameters()
+        ):
+            place = self.images_seen
+        if place is not None:
+            step = math.ceil(place / self.config.data.batch_size) + 1
+            raise Diverged(
+                f"the losses are no longer finite numbers since step {step} ({place:,} images): try a smaller --g-lr "
+                "and --d-lr, or another --seed; the last checkpoint was written before and is good"
+            )
+
+    def _nets(self) -> dict[str, nn.Module]:
+        return {"G": self.G.net, "D": self.D.net, "G_ema": self.ema.net}
+
+    def state(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+        """All that training goes on from: tensors by file and name, and what JSON holds.
+
+        There is no random state: every random number is a function of the seed and of the images seen.
+        """
+        tensors = {name: dict(net.state_dict()) for name, net in self._nets().items()}
+        tensors["optimizers"] = {
+            f"{side}/{number}/{name}": value
+            for side, player in (("G", self.G), ("D", self.D))
+            for number, values in player.optimizer.state_dict()["state"].items()
+            for name, value in values.items()
+        }
+        return tensors, {"images_seen": self.images_seen, "meter": self.meter.state()}
+
+    def load_state(self, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any]) -> None:
+        """The trainer stands where `state` was taken, bit for bit."""
+        for name, net in self._nets().items():
+            net.load_state_dict(tensors[name])
+        for side, player in (("G", self.G), ("D", self.D)):
+            _load_optimizer(player.optimizer, side, tensors["optimizers"])
+        self.images_seen = state["images_seen"]
+        self.meter.load_state(state["meter"])
+
+
+def _adam(net: nn.Module, config: Config) -> torch.optim.Optimizer:
+    optimizer = config.optimizer
+    return torch.optim.Adam(net.parameters(), lr=0.0, betas=optimizer.betas, eps=optimizer.eps, fused=True)
+
+
+def _load_optimizer(optimizer: torch.optim.Optimizer, side: str, tensors: dict[str, Tensor]) -> None:
+    """Each value gets its parameter's place in memory too: a fused optimizer walks both in step."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for name, value in tensors.items():
+        owner, number, key = name.split("/")
+        if owner == side:
+            parameter = parameters[int(number)]
+            like = torch.empty_like(parameter) if value.shape == parameter.shape else torch.empty_like(value)
+            optimizer.state[parameter][key] = like.copy_(value)
