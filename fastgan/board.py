@@ -15,6 +15,7 @@ from torch.utils.tensorboard.summary import hparams
 
 from fastgan.config import Config, flat
 from fastgan.data.images import to_bytes
+from fastgan.files import write_atomically
 from fastgan.run_folder import RunFolder
 
 GIF_SIDE = 360  # small grids are enlarged to about this many pixels
@@ -31,7 +32,7 @@ class Board:
         self.folder = folder
         for path in (folder.log, folder.performance):
             _cut(path, images_seen)
-        self._writer = SummaryWriter(str(folder.tensorboard), purge_step=images_seen + 1 if images_seen else None)
+        self._writer = SummaryWriter(str(folder.tensorboard), purge_step=images_seen + 1 if images_seen else 0)
         if images_seen == 0:
             self._writer.add_text("config", f"```\n{config.to_json()}\n```", 0)
             settings = {name: v if isinstance(v, int | float | bool) else str(v) for name, v in flat(config).items()}
@@ -92,7 +93,7 @@ def _cut(path: Path, images_seen: int) -> None:
     """The file's rows end at `images_seen`."""
     if path.exists():
         rows = [row for row in read_rows(path) if row["images_seen"] <= images_seen]
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        write_atomically(path, "".join(json.dumps(row) + "\n" for row in rows).encode())
 
 
 def grid(images: Tensor) -> np.ndarray:

@@ -160,6 +160,10 @@ class Config:
     def run_dir(self) -> Path:
         return self.run.run_dir or Path("runs") / self.preset
 
+    def total_images(self, num_images: int) -> int:
+        """Images of the whole run on a data set of `num_images`: the step that reaches them is the last."""
+        return self.run.images or math.ceil(self.run.epochs * num_images)
+
     def to_json(self) -> str:
         """The config as text from which `from_json` makes an equal config."""
         return json.dumps(dataclasses.asdict(self), indent=2, default=str)

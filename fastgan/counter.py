@@ -37,14 +37,14 @@ _MIX_2 = _wrap(0x94D049BB133111EB)
 
 def _shift_right(x: Tensor, bits: int) -> Tensor:
     """Logical shift: zeros come in from the left, whatever the sign."""
-    return (x >> bits) & (2 ** (64 - bits) - 1)
+    return (x >> bits).bitwise_and_(2 ** (64 - bits) - 1)
 
 
 def mix(x: Tensor) -> Tensor:
     """A one-to-one scrambling of int64 values (SplitMix64's output function)."""
-    x = (x ^ _shift_right(x, 30)) * _MIX_1
-    x = (x ^ _shift_right(x, 27)) * _MIX_2
-    return x ^ _shift_right(x, 31)
+    x = (x ^ _shift_right(x, 30)).mul_(_MIX_1)  # in place from here on: this runs for every activation of a dropout
+    x = x.bitwise_xor_(_shift_right(x, 27)).mul_(_MIX_2)
+    return x.bitwise_xor_(_shift_right(x, 31))
 
 
 def _mix_int(x: int) -> int:
@@ -85,4 +85,6 @@ def keep_mask(key: Tensor, count: int, drop_probability: float) -> Tensor:
     """bool [B, count], each True with probability 1 - `drop_probability` (in steps of 2**-16)."""
     words = bits(key, (count + 3) // 4).view(torch.int16)  # four 16-bit numbers of each int64
     threshold = round(drop_probability * 2**16) - 2**15
+    if threshold == 2**15:  # no int16: it would wrap around and keep everything
+        return torch.zeros_like(words[:, :count], dtype=torch.bool)
     return words[:, :count] >= threshold

@@ -2,7 +2,6 @@
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs
 from torch import nn
 
 
@@ -10,9 +9,7 @@ class Processes:
     """One process of a run of `count`, number `rank`, computing on `device`."""
 
     def __init__(self) -> None:
-        # Buffers agree on all processes by themselves (see layers.BatchNorm), so none are sent around.
-        ddp = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
-        self._accelerator = Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=[ddp])
+        self._accelerator = Accelerator(cpu=not torch.cuda.is_available())
         self.rank: int = self._accelerator.process_index
         self.count: int = self._accelerator.num_processes
         self.device: torch.device = self._accelerator.device

@@ -12,7 +12,8 @@ LINE_EVERY_S = 15.0
 class Progress:
     """Epoch, images seen, images/s, time left and both losses. `epochs` and `total` are the run's whole length."""
 
-    def __init__(self, images_seen: int, total: int, epochs: int, out: TextIO = sys.stdout) -> None:
+    def __init__(self, images_seen: int, total: int, epochs: int, out: TextIO | None = None) -> None:
+        out = out or sys.stdout
         self._start, self._total, self._epochs, self._out = images_seen, total, epochs, out
         self._began = self._last_line = time.monotonic()
         self._bar = None

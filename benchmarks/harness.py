@@ -1,0 +1,69 @@
+"""What all benchmarks share: rounds taken in turn, medians with their spread, and the words beside every figure."""
+
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+
+from fastgan.run_folder import session
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def seconds(work: Callable[[], object]) -> float:
+    """How long one call takes, the device's part of it included."""
+    began = time.perf_counter()
+    work()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - began
+
+
+def in_turn(measures: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+    """Each measure's value in each round; within a round they follow one another."""
+    values: dict[str, list[float]] = {name: [] for name in measures}
+    for _ in range(rounds):
+        for name, measure in measures.items():
+            values[name].append(measure())
+    return values
+
+
+def spread(values: list[float], digits: int = 1) -> str:
+    """`median (lowest - highest)`."""
+    return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f} - {max(values):.{digits}f})"
+
+
+def processor() -> str:
+    """The processor's or GPU's name and how many threads or which memory it computes with."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = {line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")}
+    return f"{', '.join(sorted(names)) or platform.processor()}, {torch.get_num_threads()} threads"
+
+
+def matmul_peak(size: int = 2048, tries: int = 8) -> float:
+    """FLOP/s of the fastest of a few float32 matrix products, [size, size] each."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    a, b = (torch.randn(size, size, device=device) for _ in range(2))
+    return 2 * size**3 / min(seconds(lambda: a @ b) for _ in range(tries))
+
+
+def save(theme: str, title: str, table: str) -> Path:
+    """The result stands in results/, with everything needed to make it again."""
+    made = session()
+    name = f"{theme}-{processor().split(',')[0]}-{datetime.now(UTC):%Y-%m}".lower().replace(" ", "-")
+    path = RESULTS / f"{''.join(c for c in name if c.isalnum() or c in '-.')}.md"
+    versions = ", ".join(f"{package} {version}" for package, version in made["packages"].items())
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(
+        f"# {title}\n\n{table}\n\n- machine: {processor()}, {made['machine']}\n"
+        f"- versions: Python {made['python']}, {versions}\n"
+        f"- commit: {made['commit']}\n- command: `{made['command']}`\n- made: {made['started']}\n"
+    )
+    return path

@@ -1,0 +1,41 @@
+"""What several tests share: a tiny finished run, and handlers of signals put back."""
+
+import contextlib
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+from fastgan import train
+
+settings.register_profile("fastgan", deadline=None, derandomize=True, database=None)
+settings.load_profile("fastgan")
+
+
+@contextlib.contextmanager
+def _signal_handlers_kept() -> Iterator[None]:
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    handlers = [signal.getsignal(number) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, handlers, strict=True):
+            signal.signal(number, handler)
+
+
+@pytest.fixture
+def keep_signal_handlers() -> Iterator[None]:
+    """The signal handlers that `train.main` installs are gone after the test."""
+    with _signal_handlers_kept():
+        yield
+
+
+@pytest.fixture(scope="session")
+def debug_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run of 64 images with the preset `debug`; tests must leave it as it is."""
+    folder = tmp_path_factory.mktemp("debug") / "run"
+    with _signal_handlers_kept():
+        assert train.main(["--preset", "debug", "--images", "64", "--run-dir", str(folder)]) == 0
+    return folder

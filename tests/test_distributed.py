@@ -1,0 +1,60 @@
+"""Several processes against one, as `accelerate launch` starts them."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from fastgan.board import read_rows
+from fastgan.checkpoint import Checkpoints
+
+TRAIN = Path(__file__).parents[1] / "fastgan" / "train.py"
+OPTIONS = ("--preset", "debug", "--images", "320", "--log-every", "32")
+
+
+def launch(run_dir: Path, num_processes: int, *options: str) -> subprocess.CompletedProcess:
+    several = ("--multi_gpu",) if num_processes > 1 else ()  # without it, Accelerate starts one on a CPU
+    command = [
+        *(sys.executable, "-m", "accelerate.commands.launch", "--quiet", *several),
+        *("--num_processes", str(num_processes), "--num_machines", "1", "--main_process_port", "0"),
+        *("--mixed_precision", "no", "--dynamo_backend", "no"),
+        *(str(TRAIN), *OPTIONS, "--run-dir", str(run_dir), *options),
+    ]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=environment)
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory) -> Path:
+    run_dir = tmp_path_factory.mktemp("one") / "run"
+    answer = launch(run_dir, 1)
+    assert answer.returncode == 0, answer.stderr
+    return run_dir
+
+
+@pytest.mark.parametrize("num_processes", [2, 3])
+def test_processes_learn_what_one_learns(tmp_path, one, num_processes):
+    """Two or three processes (whose shares of 32 images differ) have one's losses; BatchNorm and dropout included."""
+    run_dir = tmp_path / "run"
+    answer = launch(run_dir, num_processes)
+    assert answer.returncode == 0, answer.stderr
+    rows, wanted = read_rows(run_dir / "log.jsonl"), read_rows(one / "log.jsonl")
+    assert len(rows) == len(wanted) == 10
+    for row, other in zip(rows, wanted, strict=True):
+        assert row == pytest.approx(other, rel=1e-4, abs=1e-5)
+    found, right = (Checkpoints(folder / "checkpoints").latest() for folder in (run_dir, one))
+    for net in ("G", "D", "G_ema"):
+        for name, value in right.tensors[net].items():
+            if value.is_floating_point():
+                torch.testing.assert_close(found.tensors[net][name], value, rtol=1e-3, atol=2e-4)
+    assert answer.stdout.count("done: 320 images") == 1
+
+
+def test_mistake_on_several_processes_ends_them(tmp_path):
+    """A wrong setting ends every process with its one line, and doesn't hang."""
+    answer = launch(tmp_path / "run", 2, "--batch-size", "1001")
+    assert answer.returncode != 0
+    assert "batch_size is 1001" in answer.stderr

@@ -1,0 +1,125 @@
+"""Runs from the command line's point of view, in this process: bad input, damage, divergence."""
+
+import json
+
+import pytest
+import torch
+
+from fastgan import losses, train
+from fastgan.board import read_rows
+from fastgan.checkpoint import Checkpoints
+from fastgan.errors import EXIT_DIVERGED, EXIT_USER_ERROR
+
+pytestmark = pytest.mark.usefixtures("keep_signal_handlers")
+DEBUG = ("--preset", "debug", "--images", "256", "--checkpoint-every", "64", "--log-every", "64")
+
+
+def run(run_dir, *options):
+    return train.main([*DEBUG, "--run-dir", str(run_dir), *options])
+
+
+def complaint(capsys) -> str:
+    """What was said on standard error: one line."""
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1, lines
+    return lines[0]
+
+
+def test_run_leaves_what_it_promises(tmp_path):
+    """A finished run has its config, session, rows, grids, GIF, checkpoints and TensorBoard log."""
+    run_dir = tmp_path / "run"
+    assert run(run_dir) == 0
+    assert json.loads((run_dir / "config.json").read_text())["preset"] == "debug"
+    session = read_rows(run_dir / "sessions.jsonl")[0]
+    assert session["packages"]["torch"] and session["command"] and "commit" in session
+    rows = read_rows(run_dir / "log.jsonl")
+    assert [row["images_seen"] for row in rows] == [64, 128, 192, 256]
+    assert set(rows[0]) == {
+        *("images_seen", "loss/D", "loss/G", "logits/real", "logits/fake", "grad_norm/D", "grad_norm/G")
+    }
+    assert read_rows(run_dir / "performance.jsonl")[0]["speed/images_per_s"] > 0
+    assert sorted(path.name for path in (run_dir / "grids").iterdir()) == ["000000000000.png", "000000000256.png"]
+    assert (run_dir / "training.gif").exists() and list((run_dir / "tensorboard").iterdir())
+    assert [path.name for path in Checkpoints(run_dir / "checkpoints").paths()][-1] == "000000000256"
+
+
+def test_complete_run_says_so(tmp_path, capsys):
+    """The same command on a finished run does nothing; more images go on from it."""
+    run_dir = tmp_path / "run"
+    run(run_dir)
+    capsys.readouterr()
+    assert run(run_dir) == 0
+    assert "is complete" in capsys.readouterr().out
+    assert run(run_dir, "--images", "320") == 0
+    assert "resuming" in capsys.readouterr().out
+
+
+def test_other_settings_are_refused(tmp_path, capsys):
+    """A run folder of another config is refused by the fields that differ, and isn't touched; intervals may differ."""
+    run_dir = tmp_path / "run"
+    run(run_dir)
+    before = (run_dir / "config.json").read_bytes()
+    capsys.readouterr()
+    assert run(run_dir, "--batch-size", "16", "--seed", "3") == EXIT_USER_ERROR
+    said = complaint(capsys)
+    assert "seed: 3, not 0" in said and "batch_size: 16, not 32" in said
+    assert (run_dir / "config.json").read_bytes() == before
+    assert run(run_dir, "--grid-every", "100", "--images", "320") == 0
+
+
+def test_unwritable_run_folder(tmp_path, capsys):
+    """A run folder that can't be made is one line that names it."""
+    (tmp_path / "file").write_text("in the way")
+    assert run(tmp_path / "file" / "run") == EXIT_USER_ERROR
+    assert "cannot write into the run folder" in complaint(capsys)
+
+
+def test_batch_larger_than_the_set(tmp_path, capsys):
+    """A batch that the set can't fill is refused with both numbers."""
+    assert run(tmp_path / "run", "--batch-size", "1001") == EXIT_USER_ERROR
+    assert "batch_size is 1001: the data set toy has only 1000 images" in complaint(capsys)
+
+
+def test_damaged_checkpoint_falls_back(tmp_path, capsys):
+    """A resume over a damaged checkpoint says so, goes on from the one before, and ends with the same weights."""
+    run_dir = tmp_path / "run"
+    run(run_dir)
+    last = Checkpoints(run_dir / "checkpoints").paths()[-1] / "G.safetensors"
+    wanted = last.read_bytes()
+    last.write_bytes(wanted[:-1] + bytes([wanted[-1] ^ 1]))
+    capsys.readouterr()
+    assert run(run_dir) == 0
+    said = capsys.readouterr().out
+    assert "is damaged (G.safetensors has changed): falling back" in said and "at 192 of 256 images" in said
+    assert last.read_bytes() == wanted
+
+
+def test_every_checkpoint_damaged(tmp_path, capsys):
+    """Where no checkpoint is left whole the run doesn't start over silently."""
+    run_dir = tmp_path / "run"
+    run(run_dir)
+    for path in Checkpoints(run_dir / "checkpoints").paths():
+        (path / "D.safetensors").unlink()
+    capsys.readouterr()
+    assert run(run_dir) == EXIT_USER_ERROR
+    assert "every checkpoint in" in complaint(capsys)
+
+
+def test_divergence_keeps_the_last_good_checkpoint(tmp_path, capsys, monkeypatch):
+    """NaN losses end the run with exit code 3, name the step and the remedy; the checkpoint before is whole."""
+    calls = []
+
+    def spoiled(real_logits, fake_logits):
+        calls.append(0)
+        loss = losses.nonsaturating_d(real_logits, fake_logits)
+        return loss * torch.nan if len(calls) > 5 else loss
+
+    monkeypatch.setitem(losses.LOSSES, "nonsaturating", losses.Loss(spoiled, losses.nonsaturating_g))
+    run_dir = tmp_path / "run"
+    assert run(run_dir) == EXIT_DIVERGED
+    said = complaint(capsys)
+    assert "since step 6 (160 images)" in said and "--g-lr" in said
+    snapshot = Checkpoints(run_dir / "checkpoints").latest()
+    assert snapshot.state["images_seen"] == 128
+    assert all(value.isfinite().all() for group in snapshot.tensors.values() for value in group.values())
+    assert all(row["images_seen"] <= 128 for row in read_rows(run_dir / "log.jsonl"))

@@ -1,0 +1,171 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fastgan import cli, networks
+from fastgan.checkpoint import Checkpoints
+from fastgan.errors import UserError
+from fastgan.run_folder import RunFolder
+from fastgan.sample import SampleOptions, images_of, open_run, parse_seeds, sample, to_device
+
+
+def pixels(path: Path) -> np.ndarray:
+    with Image.open(path) as image:
+        return np.asarray(image).astype(int)
+
+
+def make(run: Path, out: Path, *flags: str) -> dict[str, bytes]:
+    """The files that `fastgan sample` makes, by name."""
+    assert cli.main(["sample", str(run), "--out", str(out), *flags]) == 0
+    return {path.name: path.read_bytes() for path in out.iterdir()}
+
+
+def complaint(capsys: pytest.CaptureFixture[str], *args: str) -> str:
+    """The one line on standard error with which `fastgan sample` ends; its exit code is 2."""
+    assert cli.main(["sample", *args]) == 2
+    shown = capsys.readouterr()
+    assert shown.err.count("\n") == 1 and shown.err.startswith("fastgan: error: ")
+    return shown.err
+
+
+@pytest.mark.parametrize(
+    ("text", "seeds"),
+    [
+        ("7", [7]),
+        ("0-3", [0, 1, 2, 3]),
+        ("5-5", [5]),
+        ("1,5,8-11", [1, 5, 8, 9, 10, 11]),
+        ("8-9,1", [8, 9, 1]),
+        ("3,3", [3, 3]),
+        (" 1 , 2-3 ", [1, 2, 3]),
+        ("007", [7]),
+    ],
+)
+def test_seeds(text: str, seeds: list[int]) -> None:
+    """Numbers and ranges are what they say, ends included, in the order in which they stand."""
+    assert parse_seeds(text) == seeds
+
+
+@pytest.mark.parametrize("text", ["", ",", "1,", "a", "1-", "-1", "3-1", "1-2-3", "1.5", "1 2", "1;2", "0x10", "1,-2"])
+def test_bad_seeds(text: str) -> None:
+    """Anything else is refused in one line with the text and an example."""
+    with pytest.raises(UserError) as caught:
+        parse_seeds(text)
+    assert str(caught.value).startswith(f"seeds is {text!r}: ") and "0-63" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_same_seeds_same_bytes(debug_run: Path, tmp_path: Path) -> None:
+    """The same seeds give the same files twice, byte for byte; other seeds give other images."""
+    first = make(debug_run, tmp_path / "a", "--seeds", "0-5")
+    assert make(debug_run, tmp_path / "b", "--seeds", "0-5") == first
+    assert set(first) == {f"seed-{seed:06d}.png" for seed in range(6)}
+    assert len(set(first.values())) == 6
+
+
+def test_image_of_a_seed(debug_run: Path, tmp_path: Path) -> None:
+    """A seed's image is the run's generator's, in evaluation mode, whatever other seeds it is asked with."""
+    make(debug_run, tmp_path / "many", "--seeds", "0-70")
+    make(debug_run, tmp_path / "few", "--seeds", "66,3")
+    _, config, _, G = open_run(debug_run)
+    device = to_device()
+    for seed in (3, 66):
+        image = pixels(tmp_path / "few" / f"seed-{seed:06d}.png")
+        assert image.shape == (28, 28) and np.ptp(image) > 0
+        assert np.abs(image - pixels(tmp_path / "many" / f"seed-{seed:06d}.png")).max() <= 1  # a sum's rounding
+        direct = images_of(G.to(device), [seed], config.networks.z_dim, device)[0, 0].numpy().astype(int)
+        assert np.abs(image - direct).max() <= 1
+
+
+def test_the_averaged_generator_of_the_newest_checkpoint(debug_run: Path, tmp_path: Path) -> None:
+    """Images are those of G_ema in the newest checkpoint, not of G, nor of an older checkpoint."""
+    tensors = open_run(debug_run)[2].tensors
+    changed = {name: -value if name.endswith("weight") else value for name, value in tensors["G_ema"].items()}
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_bytes((debug_run / "config.json").read_bytes())
+    checkpoints = Checkpoints(tmp_path / "run" / "checkpoints")
+    checkpoints.save(tensors, {"images_seen": 64})
+    checkpoints.save(tensors | {"G_ema": changed}, {"images_seen": 128})
+    make(tmp_path / "run", tmp_path / "out", "--seeds", "5")
+    G, _ = networks.build(RunFolder(debug_run).read_config())
+    G.load_state_dict(changed)
+    device = to_device()
+    wanted = images_of(G.eval().to(device), [5], 100, device)[0, 0].numpy().astype(int)
+    assert np.abs(pixels(tmp_path / "out" / "seed-000005.png") - wanted).max() <= 1
+    make(debug_run, tmp_path / "before", "--seeds", "5")
+    assert np.abs(pixels(tmp_path / "before" / "seed-000005.png") - wanted).max() > 1
+
+
+def test_order_of_seeds(debug_run: Path, tmp_path: Path) -> None:
+    """Files and places in a grid follow the seeds in the order in which they were asked for."""
+    paths = sample(SampleOptions(debug_run, "9,2,5", tmp_path / "files"))
+    assert [path.name for path in paths] == ["seed-000009.png", "seed-000002.png", "seed-000005.png"]
+    (picture,) = sample(SampleOptions(debug_run, "9,2,5", tmp_path / "grid", grid=True))
+    shown = pixels(picture)
+    assert shown.shape == (60, 60)
+    for path, (row, column) in zip(paths, [(0, 0), (0, 1), (1, 0)], strict=True):
+        cell = shown[30 * row + 1 : 30 * row + 29, 30 * column + 1 : 30 * column + 29]
+        assert np.array_equal(cell, pixels(path))
+    assert not shown[30:, 30:].any()
+
+
+def test_grid_file(debug_run: Path, tmp_path: Path) -> None:
+    """With `--grid` there is one picture, which bears the seeds, instead of a file each."""
+    made = make(debug_run, tmp_path / "out", "--seeds", "0-3,8", "--grid")
+    assert list(made) == ["grid.png"]
+
+
+def test_what_is_said(debug_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The command says how many images it made, of which state of the run, and where they are."""
+    make(debug_run, tmp_path / "out", "--seeds", "0-3")
+    assert capsys.readouterr() == (f"4 images after 64 images seen: {tmp_path / 'out'}\n", "")
+
+
+def test_the_run_stays_as_it_is(debug_run: Path, tmp_path: Path) -> None:
+    """Sampling writes nothing into the run folder."""
+    before = {path: path.stat().st_mtime_ns for path in debug_run.rglob("*")}
+    make(debug_run, tmp_path / "out", "--seeds", "0")
+    assert {path: path.stat().st_mtime_ns for path in debug_run.rglob("*")} == before
+
+
+@pytest.mark.parametrize("kind", ["missing", "empty", "a file", "no JSON", "not text"])
+def test_folder_without_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str) -> None:
+    """A folder without a run is named in one line, and no output folder is made."""
+    run, out = tmp_path / "run", tmp_path / "out"
+    if kind == "a file":
+        run.write_text("hello")
+    elif kind != "missing":
+        run.mkdir()
+    if kind in ("no JSON", "not text"):
+        (run / "config.json").write_bytes(b"{" if kind == "no JSON" else b"\xff\xfe\x00")
+    text = complaint(capsys, str(run), "--out", str(out))
+    assert f"{run} is no run folder" in text and not out.exists()
+
+
+def test_run_without_a_checkpoint(debug_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A run that has no checkpoint yet is named in one line."""
+    (tmp_path / "config.json").write_bytes((debug_run / "config.json").read_bytes())
+    assert f"{tmp_path} has no checkpoint yet" in complaint(capsys, str(tmp_path))
+
+
+def test_run_with_a_damaged_checkpoint(debug_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A run whose only checkpoint is damaged is no reason for a traceback."""
+    RunFolder(tmp_path).config.write_bytes((debug_run / "config.json").read_bytes())
+    (path,) = Checkpoints(debug_run / "checkpoints").paths()
+    (tmp_path / "checkpoints" / path.name).mkdir(parents=True)
+    assert "every checkpoint" in complaint(capsys, str(tmp_path))
+
+
+@pytest.mark.parametrize("seeds", ["many", "3-1", "99999999999999999999"])
+def test_bad_seeds_on_the_command_line(debug_run: Path, capsys: pytest.CaptureFixture[str], seeds: str) -> None:
+    """Seeds that aren't any, or don't fit into 64 bits, are named in one line."""
+    assert seeds in complaint(capsys, str(debug_run), "--seeds", seeds)
+
+
+def test_output_that_cannot_be_written(debug_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """An output folder that can't be made is named in one line."""
+    (tmp_path / "out").write_text("a file")
+    text = complaint(capsys, str(debug_run), "--seeds", "0", "--out", str(tmp_path / "out"))
+    assert str(tmp_path / "out") in text and "--out" in text
