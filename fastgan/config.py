@@ -110,6 +110,10 @@ class RunConfig:
     """How many passes over the data set."""
     images: int | None = None
     """How many images to train on, instead of epochs."""
+    minutes: float | None = None
+    """Stop this session after so many minutes, with a checkpoint; the same command goes on from it."""
+    threads: int | None = None
+    """CPU threads of a process; without it, the machine's cores divided by its processes."""
     log_every: int = 5_000
     """Images between two rows of scalars."""
     grid_every: int | None = None
@@ -133,7 +137,7 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         _require_positive(self, "epochs", "log_every", "grid_side", "keep_checkpoints", "eval_images")
-        for name in ("images", "grid_every", "checkpoint_every"):
+        for name in ("images", "minutes", "threads", "grid_every", "checkpoint_every"):
             if getattr(self, name) is not None:
                 _require_positive(self, name)
         _require((self.eval_every or 0) >= 0, "eval_every", self.eval_every, "give a number of images, 0 or more")

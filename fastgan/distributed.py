@@ -1,5 +1,8 @@
 """The processes of a run, through Accelerate: which one this is, where it computes, how gradients are shared."""
 
+import os
+
+import psutil
 import torch
 from accelerate import Accelerator
 from torch import nn
@@ -8,7 +11,8 @@ from torch import nn
 class Processes:
     """One process of a run of `count`, number `rank`, computing on `device`."""
 
-    def __init__(self) -> None:
+    def __init__(self, threads: int | None = None) -> None:
+        _set_threads(threads)
         self._accelerator = Accelerator(cpu=not torch.cuda.is_available())
         self.rank: int = self._accelerator.process_index
         self.count: int = self._accelerator.num_processes
@@ -30,8 +34,8 @@ class Processes:
         """Each value's mean over all processes, who must all ask, with the same names."""
         if self.count == 1 or not values:
             return values
-        total = self._accelerator.reduce(torch.tensor(list(values.values()), device=self.device), reduction="mean")
-        return dict(zip(values, total.tolist(), strict=True))
+        mine = torch.tensor(list(values.values()), dtype=torch.float64, device=self.device)
+        return dict(zip(values, self._accelerator.reduce(mine, reduction="mean").tolist(), strict=True))
 
     def say(self, text: str) -> None:
         """The main process prints the line."""
@@ -47,3 +51,20 @@ class Processes:
         self._accelerator.end_training()
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
+
+
+def _set_threads(threads: int | None) -> None:
+    """This process computes with so many CPU threads; with None, with its share of the machine's cores.
+
+    Accelerate's and torch's launchers set OMP_NUM_THREADS to 1 where the user set nothing, which would leave all cores
+    but one idle; where no launcher is, or the variable is above 1, it stands.
+    """
+    launched = "ACCELERATE_MIXED_PRECISION" in os.environ or "LOCAL_WORLD_SIZE" in os.environ
+    if threads is None and launched and os.environ.get("OMP_NUM_THREADS") == "1":
+        usable = (
+            len(psutil.Process().cpu_affinity()) if hasattr(psutil.Process, "cpu_affinity") else os.cpu_count() or 1
+        )
+        cores = min(usable, psutil.cpu_count(logical=False) or usable)
+        threads = max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    if threads is not None:
+        torch.set_num_threads(threads)

@@ -1,9 +1,11 @@
 """Training, from the command line to the run folder: what `accelerate launch` runs."""
 
 import ctypes
+import math
 import os
 import signal
 import sys
+import time
 from collections.abc import Sequence
 from types import FrameType
 
@@ -24,18 +26,26 @@ def parse_config(args: Sequence[str]) -> Config:
     return parse(Config, args, prog="fastgan train", default=presets.get(name))
 
 
-class StopSignals:
-    """SIGTERM and Ctrl-C ask for a stop after the current step; a second Ctrl-C ends at once."""
+class StopRequest:
+    """SIGTERM, Ctrl-C or the clock ask for a stop after the current step; a second Ctrl-C ends at once."""
 
     def __init__(self) -> None:
-        self.requested = False
+        self.signalled = False
+        self._deadline = math.inf
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._handle)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        self.requested = True
+        self.signalled = True
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    def after(self, minutes: float | None) -> None:
+        """Ask for a stop in so many minutes from now; None: never."""
+        self._deadline = math.inf if minutes is None else time.monotonic() + 60 * minutes
+
+    def __bool__(self) -> bool:
+        return self.signalled or time.monotonic() >= self._deadline
 
 
 def _end_with_launcher() -> None:
@@ -67,10 +77,10 @@ def plan(config: Config) -> str:
     )
 
 
-def train(config: Config, stop: StopSignals) -> None:
+def train(config: Config, stop: StopRequest) -> None:
     """The run folder holds the trained run. An earlier session's run goes on from its last checkpoint.
 
-    Raises UserError, Diverged, and Stopped (after a checkpoint) where `stop` was requested.
+    Raises UserError, Diverged, and Stopped (after a checkpoint) where `stop` was asked for.
     """
     from fastgan import networks
     from fastgan.checkpoint import Checkpoints
@@ -80,7 +90,7 @@ def train(config: Config, stop: StopSignals) -> None:
     from fastgan.trainer import Trainer
     from fastgan.watch import Watch
 
-    processes = Processes()
+    processes = Processes(config.run.threads)
     folder = RunFolder(config.run_dir)
     checkpoints = Checkpoints(folder.checkpoints)
     if processes.is_main:
@@ -98,10 +108,11 @@ def train(config: Config, stop: StopSignals) -> None:
         processes.say(f"{folder.path} is complete: give more --epochs to train on")
         return
     watch = Watch(trainer, folder, image_set, processes)
+    stop.after(config.run.minutes)
     try:
         if snapshot is None:
             watch.grid(trainer)
-        trainer.run(watch.events(trainer), lambda: processes.any(stop.requested))
+        trainer.run(watch.events(trainer), lambda: processes.any(bool(stop)))
         watch.finish(trainer)
     except Stopped:
         watch.checkpoint(trainer)
@@ -115,7 +126,7 @@ def train(config: Config, stop: StopSignals) -> None:
 def main(args: Sequence[str] | None = None) -> int:
     """Train as the command line says; returns the exit code."""
     _end_with_launcher()
-    stop = StopSignals()
+    stop = StopRequest()
     try:
         config = parse_config(sys.argv[1:] if args is None else args)
         if config.run.dry_run:
@@ -127,7 +138,8 @@ def main(args: Sequence[str] | None = None) -> int:
     except Diverged as error:
         return _complain(f"diverged: {error}", EXIT_DIVERGED)
     except Stopped as end:
-        return _complain(f"{end}; a checkpoint is saved, and the same command goes on from it", EXIT_STOPPED)
+        text = f"{end}; a checkpoint is saved, and the same command goes on from it"
+        return _complain(text, EXIT_STOPPED if stop.signalled else EXIT_DONE)
     except OSError as error:  # a full disk or a vanished folder, outside the places that say more
         where = f" ({error.filename})" if error.filename else ""
         return _complain(

@@ -139,7 +139,7 @@ class Trainer:
             step = math.ceil(place / self.config.data.batch_size) + 1
             raise Diverged(
                 f"the losses are no longer finite numbers since step {step} ({place:,} images): try a smaller --g-lr "
-                "and --d-lr, or another --seed; the last checkpoint was written before and is good"
+                "and --d-lr, or another --seed; checkpoints, if any, were written before and are good"
             )
 
     def _nets(self) -> dict[str, nn.Module]:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from fastgan import distributed
 from fastgan.board import read_rows
 from fastgan.checkpoint import Checkpoints
 
@@ -58,3 +59,29 @@ def test_mistake_on_several_processes_ends_them(tmp_path):
     answer = launch(tmp_path / "run", 2, "--batch-size", "1001")
     assert answer.returncode != 0
     assert "batch_size is 1001" in answer.stderr
+
+
+@pytest.mark.parametrize(
+    ("environment", "wanted", "threads"),
+    [
+        ({}, None, None),  # torch's own choice stands
+        ({}, 3, 3),
+        ({"OMP_NUM_THREADS": "1"}, None, None),  # the user's choice stands
+        ({"OMP_NUM_THREADS": "1", "LOCAL_WORLD_SIZE": "2"}, None, 4),  # a launcher's doesn't
+        ({"OMP_NUM_THREADS": "1", "ACCELERATE_MIXED_PRECISION": "no"}, None, 8),
+        ({"OMP_NUM_THREADS": "3", "LOCAL_WORLD_SIZE": "2"}, None, None),
+        ({"OMP_NUM_THREADS": "1", "LOCAL_WORLD_SIZE": "20"}, None, 1),
+    ],
+)
+def test_threads_are_the_share_of_the_cores(monkeypatch, environment, wanted, threads):
+    """Processes that a launcher limited to one thread each get their share of eight cores; other choices stand."""
+    for name in ("OMP_NUM_THREADS", "LOCAL_WORLD_SIZE", "ACCELERATE_MIXED_PRECISION"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(distributed.psutil.Process, "cpu_affinity", lambda _: list(range(16)))
+    monkeypatch.setattr(distributed.psutil, "cpu_count", lambda logical: 8)
+    chosen = []
+    monkeypatch.setattr(torch, "set_num_threads", chosen.append)
+    distributed._set_threads(wanted)
+    assert chosen == ([] if threads is None else [threads])

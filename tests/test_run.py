@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from fastgan import losses, train
+from fastgan import cli, losses, train
 from fastgan.board import read_rows
 from fastgan.checkpoint import Checkpoints
 from fastgan.errors import EXIT_DIVERGED, EXIT_USER_ERROR
@@ -123,3 +123,40 @@ def test_divergence_keeps_the_last_good_checkpoint(tmp_path, capsys, monkeypatch
     assert snapshot.state["images_seen"] == 128
     assert all(value.isfinite().all() for group in snapshot.tensors.values() for value in group.values())
     assert all(row["images_seen"] <= 128 for row in read_rows(run_dir / "log.jsonl"))
+
+
+def test_time_limit_is_an_end_in_good_order(tmp_path, capsys):
+    """After the given minutes the run ends with a checkpoint and exit code 0; the same command goes on from it."""
+    run_dir = tmp_path / "run"
+    assert run(run_dir, "--minutes", "0.00001") == 0
+    assert "stopped on request at 32 images" in complaint(capsys)
+    assert run(run_dir) == 0
+    assert "at 32 of 256 images" in capsys.readouterr().out
+    assert read_rows(run_dir / "log.jsonl")[-1]["images_seen"] == 256
+
+
+def test_training_goes_on_without_an_extractor(tmp_path, capsys, monkeypatch):
+    """Where the Inception weights aren't to be had, one line says so and training goes on to its end."""
+
+    def fail(*_, **__):
+        raise OSError("no network")
+
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", fail)
+    assert run(tmp_path / "run", "--extractor", "inception", "--eval-every", "64") == 0
+    said = capsys.readouterr().out
+    assert said.count("training goes on without evaluation: no Inception weights") == 1
+    assert "metrics/" not in (tmp_path / "run" / "log.jsonl").read_text()
+
+
+def test_evaluation_during_training(tmp_path, capsys, monkeypatch):
+    """Figures come at each interval and at the end, named after the extractor; `fastgan evaluate` finds the last."""
+    monkeypatch.setenv("FASTGAN_CACHE", str(tmp_path / "cache"))
+    run_dir = tmp_path / "run"
+    assert run(run_dir, "--eval-every", "128", "--eval-images", "100") == 0
+    rows = [row for row in read_rows(run_dir / "log.jsonl") if "metrics/fd_digits" in row]
+    assert [row["images_seen"] for row in rows] == [128, 256]
+    assert cli.main(["evaluate", str(run_dir), "--images", "100"]) == 0
+    found = read_rows(run_dir / "evaluation.jsonl")[-1]
+    assert found["metrics"]["fd_digits"] == pytest.approx(rows[-1]["metrics/fd_digits"], rel=1e-6)
+    assert found["protocol"]["extractor"] == "digits" and found["protocol"]["num_reals"] == 1000
