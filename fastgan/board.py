@@ -35,7 +35,8 @@ class Board:
         self._writer = SummaryWriter(str(folder.tensorboard), purge_step=images_seen + 1 if images_seen else 0)
         if images_seen == 0:
             self._writer.add_text("config", f"```\n{config.to_json()}\n```", 0)
-            settings = {name: v if isinstance(v, int | float | bool) else str(v) for name, v in flat(config).items()}
+            learned = {name: value for name, value in flat(config).items() if name not in flat(config.run)}
+            settings = {name: v if isinstance(v, int | float | bool) else str(v) for name, v in learned.items()}
             writer = self._writer.file_writer
             assert writer is not None
             for summary in hparams(settings, {"loss/G": None, "loss/D": None}):

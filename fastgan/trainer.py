@@ -1,6 +1,5 @@
 """The training of two players: the step, its two phases, the loop around them."""
 
-import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +11,7 @@ from fastgan import counter, schedules
 from fastgan.config import Config
 from fastgan.counter import Stream
 from fastgan.data.batch import Batch, Loader
+from fastgan.data.order import num_steps
 from fastgan.ema import Ema
 from fastgan.errors import Diverged, Stopped
 from fastgan.meter import Meter
@@ -136,7 +136,8 @@ class Trainer:
         ):
             place = self.images_seen
         if place is not None:
-            step = math.ceil(place / self.config.data.batch_size) + 1
+            data = self.config.data
+            step = num_steps(place, self.loader.num_images, data.batch_size, data.keep_partial_batch) + 1
             raise Diverged(
                 f"the losses are no longer finite numbers since step {step} ({place:,} images): try a smaller --g-lr "
                 "and --d-lr, or another --seed; checkpoints, if any, were written before and are good"
