@@ -3,6 +3,7 @@ import json
 import math
 import subprocess
 import sys
+import typing
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -169,24 +170,22 @@ def test_differences_of_equal_configs() -> None:
     assert config.differences(Config.from_json(config.to_json())) == []
 
 
+def another(kind: object, value: object) -> object:
+    """A value that a field of this type may have as well."""
+    if typing.get_origin(kind) is typing.Literal:
+        return next(word for word in typing.get_args(kind) if word != value)
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int | float):
+        return value + 1
+    return Path("elsewhere") if Path in typing.get_args(kind) else 1
+
+
 def test_differences_ignore_the_run() -> None:
     """Where to, how long and how often may change: every field of the run section at once is no difference."""
-    other = RunConfig(
-        run_dir=Path("elsewhere"),
-        epochs=1,
-        images=10,
-        log_every=1,
-        grid_every=1,
-        grid_side=1,
-        checkpoint_every=1,
-        keep_checkpoints=1,
-        eval_every=1,
-        eval_images=1,
-        extractor="digits",
-        inception_weights=Path("weights"),
-        dry_run=True,
-    )
+    kinds = typing.get_type_hints(RunConfig)
     ours = presets.debug().run
+    other = RunConfig(**{name: another(kind, getattr(ours, name)) for name, kind in kinds.items()})
     assert all(getattr(other, part.name) != getattr(ours, part.name) for part in dataclasses.fields(RunConfig))
     assert presets.debug().differences(replace(presets.debug(), run=other)) == []
 
