@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated
 
 from fastgan import __version__
 from fastgan.errors import EXIT_DONE, EXIT_USER_ERROR, UserError
@@ -11,12 +11,19 @@ from fastgan.errors import EXIT_DONE, EXIT_USER_ERROR, UserError
 USAGE = """\
 usage: fastgan VERB [options]     (fastgan VERB --help lists a verb's options)
 
-  data get NAME    get a named data set: mnist, fashion-mnist
+  data ACTION      get a named data set, prepare any images, show what a data set has
   train            train a GAN on one process; on several: accelerate launch fastgan/train.py
   evaluate RUN     measure a run's images against the real ones
   sample RUN       make images of chosen seeds
 
   --version        print the version"""
+
+DATA_USAGE = """\
+usage: fastgan data ACTION [options]     (fastgan data ACTION --help lists an action's options)
+
+  get NAME           get a named data set: mnist, fashion-mnist, kaggle:OWNER/NAME
+  prepare SRC DEST   make any images a data set to train on: --size 128
+  info DEST          show what is in a prepared data set"""
 
 
 def _train(args: Sequence[str]) -> int:
@@ -42,26 +49,52 @@ def _sample(args: Sequence[str]) -> int:
 
 
 def _data(args: Sequence[str]) -> int:
+    if not args:
+        raise UserError(f"fastgan data needs an action: {', '.join(DATA_VERBS)}")
+    if args[0] in ("-h", "--help"):
+        print(DATA_USAGE)
+        raise SystemExit(EXIT_DONE)
+    if args[0] not in DATA_VERBS:
+        raise UserError(f"unknown action {args[0]!r}: choose from {', '.join(map(repr, DATA_VERBS))}")
+    return DATA_VERBS[args[0]](args[1:])
+
+
+def _data_get(args: Sequence[str]) -> int:
     import tyro
 
-    from fastgan.data import sources
+    from fastgan.data import kaggle, sources
     from fastgan.flags import parse
 
     @dataclass(frozen=True)
-    class DataOptions:
-        """Get a named data set."""
+    class GetOptions:
+        """Get a named data set into the cache."""
 
-        action: Annotated[Literal["get"], tyro.conf.Positional]
-        """get: fetch it into the cache."""
         name: Annotated[str, tyro.conf.Positional]
-        """mnist or fashion-mnist."""
+        """mnist, fashion-mnist, or kaggle:OWNER/NAME."""
 
-    name = parse(DataOptions, args, prog="fastgan data").name
-    folder = sources.get(name)
+    name = parse(GetOptions, args, prog="fastgan data get").name
+    folder = kaggle.get(name) if name.startswith(kaggle.PREFIX) else sources.get(name)
     print(f"{name}: {folder or 'is drawn when it is used'}")
     return EXIT_DONE
 
 
+def _data_prepare(args: Sequence[str]) -> int:
+    from fastgan.data.prepare import PrepareOptions, prepare
+    from fastgan.flags import parse
+
+    prepare(parse(PrepareOptions, args, prog="fastgan data prepare"))
+    return EXIT_DONE
+
+
+def _data_info(args: Sequence[str]) -> int:
+    from fastgan.data.info import InfoOptions, info
+    from fastgan.flags import parse
+
+    info(parse(InfoOptions, args, prog="fastgan data info"))
+    return EXIT_DONE
+
+
+DATA_VERBS = {"get": _data_get, "prepare": _data_prepare, "info": _data_info}
 VERBS = {"train": _train, "evaluate": _evaluate, "sample": _sample, "data": _data}
 
 

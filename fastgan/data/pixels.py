@@ -1,0 +1,243 @@
+"""Image files to pixels of one size, and pixels to the bytes that are stored. Imports no torch: workers start fast."""
+
+import io
+import re
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+Image.init()
+# Formats with a signature that Pillow decodes itself: no EPS, which would start an interpreter, and no guesses.
+KNOWN_FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
+FORMATS = [name for name in KNOWN_FORMATS if name in Image.OPEN]
+MAX_PIXELS = 2**28
+DRAFT_GAP = 2  # JPEGs are decoded at a smaller scale as long as both sides stay this much above the wanted ones
+REDUCING_GAP = 3.0  # above this ratio whole blocks are averaged before the Lanczos filter; the eye sees no difference
+PNG_LEVEL = 1
+GREY_MODES = ("1", "L", "I", "I;16", "I;16B", "I;16L", "I;16N", "F")
+WIDE_MODES = GREY_MODES[2:]
+MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+ORIENTATION = 0x0112
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+Size = tuple[int, int]  # height, width
+
+
+class BadImage(ValueError):
+    """A file that gives no image. Its text is the reason; what is left of a colon is the same for all of a kind."""
+
+
+Raw = bytes | Path | np.ndarray | BadImage  # a file's bytes, the file, uint8 pixels [H, W, C], or why there is none
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What becomes of every image."""
+
+    size: Size
+    fit: str = "crop"
+    channels: int = 3
+    encoding: str = "png"
+    quality: int = 95
+
+
+class Stored(NamedTuple):
+    """An image as it is stored."""
+
+    data: bytes
+    digest: bytes  # of the pixels that decoding `data` gives
+
+
+def decode(data: bytes, size: Size | None, fit: str, channels: int | None) -> np.ndarray:
+    """The image's pixels, uint8 [H, W, C], upright, the first frame of several.
+
+    `size` None leaves the size as it is, `channels` None the channels (1, 3, or 4 with transparency). An image that
+    has the size isn't resampled. `fit` crop cuts the centre out, pad adds black (transparent where there are 4
+    channels), stretch bends. What is transparent lies on black where it must go. Raises BadImage.
+    """
+    if not data:
+        raise BadImage("empty file")
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            _check_size(image)
+            if image.format in ("JPEG", "MPO") and size is not None:
+                image.draft(None, (DRAFT_GAP * max(size), DRAFT_GAP * max(size)))
+            image.load()
+            return _array(_with_channels(_upright(image), channels), size, fit)
+    except BadImage:
+        raise
+    except Exception as error:  # decoders raise anything where they are fed with garbage
+        raise _reason(error) from None
+
+
+def encode(pixels: np.ndarray, encoding: str, quality: int = 95) -> bytes:
+    """uint8 pixels [H, W, C] as a PNG or JPEG file, the same bytes for the same pixels."""
+    out = io.BytesIO()
+    image = _image(pixels)
+    if encoding == "png":
+        image.save(out, "PNG", compress_level=PNG_LEVEL)
+    else:
+        image.save(out, "JPEG", quality=quality, subsampling=0)
+    return out.getvalue()
+
+
+def digest(pixels: np.ndarray) -> bytes:
+    """The SHA-256 of shape and pixels: equal images have equal ones, however they were stored."""
+    hashed = sha256(repr(pixels.shape).encode())
+    hashed.update(pixels.tobytes())
+    return hashed.digest()
+
+
+def cook(recipe: Recipe, raws: list[Raw]) -> list[Stored | BadImage]:
+    """Each image as it is to be stored, or why it can't be."""
+    return [_cook(recipe, raw) for raw in raws]
+
+
+def count_channels(raws: list[Raw]) -> list[int]:
+    """The channels that each image needs (1, 3 or 4) by its header alone; 0 where it has none that can be read."""
+    return [_count_channels(raw) for raw in raws]
+
+
+def _cook(recipe: Recipe, raw: Raw) -> Stored | BadImage:
+    try:
+        pixels = pixels_of(recipe, raw)
+    except BadImage as bad:
+        return bad
+    stored = encode(pixels, recipe.encoding, recipe.quality)
+    if recipe.encoding != "png":  # the digest is of what a reader will see
+        pixels = decode(stored, None, recipe.fit, recipe.channels)
+    return Stored(stored, digest(pixels))
+
+
+def pixels_of(recipe: Recipe, raw: Raw) -> np.ndarray:
+    """The image as the recipe wants it, uint8 [H, W, C]. Raises BadImage."""
+    if isinstance(raw, BadImage):
+        raise raw
+    if isinstance(raw, np.ndarray):
+        return _array(_with_channels(_image(raw), recipe.channels), recipe.size, recipe.fit)
+    if isinstance(raw, Path):
+        try:
+            raw = raw.read_bytes()
+        except OSError as error:
+            raise BadImage(f"cannot be read: {error.strerror}") from None
+    return decode(raw, recipe.size, recipe.fit, recipe.channels)
+
+
+def _count_channels(raw: Raw) -> int:
+    if isinstance(raw, BadImage):
+        return 0
+    if isinstance(raw, np.ndarray):
+        return raw.shape[2]
+    try:
+        with Image.open(io.BytesIO(raw) if isinstance(raw, bytes) else raw, formats=FORMATS) as image:
+            _check_size(image)
+            return _natural_channels(image)
+    except Exception:  # its reason is told when it is decoded
+        return 0
+
+
+def _natural_channels(image: Image.Image) -> int:
+    if image.mode in WIDE_MODES:
+        return 1
+    if image.has_transparency_data:
+        return 4
+    return 1 if image.mode in GREY_MODES else 3
+
+
+def _reason(error: Exception) -> BadImage:
+    """The same reason for the same file, also in another process."""
+    if isinstance(error, UnidentifiedImageError):
+        return BadImage("no image of a known format")
+    if isinstance(error, Image.DecompressionBombError):
+        return BadImage("too many pixels")
+    detail = re.sub(r"<[^>]*>|0x[0-9a-f]+", "", " ".join(str(error).split()))  # without addresses in memory
+    return BadImage(f"damaged: {detail or type(error).__name__}")
+
+
+def _check_size(image: Image.Image) -> None:
+    limit = min(Image.MAX_IMAGE_PIXELS or MAX_PIXELS, MAX_PIXELS)
+    if image.width * image.height > limit:
+        raise BadImage(f"too many pixels: {image.width}x{image.height}")
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """The image as the camera was held."""
+    try:
+        method = UPRIGHT.get(image.getexif().get(ORIENTATION, 1))
+    except Exception:  # broken EXIF says nothing about a good picture
+        return image
+    return image if method is None else image.transpose(method)
+
+
+def _with_channels(image: Image.Image, channels: int | None) -> Image.Image:
+    if image.mode in WIDE_MODES:
+        image = _to_8_bits(image)
+    if image.has_transparency_data and image.mode != "RGBA":
+        image = image.convert("RGBA")
+    mode = MODES[channels or _natural_channels(image)]
+    if image.mode == "RGBA" and mode != "RGBA":
+        image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image)
+    return image if image.mode == mode else image.convert(mode)
+
+
+def _to_8_bits(image: Image.Image) -> Image.Image:
+    """Grey of 16 bits or of floats in [0, 1], rounded to the nearest of 256 levels. Raises BadImage out of range."""
+    values = np.asarray(image)
+    top = 1 if image.mode == "F" else 65535
+    if not (values.min() >= 0 and values.max() <= top):
+        raise BadImage(f"values out of range: {values.min()} to {values.max()} instead of 0 to {top}")
+    if image.mode == "F":
+        return Image.fromarray(np.rint(values * 255).astype(np.uint8))
+    return Image.fromarray(((values.astype(np.uint32) + 128) // 257).astype(np.uint8))
+
+
+def _array(image: Image.Image, size: Size | None, fit: str) -> np.ndarray:
+    """The image's pixels [H, W, C] at the size."""
+    if size is not None and image.size != (size[1], size[0]):
+        image = _pad(image, size) if fit == "pad" else _resample(image, size, _box(image, size, fit))
+    pixels = np.asarray(image)
+    return pixels[:, :, None] if pixels.ndim == 2 else pixels
+
+
+def _box(image: Image.Image, size: Size, fit: str) -> tuple[float, float, float, float]:
+    """The part of the image that is shown: all of it, or its largest centred part of the wanted shape."""
+    if fit == "stretch":
+        return 0, 0, image.width, image.height
+    scale = min(image.width / size[1], image.height / size[0])
+    width, height = min(image.width, size[1] * scale), min(image.height, size[0] * scale)
+    left, top = (image.width - width) / 2, (image.height - height) / 2
+    return left, top, min(image.width, left + width), min(image.height, top + height)
+
+
+def _pad(image: Image.Image, size: Size) -> Image.Image:
+    scale = min(size[1] / image.width, size[0] / image.height)
+    width, height = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+    if (width, height) != image.size:
+        image = _resample(image, (height, width), (0, 0, image.width, image.height))
+    sheet = Image.new(image.mode, (size[1], size[0]))
+    sheet.paste(image, ((size[1] - width) // 2, (size[0] - height) // 2))
+    return sheet
+
+
+def _resample(image: Image.Image, size: Size, box: tuple[float, float, float, float]) -> Image.Image:
+    """The box of the image at the size; colours are weighted by opacity, so that hidden ones don't bleed."""
+    arguments: dict[str, Any] = {"resample": Image.Resampling.LANCZOS, "box": box, "reducing_gap": REDUCING_GAP}
+    if image.mode == "RGBA":
+        return image.convert("RGBa").resize(size[::-1], **arguments).convert("RGBA")
+    return image.resize(size[::-1], **arguments)
+
+
+def _image(pixels: np.ndarray) -> Image.Image:
+    return Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
