@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fastgan import networks, presets
 from fastgan.board import peak_memory_gib
-from fastgan.data import build_loader, sources
+from fastgan.data import build_loader, open_source
 from fastgan.flags import parse
 from fastgan.trainer import Trainer
 
@@ -35,7 +35,7 @@ class Options:
 def main(options: Options) -> None:
     config = presets.get(options.preset)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    loader = build_loader(config, sources.load(config.data.data), device)
+    loader = build_loader(config, open_source(config), device)
     trainer = Trainer(config, networks.build(config, device), loader)
     with FlopCounterMode(display=False) as counted:
         trainer.train_step(loader.batch(0))

@@ -23,6 +23,7 @@ class Stream(IntEnum):
     NOISE_FAKES = 6
     NOISE_G = 7
     TOY = 8
+    MIRROR = 9
 
 
 def _wrap(value: int) -> int:

@@ -1,11 +1,15 @@
 """The processes of a run, through Accelerate: which one this is, where it computes, how gradients are shared."""
 
 import os
+from collections.abc import Callable
+from typing import TypeVar
 
 import psutil
 import torch
 from accelerate import Accelerator
 from torch import nn
+
+T = TypeVar("T")
 
 
 class Processes:
@@ -36,6 +40,13 @@ class Processes:
             return values
         mine = torch.tensor(list(values.values()), dtype=torch.float64, device=self.device)
         return dict(zip(values, self._accelerator.reduce(mine, reduction="mean").tolist(), strict=True))
+
+    def main_first(self, make: Callable[[], T]) -> T:
+        """What `make` returns; the main process makes it before the others do."""
+        if self.is_main:
+            made = make()
+        self.wait()
+        return made if self.is_main else make()
 
     def say(self, text: str) -> None:
         """The main process prints the line."""

@@ -10,8 +10,8 @@ from torch import nn
 
 from fastgan.board import append_row
 from fastgan.config import Config
-from fastgan.data import check, sources
-from fastgan.data.images import ImageSet
+from fastgan.data import check, open_source
+from fastgan.data.images import ImageSource
 from fastgan.metrics import extractors, fidelity
 from fastgan.metrics.extractors import Extractor
 from fastgan.run_folder import session
@@ -21,12 +21,12 @@ from fastgan.sample import open_run, to_device
 class Evaluator:
     """Measures generators of one config against its data set, whose statistics are taken at the first use."""
 
-    def __init__(self, config: Config, image_set: ImageSet, extractor: Extractor, device: torch.device) -> None:
-        self.config, self.image_set, self.extractor, self.device = config, image_set, extractor, device
+    def __init__(self, config: Config, source: ImageSource, extractor: Extractor, device: torch.device) -> None:
+        self.config, self.source, self.extractor, self.device = config, source, extractor, device
 
     def __call__(self, G: nn.Module, num_images: int) -> dict[str, float]:
         """The metrics of `num_images` images of the seeds 0, 1, 2 …, rounded to 8 bits as saved images are."""
-        reals = fidelity.real_statistics(self.image_set, self.extractor, self.device)
+        reals = fidelity.real_statistics(self.source, self.extractor, self.device)
         fakes = fidelity.generate(G, num_images, self.config.networks.z_dim, self.device)
         return fidelity.measure(*fidelity.extract(self.extractor, fakes), reals, self.extractor.name)
 
@@ -54,30 +54,30 @@ def evaluate(options: EvaluateOptions) -> dict[str, float]:
     device = to_device()
     name = extractors.name_for(config) if options.extractor == "auto" else options.extractor
     extractor = extractors.load(name, device, options.inception_weights)
-    image_set = sources.load(config.data.data)
-    check(config, image_set)
-    metrics = Evaluator(config, image_set, extractor, device)(G.to(device), options.images)
+    source = open_source(config)
+    check(config, source)
+    metrics = Evaluator(config, source, extractor, device)(G.to(device), options.images)
     row = {
         "images_seen": snapshot.state["images_seen"],
         "metrics": metrics,
-        "protocol": protocol(extractor, image_set, options.images),
+        "protocol": protocol(extractor, source, options.images),
         "session": session(),
     }
     append_row(folder.evaluation, row)
-    print(f"{snapshot.state['images_seen']:,} images seen; {options.images:,} generated, {len(image_set):,} real")
+    print(f"{snapshot.state['images_seen']:,} images seen; {options.images:,} generated, {len(source):,} real")
     for metric, value in metrics.items():
         print(f"  {metric:22} {value:10.4f}")
     return metrics
 
 
-def protocol(extractor: Extractor, image_set: ImageSet, num_fakes: int) -> dict[str, object]:
+def protocol(extractor: Extractor, source: ImageSource, num_fakes: int) -> dict[str, object]:
     """What must agree before two figures may be compared."""
     return {
         "extractor": extractor.name,
         "extractor_weights": extractor.version,
-        "data": image_set.name,
-        "data_hash": image_set.content_hash(),
-        "num_reals": len(image_set),
+        "data": source.name,
+        "data_hash": source.content_hash(),
+        "num_reals": len(source),
         "num_fakes": num_fakes,
         "sample_seeds": f"0-{num_fakes - 1}",
         "num_neighbor_images": fidelity.NUM_NEIGHBOR_IMAGES,

@@ -10,7 +10,7 @@ import torch
 import fastgan
 from fastgan import cli, networks, presets, train
 from fastgan.config import flat
-from fastgan.data import ResidentLoader, sources
+from fastgan.data import build_loader, sources
 from fastgan.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("keep_signal_handlers", "here")
@@ -155,13 +155,7 @@ def test_dry_run_shows_the_settings(here: Path, capsys: pytest.CaptureFixture[st
 def test_dry_run_tells_the_truth(args: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     """The images and steps of the plan are those that the trainer takes, also where an epoch is broken off."""
     config = train.parse_config(["--preset", "debug", *args])
-    loader = ResidentLoader(
-        sources.load("toy"),
-        seed=config.seed,
-        batch_size=config.data.batch_size,
-        keep_partial=config.data.keep_partial_batch,
-        device=torch.device("cpu"),
-    )
+    loader = build_loader(config, sources.load("toy"), torch.device("cpu"))
     trainer = Trainer(config, networks.build(config), loader)
     steps = seen = 0
     while seen < trainer.total_images:

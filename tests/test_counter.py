@@ -214,4 +214,5 @@ def test_stream_numbers_are_pinned() -> None:
         "NOISE_FAKES": 6,
         "NOISE_G": 7,
         "TOY": 8,
+        "MIRROR": 9,
     }

@@ -1,41 +1,99 @@
 """From a data set's name to batches on the device."""
 
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+
 import torch
 
 from fastgan.config import Config
-from fastgan.data.batch import Batch, Loader
-from fastgan.data.images import ImageSet
+from fastgan.data import sources
+from fastgan.data.batch import Batch, Dealer, Loader
+from fastgan.data.dali import DaliLoader
+from fastgan.data.folder import FolderSet
+from fastgan.data.images import ImageSource
+from fastgan.data.prepared import PreparedSet, is_prepared
 from fastgan.data.resident import ResidentLoader
+from fastgan.data.workers import WorkersLoader
 from fastgan.errors import UserError
 
-__all__ = ["Batch", "Loader", "build_loader", "check"]
+__all__ = ["Batch", "Loader", "build_loader", "check", "num_images", "open_source"]
 
 
-def check(config: Config, image_set: ImageSet) -> None:
+def open_source(config: Config) -> ImageSource:
+    """The data set that the config names: a known one (got first if need be), a prepared one, or a folder of images.
+
+    Raises UserError where there is no such set, or what is there can't be used.
+    """
+    name, folder = config.data.data, Path(config.data.data)
+    if name in sources.NAMES:
+        return sources.load(name)
+    if not folder.is_dir():
+        raise UserError(
+            f"no data set {name!r}: give a folder of images, one that `fastgan data prepare` made "
+            f"(it takes archives too), or one of {', '.join(sources.NAMES)}"
+        )
+    if is_prepared(folder):
+        return PreparedSet(folder)
+    return FolderSet(folder, config.data.image_size, config.data.channels)
+
+
+def num_images(config: Config) -> int:
+    """Images in the config's data set; a known one need not be here yet. Raises UserError as `open_source` does."""
+    name = config.data.data
+    return sources.NUM_IMAGES[name] if name in sources.NUM_IMAGES else len(open_source(config))
+
+
+def check(config: Config, source: ImageSource, num_processes: int = 1) -> None:
     """The set is one that the config can train on. Raises UserError that says what disagrees."""
-    _, channels, height, width = image_set.images.shape
-    if (channels, height, width) != (config.data.channels, *config.data.image_size):
+    (height, width), batch_size = source.image_size, config.data.batch_size
+    if (source.channels, source.image_size) != (config.data.channels, config.data.image_size):
         raise UserError(
-            f"the data set {image_set.name} has {channels}-channel images of {height}x{width}: "
-            f"give --channels {channels} --image-size {height} {width} and a network that makes them"
+            f"the data set {source.name} has {source.channels}-channel images of {height}x{width}: "
+            f"give --channels {source.channels} --image-size {height} {width} and a network that makes them"
         )
-    if config.data.batch_size > len(image_set):
+    if batch_size > len(source):
+        raise UserError(f"batch_size is {batch_size}: the data set {source.name} has only {len(source)} images")
+    last = len(source) % batch_size if config.data.keep_partial_batch else 0
+    if 0 < (last or batch_size) < num_processes:
         raise UserError(
-            f"batch_size is {config.data.batch_size}: the data set {image_set.name} has only {len(image_set)} images"
+            f"the smallest batch has {last or batch_size} images for {num_processes} processes: "
+            "give --no-keep-partial-batch, another --batch-size or fewer processes"
         )
+
+
+def choose_loader(config: Config, source: ImageSource) -> tuple[str, str]:
+    """The loader's name, and why."""
+    if config.run.loader != "auto":
+        return config.run.loader, "asked for"
+    gib = len(source) * source.channels * source.image_size[0] * source.image_size[1] / 2**30
+    if gib <= config.run.resident_gib:
+        return "resident", f"{gib:.2f} GiB decoded, of the {config.run.resident_gib:g} that --resident-gib allows"
+    if not isinstance(source, PreparedSet):
+        return "torch", f"{gib:.1f} GiB decoded are too much to keep, and the set isn't prepared"
+    if importlib.util.find_spec("nvidia") and importlib.util.find_spec("nvidia.dali"):
+        return "dali", f"{gib:.1f} GiB decoded are too much to keep"
+    return "torch", f"{gib:.1f} GiB decoded are too much to keep, and DALI isn't installed"
 
 
 def build_loader(
-    config: Config, image_set: ImageSet, device: torch.device, rank: int = 0, num_processes: int = 1
+    config: Config,
+    source: ImageSource,
+    device: torch.device,
+    rank: int = 0,
+    num_processes: int = 1,
+    say: Callable[[str], None] = lambda text: None,
 ) -> Loader:
-    """The loader that the config asks for. Raises UserError as `check` does."""
-    check(config, image_set)
-    return ResidentLoader(
-        image_set,
-        seed=config.seed,
-        batch_size=config.data.batch_size,
-        keep_partial=config.data.keep_partial_batch,
-        device=device,
-        rank=rank,
-        num_processes=num_processes,
-    )
+    """The loader that the config asks for; `say` hears which and why. Raises UserError as `check` does."""
+    check(config, source, num_processes)
+    dealer = Dealer(config, source, device, rank, num_processes)
+    kind, reason = choose_loader(config, source)
+    say(f"data: {len(source):,} images of {source.name}; loader {kind} ({reason})")
+    workers = torch.get_num_threads() if config.run.workers is None else config.run.workers
+    if kind == "resident":
+        return ResidentLoader(dealer)
+    if kind == "torch":
+        return WorkersLoader(dealer, workers)
+    if not isinstance(source, PreparedSet):
+        raise UserError(f"loader is 'dali': the set {source.name} isn't prepared; `fastgan data prepare` it first")
+    return DaliLoader(dealer, source, max(1, workers))

@@ -1,19 +1,31 @@
-"""What every loader yields, and what the trainer knows of a loader."""
+"""What every loader yields, what the trainer knows of a loader, and what the loaders share."""
 
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
+
+from fastgan import counter
+from fastgan.config import Config
+from fastgan.counter import Stream
+from fastgan.data.images import ImageSource, to_unit_range
+from fastgan.data.order import Order, batch_positions, share
 
 
 @dataclass(frozen=True)
 class Batch:
     """One process's share of a batch, on the training device."""
 
-    images: Tensor  # [B, C, H, W] in [-1, 1], float32
+    pixels: Tensor  # [B, C, H, W], uint8, channels last in memory
     labels: Tensor | None  # [B], int64
     index: Tensor  # [B], int64: each image's number since the start of training, the key of all its randomness
     global_size: int  # images of all processes
+
+    @property
+    def reals(self) -> Tensor:
+        """The images as D sees them: [B, C, H, W] in [-1, 1], float32."""
+        return to_unit_range(self.pixels)
 
 
 class Loader(Protocol):
@@ -22,3 +34,39 @@ class Loader(Protocol):
     num_images: int
 
     def batch(self, images_seen: int) -> Batch: ...
+
+
+class Dealer:
+    """Which images make the batch at a place, and what becomes of their pixels: the same for every loader."""
+
+    def __init__(
+        self, config: Config, source: ImageSource, device: torch.device, rank: int = 0, num_processes: int = 1
+    ) -> None:
+        self.source, self.device, self.num_images = source, device, len(source)
+        self._config, self._rank, self._num_processes = config, rank, num_processes
+        self.max_share = -(-config.data.batch_size // num_processes)
+        self._order = Order(len(source), config.seed)
+        self._labels = None if source.labels is None else source.labels.to(device)
+
+    def whole(self, images_seen: int) -> range:
+        """The positions of the batch that starts at `images_seen`, all processes together."""
+        data = self._config.data
+        return batch_positions(images_seen, self.num_images, data.batch_size, data.keep_partial_batch)
+
+    def items(self, images_seen: int) -> Tensor:
+        """The numbers in the set of this process's share of that batch, int64 [B], on the CPU."""
+        return self._order.items(self._positions(images_seen))
+
+    def batch(self, images_seen: int, items: Tensor, pixels: Tensor) -> Batch:
+        """The batch, of its items and their pixels, uint8 [B, C, H, W] on any device."""
+        index = self._positions(images_seen).to(self.device, non_blocking=True)
+        pixels = pixels.to(self.device, non_blocking=True)
+        if self._config.data.mirror:
+            flip = counter.bits(counter.keys(self._config.seed, Stream.MIRROR, index), 1) < 0
+            pixels = torch.where(flip[:, :, None, None], pixels.flip(3), pixels)
+        labels = None if self._labels is None else self._labels[items.to(self.device, non_blocking=True)]
+        return Batch(pixels, labels, index, global_size=len(self.whole(images_seen)))
+
+    def _positions(self, images_seen: int) -> Tensor:
+        mine = share(self.whole(images_seen), self._rank, self._num_processes)
+        return torch.arange(mine.start, mine.stop)

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -12,6 +13,28 @@ from torch import Tensor
 from fastgan.errors import UserError
 
 IDX_UBYTE = 0x08
+
+
+class ImageSource(Protocol):
+    """A data set whose images can be asked for by number, in any order."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def channels(self) -> int: ...
+
+    @property
+    def image_size(self) -> tuple[int, int]: ...
+
+    @property
+    def labels(self) -> Tensor | None: ...
+
+    def __len__(self) -> int: ...
+
+    def pixels(self, items: Tensor) -> Tensor: ...
+
+    def content_hash(self) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -24,6 +47,18 @@ class ImageSet:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    @property
+    def channels(self) -> int:
+        return self.images.shape[1]
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        return self.images.shape[2], self.images.shape[3]
+
+    def pixels(self, items: Tensor) -> Tensor:
+        """The images of the given numbers, uint8 [B, C, H, W]."""
+        return self.images[items]
 
     def content_hash(self) -> str:
         """A hash of shape and pixels: equal sets have equal ones, wherever they came from."""

@@ -1,7 +1,5 @@
 """(seed, position) -> which image: the order of a run, the same on every number of processes and after every resume."""
 
-from functools import lru_cache
-
 import torch
 from torch import Tensor
 
@@ -14,11 +12,14 @@ class Order:
 
     def __init__(self, num_images: int, seed: int) -> None:
         self.num_images, self.seed = num_images, seed
-        self._epoch = lru_cache(maxsize=2)(self._permutation)  # two: a batch may run across an epoch's end
+        self._epochs: dict[int, Tensor] = {}
 
-    def _permutation(self, epoch: int) -> Tensor:
-        key = counter.keys(self.seed, Stream.ORDER, torch.tensor([epoch]))
-        return counter.bits(key, self.num_images)[0].argsort(stable=True)
+    def _epoch(self, epoch: int) -> Tensor:
+        if epoch not in self._epochs:
+            key = counter.keys(self.seed, Stream.ORDER, torch.tensor([epoch]))
+            kept = list(self._epochs.items())[-1:]  # two in all: a batch may run across an epoch's end
+            self._epochs = dict([*kept, (epoch, counter.bits(key, self.num_images)[0].argsort(stable=True))])
+        return self._epochs[epoch]
 
     def items(self, positions: Tensor) -> Tensor:
         """The items at the given positions since the start of training, both int64 [B], on the CPU."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fastgan import counter
 from fastgan.counter import Stream
-from fastgan.data.images import ImageSet, to_bytes
+from fastgan.data.images import ImageSource, to_bytes
 from fastgan.data.order import Order
 from fastgan.data.sources import cache_dir
 from fastgan.errors import UserError
@@ -61,22 +61,24 @@ def moments(features: Tensor) -> tuple[np.ndarray, np.ndarray]:
     return values.mean(axis=0), np.cov(values, rowvar=False)
 
 
-def real_statistics(image_set: ImageSet, extractor: Extractor, device: torch.device) -> RealStatistics:
+def real_statistics(source: ImageSource, extractor: Extractor, device: torch.device) -> RealStatistics:
     """The set's statistics, from the cache where the same images and extractor were measured before."""
-    name = f"{image_set.content_hash()}-{extractor.name}-{extractor.version}-v{STATISTICS_VERSION}.safetensors"
+    name = f"{source.content_hash()}-{extractor.name}-{extractor.version}-v{STATISTICS_VERSION}.safetensors"
     path = cache_dir() / "statistics" / name
     if path.exists():
         try:
             kept = safetensors.torch.load(path.read_bytes())
-            return RealStatistics(kept["mean"].numpy(), kept["covariance"].numpy(), kept["features"], len(image_set))
+            return RealStatistics(kept["mean"].numpy(), kept["covariance"].numpy(), kept["features"], len(source))
         except (OSError, KeyError, safetensors.SafetensorError):
             pass  # a damaged cache is only a slower start
-    features, _ = extract(extractor, (batch.to(device) for batch in image_set.images.split(BATCH_SIZE)))
+    features, _ = extract(
+        extractor, (source.pixels(items).to(device) for items in torch.arange(len(source)).split(BATCH_SIZE))
+    )
     mean, covariance = moments(features)
     part = features[Order(len(features), seed=0).items(torch.arange(min(len(features), NUM_NEIGHBOR_IMAGES)))]
     tensors = {"mean": torch.from_numpy(mean), "covariance": torch.from_numpy(covariance), "features": part}
     write_atomically(path, safetensors.torch.save(tensors))
-    return RealStatistics(mean, covariance, part, len(image_set))
+    return RealStatistics(mean, covariance, part, len(source))
 
 
 def measure(fakes: Tensor, logits: Tensor, reals: RealStatistics, extractor_name: str) -> dict[str, float]:

@@ -1,0 +1,62 @@
+"""The loader for large sets: NVIDIA DALI decodes ahead, on the GPU where there is one, else on the CPU's cores."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastgan.data.batch import Batch, Dealer
+from fastgan.data.prepared import PreparedSet
+
+PREFETCH = 2
+
+
+class DaliLoader:
+    """Batches in their order from a prepared set; a jump starts the pipeline anew at the place asked for."""
+
+    def __init__(self, dealer: Dealer, source: PreparedSet, num_threads: int) -> None:
+        self._dealer, self._source, self.num_images = dealer, source, dealer.num_images
+        self._num_threads = num_threads
+        self._next = self._place = -1  # where the next batch begins that is asked for; that the pipeline wants
+        self._pipeline: Any = None
+
+    def batch(self, images_seen: int) -> Batch:
+        """This process's share of the batch that starts at `images_seen`."""
+        if images_seen != self._next:
+            self._start(images_seen)
+        items = self._dealer.items(images_seen)
+        pixels = self._decoded() if len(items) else self._source.pixels(items)
+        self._next = self._dealer.whole(images_seen).stop
+        return self._dealer.batch(images_seen, items, pixels)
+
+    def _encoded(self) -> list[np.ndarray]:
+        """The encoded images of the next batch that the pipeline hasn't had yet."""
+        while not len(items := self._dealer.items(self._place)):
+            self._place = self._dealer.whole(self._place).stop
+        self._place = self._dealer.whole(self._place).stop
+        return [self._source.encoded(item) for item in items.tolist()]
+
+    def _decoded(self) -> Tensor:
+        """uint8 [B, C, H, W] of the next batch, channels last in memory."""
+        (images,) = self._pipeline.run()
+        tensor: Tensor = torch.from_dlpack(images.as_tensor()).clone()  # DALI writes over its buffer at the next run
+        return tensor.permute(0, 3, 1, 2)
+
+    def _start(self, images_seen: int) -> None:
+        from nvidia.dali import Pipeline, fn, types
+
+        on_gpu = self._dealer.device.type == "cuda"
+        self._place = images_seen
+        self._pipeline = Pipeline(
+            batch_size=self._dealer.max_share,
+            num_threads=self._num_threads,
+            device_id=(self._dealer.device.index or 0) if on_gpu else None,
+            prefetch_queue_depth=PREFETCH,
+        )
+        with self._pipeline:
+            encoded = fn.external_source(source=self._encoded, dtype=types.UINT8)
+            kind = {1: types.GRAY, 3: types.RGB}.get(self._source.channels, types.ANY_DATA)
+            images = fn.decoders.image(encoded, device="mixed" if on_gpu else "cpu", output_type=kind)
+            self._pipeline.set_outputs(images)
+        self._pipeline.build()

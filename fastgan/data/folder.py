@@ -1,0 +1,64 @@
+"""A folder of images as it is: fitted to the size while it is read, so that training can start at once."""
+
+from concurrent.futures import ThreadPoolExecutor
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastgan.data.archives import IMAGE_SUFFIXES, list_folder
+from fastgan.data.labels import label_entries
+from fastgan.data.pixels import BadImage, Recipe, pixels_of
+from fastgan.errors import UserError
+
+
+class FolderSet:
+    """Every image below `folder`, its middle fitted to `image_size`; its folders are the classes.
+
+    A file that turns out broken is told of, once, and the next good one stands in for it.
+    Raises UserError where there is no image.
+    """
+
+    def __init__(self, folder: Path, image_size: tuple[int, int], channels: int) -> None:
+        self.folder, self.name, self.image_size, self.channels = folder, folder.name, image_size, channels
+        self._recipe = Recipe(image_size, "crop", channels)
+        labelled = label_entries(list_folder(folder, without=None), option=None)
+        self._entries = labelled.entries
+        if not self._entries:
+            endings = ", ".join(sorted(IMAGE_SUFFIXES))
+            raise UserError(f"{folder} holds no images (files that end in {endings}): name another folder")
+        self.labels = None if labelled.numbers is None else torch.tensor(labelled.numbers)
+        self._broken: set[int] = set()
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def _decode(self, item: int) -> np.ndarray:
+        for step in range(len(self)):
+            number = (item + step) % len(self)
+            entry = self._entries[number]
+            try:
+                return pixels_of(self._recipe, entry.read())
+            except BadImage as bad:
+                if number not in self._broken:
+                    self._broken.add(number)
+                    print(f"{self.folder / entry.name}: {bad}; the next image stands in for it", flush=True)
+        raise UserError(f"no image in {self.folder} can be read: name another folder")
+
+    def pixels(self, items: Tensor) -> Tensor:
+        """The images of the given numbers, uint8 [B, C, H, W], channels last in memory."""
+        if not len(items):
+            return torch.empty((0, self.channels, *self.image_size), dtype=torch.uint8)
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+            images = list(pool.map(self._decode, items.tolist()))
+        return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
+
+    def content_hash(self) -> str:
+        """A hash of names, sizes and times of change: the files themselves may be too many to read for it."""
+        digest = sha256(repr((self.image_size, self.channels)).encode())
+        for entry in self._entries:
+            stat = (self.folder / entry.name).stat()
+            digest.update(f"{entry.name}\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode(errors="surrogateescape"))
+        return digest.hexdigest()[:16]

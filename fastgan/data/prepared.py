@@ -1,0 +1,90 @@
+"""A prepared data set: encoded images in tar shards, any of them reachable at once."""
+
+import io
+import json
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+from PIL import Image
+from torch import Tensor
+
+from fastgan.errors import UserError
+
+INDEX, MEMBERS = "index.json", "members.safetensors"
+FORMAT = 1
+
+
+def is_prepared(folder: Path) -> bool:
+    return (folder / INDEX).is_file()
+
+
+class PreparedSet:
+    """The set that `fastgan data prepare` left in `folder`. Raises UserError where a part of it is missing."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.name = folder, folder.name
+        index, members = _read(folder)
+        self.channels: int = index["channels"]
+        self.image_size: tuple[int, int] = (index["image_size"][0], index["image_size"][1])
+        self.encoding: str = index["encoding"]
+        self._content_hash: str = index["content_hash"]
+        self._shards = [folder / shard["name"] for shard in index["shards"]]
+        self._places = torch.stack([members[name] for name in ("shard", "offset", "length")], dim=1).numpy()
+        self.labels: Tensor | None = members.get("label")
+        for shard in self._shards:
+            if not shard.exists():
+                raise UserError(f"{shard} is missing: prepare the data set again")
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a worker process gets: it maps the shards itself."""
+        return {name: value for name, value in self.__dict__.items() if name != "_maps"}
+
+    @cached_property
+    def _maps(self) -> list[np.ndarray]:
+        return [np.memmap(shard, np.uint8, mode="r") for shard in self._shards]
+
+    def encoded(self, item: int) -> np.ndarray:
+        """The bytes of the image file, uint8 [length]; nothing is copied."""
+        shard, offset, length = self._places[item]
+        return self._maps[shard][offset : offset + length]
+
+    def decode(self, item: int) -> np.ndarray:
+        """The image, uint8 [H, W, C]. Raises UserError for a file that has changed since it was prepared."""
+        try:
+            with Image.open(io.BytesIO(self.encoded(item).tobytes())) as image:
+                pixels = np.asarray(image)
+        except (OSError, ValueError, SyntaxError) as error:
+            raise UserError(f"image {item} of {self.folder} is damaged ({error}): prepare the data set again") from None
+        return pixels[:, :, None] if pixels.ndim == 2 else pixels
+
+    def pixels(self, items: Tensor) -> Tensor:
+        """The images of the given numbers, uint8 [B, C, H, W], channels last in memory."""
+        if not len(items):
+            return torch.empty((0, self.channels, *self.image_size), dtype=torch.uint8)
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+            images = list(pool.map(self.decode, items.tolist()))
+        return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
+
+    def content_hash(self) -> str:
+        return self._content_hash
+
+
+def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    try:
+        index = json.loads((folder / INDEX).read_text())
+        if index["format"] != FORMAT:
+            raise UserError(f"{folder} has format {index['format']}, this fastgan reads {FORMAT}: prepare it again")
+        members = safetensors.torch.load((folder / MEMBERS).read_bytes())
+        if len(members["offset"]) != index["num_images"]:
+            raise UserError(f"{folder / MEMBERS} doesn't fit {INDEX}: prepare the data set again")
+    except (OSError, KeyError, TypeError, json.JSONDecodeError, safetensors.SafetensorError) as error:
+        raise UserError(f"{folder} is no whole prepared data set ({error}): prepare it again") from None
+    return index, members
