@@ -32,7 +32,7 @@ class DataConfig:
     """Which images, and how they are dealt out."""
 
     data: str = "mnist"
-    """A named data set: mnist, fashion-mnist or toy."""
+    """A named data set (mnist, fashion-mnist, toy), a folder of images, or a folder that `data prepare` made."""
     image_size: tuple[int, int] = (28, 28)
     """Height and width in pixels."""
     channels: int = 1
@@ -41,8 +41,8 @@ class DataConfig:
     """Images a step, all processes together."""
     keep_partial_batch: bool = True
     """True: an epoch ends with a smaller batch. False: batches run on across the end of an epoch."""
-    loader: Literal["auto", "resident"] = "auto"
-    """resident: decoded once, kept as bytes on the training device."""
+    mirror: bool = False
+    """True: each image is mirrored left to right with probability 0.5."""
 
     def __post_init__(self) -> None:
         _require(bool(self.data), "data", self.data, "name a data set")
@@ -55,7 +55,7 @@ class NetworkConfig:
     """The two networks."""
 
     network: str = "dcgan28"
-    """The family of G and D."""
+    """The family of G and D: dcgan28 or dcgan128."""
     z_dim: int = 100
     """Length of the latent vector z."""
     width: float = 1.0
@@ -79,14 +79,20 @@ class ObjectiveConfig:
 class OptimizerConfig:
     """How they descend it."""
 
+    optimizer: Literal["adam", "rmsprop"] = "adam"
+    """What turns gradients into steps, for both players."""
     g_lr: float = 1e-4
     """Learning rate of G."""
     d_lr: float = 1e-4
     """Learning rate of D."""
+    lr_decay: float = 0.0
+    """Keras's legacy decay of both learning rates: lr / (1 + decay * steps taken)."""
     betas: tuple[float, float] = (0.9, 0.999)
     """Adam's two betas."""
     eps: float = 1e-8
-    """Adam's epsilon."""
+    """Adam's or RMSprop's epsilon."""
+    rho: float = 0.9
+    """RMSprop's share of the past in its mean of squared gradients."""
     ema_half_life: float = 0.0
     """Half-life of G's weights in G_ema, in images; 0: G_ema is G itself."""
     ema_ramp: float = 0.05
@@ -96,6 +102,9 @@ class OptimizerConfig:
         _require_positive(self, "g_lr", "d_lr", "eps")
         for beta in self.betas:
             _require(0 <= beta < 1, "betas", self.betas, "give two numbers from 0 up to, not with, 1")
+        _require(0 <= self.rho < 1, "rho", self.rho, "give a number from 0 up to, not with, 1")
+        decay = self.lr_decay
+        _require(decay >= 0 and math.isfinite(decay), "lr_decay", decay, "give a number of 0 or more")
         _require(self.ema_half_life >= 0, "ema_half_life", self.ema_half_life, "give a number of images, 0 or more")
         _require(self.ema_ramp > 0, "ema_ramp", self.ema_ramp, "give a number above 0")
 
@@ -112,8 +121,16 @@ class RunConfig:
     """How many images to train on, instead of epochs."""
     minutes: float | None = None
     """Stop this session after so many minutes, with a checkpoint; the same command goes on from it."""
+    loader: Literal["auto", "resident", "dali", "torch"] = "auto"
+    """resident: decoded once, kept as bytes on the training device; dali, torch: decoded ahead, batch by batch."""
+    resident_gib: float = 4.0
+    """The most memory that `auto` gives to a resident data set."""
+    workers: int | None = None
+    """Processes (torch; 0: the training process) or threads (dali) that decode; without it, a process's threads."""
     threads: int | None = None
     """CPU threads of a process; without it, the machine's cores divided by its processes."""
+    console: Literal["run", "epochs"] = "run"
+    """run: one bar for the whole run. epochs: a bar, the time and the mean losses of each epoch."""
     log_every: int = 5_000
     """Images between two rows of scalars."""
     grid_every: int | None = None
@@ -136,10 +153,11 @@ class RunConfig:
     """Print the plan and end."""
 
     def __post_init__(self) -> None:
-        _require_positive(self, "epochs", "log_every", "grid_side", "keep_checkpoints", "eval_images")
+        _require_positive(self, "epochs", "log_every", "grid_side", "resident_gib", "keep_checkpoints", "eval_images")
         for name in ("images", "minutes", "threads", "grid_every", "checkpoint_every"):
             if getattr(self, name) is not None:
                 _require_positive(self, name)
+        _require((self.workers or 0) >= 0, "workers", self.workers, "give a whole number, 0 or more")
         _require((self.eval_every or 0) >= 0, "eval_every", self.eval_every, "give a number of images, 0 or more")
 
 

@@ -23,8 +23,14 @@ def ema_beta(images_seen: int, batch_size: int, half_life: float, ramp: float) -
     return 0.5 ** (batch_size / half_life) if half_life > 0 else 0.0
 
 
-def at(config: Config, images_seen: int, batch_size: int) -> Knobs:
-    """The knobs of the step that goes from `images_seen` on by `batch_size` images."""
+def legacy_decay(lr: float, decay: float, step: int) -> float:
+    """lr / (1 + decay * step), `step` counting the steps before this one: Keras's `decay`, since 2022 a legacy."""
+    return lr / (1 + decay * step)
+
+
+def at(config: Config, images_seen: int, batch_size: int, step: int) -> Knobs:
+    """The knobs of the step that goes from `images_seen` on by `batch_size` images, after `step` others."""
     optimizer = config.optimizer
     beta = ema_beta(images_seen, batch_size, optimizer.ema_half_life, optimizer.ema_ramp)
-    return Knobs(g_lr=optimizer.g_lr, d_lr=optimizer.d_lr, ema_beta=beta)
+    g_lr, d_lr = (legacy_decay(lr, optimizer.lr_decay, step) for lr in (optimizer.g_lr, optimizer.d_lr))
+    return Knobs(g_lr, d_lr, beta)

@@ -58,12 +58,13 @@ def _end_with_launcher() -> None:
 def plan(config: Config) -> str:
     """What the run would be: the settings, the networks' sizes, epochs and steps."""
     from fastgan import networks
-    from fastgan.data import order, sources
+    from fastgan.data import num_images as images_of
+    from fastgan.data import order
     from fastgan.objectives import loss_of
 
     loss_of(config)
     G, D = networks.build(config)
-    num_images = sources.num_images(config.data.data)
+    num_images = images_of(config)
     total = config.total_images(num_images)
     steps = order.num_steps(total, num_images, config.data.batch_size, config.data.keep_partial_batch)
     return "\n".join(
@@ -84,7 +85,7 @@ def train(config: Config, stop: StopRequest) -> None:
     """
     from fastgan import networks
     from fastgan.checkpoint import Checkpoints
-    from fastgan.data import build_loader, sources
+    from fastgan.data import build_loader, open_source
     from fastgan.distributed import Processes
     from fastgan.run_folder import RunFolder
     from fastgan.trainer import Trainer
@@ -96,10 +97,8 @@ def train(config: Config, stop: StopRequest) -> None:
     if processes.is_main:
         folder.open(config)
         checkpoints.remove_partial()
-        sources.get(config.data.data)
-    processes.wait()
-    image_set = sources.load(config.data.data)
-    loader = build_loader(config, image_set, processes.device, processes.rank, processes.count)
+    source = processes.main_first(lambda: open_source(config))  # one process gets a known set
+    loader = build_loader(config, source, processes.device, processes.rank, processes.count, processes.say)
     trainer = Trainer(config, networks.build(config, processes.device), loader, processes.wrap, processes.count)
     if (snapshot := checkpoints.latest(processes.say)) is not None:
         trainer.load_state(snapshot.tensors, snapshot.state)
@@ -107,7 +106,7 @@ def train(config: Config, stop: StopRequest) -> None:
     if trainer.images_seen >= trainer.total_images:
         processes.say(f"{folder.path} is complete: give more --epochs to train on")
         return
-    watch = Watch(trainer, folder, image_set, processes)
+    watch = Watch(trainer, folder, source, processes)
     stop.after(config.run.minutes)
     try:
         if snapshot is None:

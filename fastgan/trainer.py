@@ -1,5 +1,6 @@
 """The training of two players: the step, its two phases, the loop around them."""
 
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -60,12 +61,13 @@ class Trainer:
     ) -> None:
         self.config, self.loader, self.num_processes = config, loader, num_processes
         G, D = (net.train() for net in nets)
-        self.G = Player(G, wrap(G), _adam(G, config))
-        self.D = Player(D, wrap(DiscriminatorObjective(D, config)), _adam(D, config))
+        self.G = Player(G, wrap(G), _optimizer(G, config))
+        self.D = Player(D, wrap(DiscriminatorObjective(D, config)), _optimizer(D, config))
         self.g_objective = GeneratorObjective(D, config)
         self.ema = Ema(G)
         self.meter = Meter()
         self.images_seen = 0
+        self.input_wait_s = 0.0  # since the start of the process: time in which the step had no batch
 
     @property
     def total_images(self) -> int:
@@ -77,9 +79,14 @@ class Trainer:
         """The number, from 1, of the epoch that the last step belonged to."""
         return max(0, self.images_seen - 1) // self.loader.num_images + 1
 
+    def steps_to(self, images_seen: int) -> int:
+        """The steps from the start of training to where so many images have been seen."""
+        data = self.config.data
+        return num_steps(images_seen, self.loader.num_images, data.batch_size, data.keep_partial_batch)
+
     def train_step(self, batch: Batch) -> Terms:
         """Play one round: D moves, G answers, the average of G follows."""
-        knobs = schedules.at(self.config, self.images_seen, batch.global_size)
+        knobs = schedules.at(self.config, self.images_seen, batch.global_size, self.steps_to(self.images_seen))
         if self.config.objective.share_fakes:
             fakes = self.fakes(self.G.module, batch, Stream.LATENTS_D)
             terms = self.discriminator_phase(batch, fakes, knobs) | self.generator_phase(batch, fakes, knobs)
@@ -100,7 +107,7 @@ class Trainer:
 
     def discriminator_phase(self, batch: Batch, fakes: Tensor, knobs: Knobs) -> Terms:
         """D has moved one step; G is as it was."""
-        loss, terms = self.D.module(batch.images, fakes.detach(), batch.labels, batch.index)
+        loss, terms = self.D.module(batch.reals, fakes.detach(), batch.labels, batch.index)
         share = self._share(batch)
         return _scaled(terms, share) | {"grad_norm/D": self.D.descend(loss * share, knobs.d_lr)}
 
@@ -112,7 +119,7 @@ class Trainer:
 
     def _share(self, batch: Batch) -> float:
         """Makes a mean over processes the mean over images, also where their parts of the batch differ in size."""
-        return len(batch.images) * self.num_processes / batch.global_size
+        return len(batch.pixels) * self.num_processes / batch.global_size
 
     def run(self, events: Iterable[Event] = (), should_stop: Callable[[], bool] = lambda: False) -> None:
         """Train to the end; after each step the events that are due happen, in their order.
@@ -121,7 +128,10 @@ class Trainer:
         """
         events = tuple(events)
         while (before := self.images_seen) < self.total_images:
-            self.meter.add(self.train_step(self.loader.batch(before)), before)
+            began = time.monotonic()
+            batch = self.loader.batch(before)
+            self.input_wait_s += time.monotonic() - began
+            self.meter.add(self.train_step(batch), before)
             for event in events:
                 if event.is_due(before, self.images_seen):
                     event.action(self)
@@ -136,8 +146,7 @@ class Trainer:
         ):
             place = self.images_seen
         if place is not None:
-            data = self.config.data
-            step = num_steps(place, self.loader.num_images, data.batch_size, data.keep_partial_batch) + 1
+            step = self.steps_to(place) + 1
             raise Diverged(
                 f"the losses are no longer finite numbers since step {step} ({place:,} images): try a smaller --g-lr "
                 "and --d-lr, or another --seed; checkpoints, if any, were written before and are good"
@@ -174,9 +183,12 @@ def _scaled(terms: Terms, factor: float) -> Terms:
     return {name: term * factor for name, term in terms.items()}
 
 
-def _adam(net: nn.Module, config: Config) -> torch.optim.Optimizer:
-    optimizer = config.optimizer
-    return torch.optim.Adam(net.parameters(), lr=0.0, betas=optimizer.betas, eps=optimizer.eps, fused=True)
+def _optimizer(net: nn.Module, config: Config) -> torch.optim.Optimizer:
+    """The optimizer that the config names; its learning rate comes with each step."""
+    optimizer, parameters = config.optimizer, net.parameters()
+    if optimizer.optimizer == "rmsprop":
+        return torch.optim.RMSprop(parameters, lr=0.0, alpha=optimizer.rho, eps=optimizer.eps)
+    return torch.optim.Adam(parameters, lr=0.0, betas=optimizer.betas, eps=optimizer.eps, fused=True)
 
 
 def _load_optimizer(optimizer: torch.optim.Optimizer, side: str, tensors: dict[str, Tensor]) -> None:

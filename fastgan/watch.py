@@ -6,15 +6,16 @@ from collections.abc import Iterator
 
 import torch
 
-from fastgan.board import Board, peak_memory_gib
+from fastgan import curves
+from fastgan.board import Board, peak_memory_gib, read_rows
 from fastgan.checkpoint import Checkpoints
-from fastgan.data.images import ImageSet
+from fastgan.data.images import ImageSource
 from fastgan.distributed import Processes
 from fastgan.errors import UserError
 from fastgan.evaluate import Evaluator
 from fastgan.metrics import extractors
 from fastgan.metrics.fidelity import latents
-from fastgan.progress import Progress
+from fastgan.progress import EpochProgress, Progress, RunProgress
 from fastgan.run_folder import RunFolder
 from fastgan.trainer import Event, Trainer
 
@@ -22,17 +23,18 @@ from fastgan.trainer import Event, Trainer
 class Watch:
     """Watches one trainer from where it stands now; the main process writes, the others only take part in means."""
 
-    def __init__(self, trainer: Trainer, folder: RunFolder, image_set: ImageSet, processes: Processes) -> None:
+    def __init__(self, trainer: Trainer, folder: RunFolder, source: ImageSource, processes: Processes) -> None:
         self.config, self.folder, self.processes = trainer.config, folder, processes
         self.checkpoints = Checkpoints(folder.checkpoints, self.config.run.keep_checkpoints)
         self.board = Board(folder, self.config, trainer.images_seen) if processes.is_main else None
         self.progress = _progress(trainer) if processes.is_main else None
-        self.evaluator = self._evaluator(image_set)
+        self.evaluator = self._evaluator(source)
         self._aside_s = {"grid": 0.0, "evaluation": 0.0, "checkpoint": 0.0}
-        self._last_log, self._last_time = trainer.images_seen, time.monotonic()
+        self._last_log, self._last_time, self._last_wait = trainer.images_seen, time.monotonic(), 0.0
         self._done_at: dict[str, int] = {}
+        self.begin_epoch(trainer)
 
-    def _evaluator(self, image_set: ImageSet) -> Evaluator | None:
+    def _evaluator(self, source: ImageSource) -> Evaluator | None:
         """None where no evaluation is wanted or possible; why it isn't is said once."""
         if self.progress is None or self.config.run.eval_every == 0:
             return None
@@ -42,7 +44,7 @@ class Watch:
         except UserError as error:
             self.progress.say(f"training goes on without evaluation: {error}")
             return None
-        return Evaluator(self.config, image_set, extractor, self.processes.device)
+        return Evaluator(self.config, source, extractor, self.processes.device)
 
     def events(self, trainer: Trainer) -> list[Event]:
         """In their order: what a checkpoint follows on is never done again after a resume."""
@@ -50,11 +52,13 @@ class Watch:
         events = [
             Event(1, self.step),
             Event(run.log_every, self.log),
+            Event(epoch, self.end_epoch),
             Event(run.grid_every or epoch, self.grid),
             Event(run.checkpoint_every or epoch, self.checkpoint),
+            Event(epoch, self.begin_epoch),
         ]
         if run.eval_every:
-            events.insert(3, Event(run.eval_every, self.evaluate))
+            events.insert(4, Event(run.eval_every, self.evaluate))
         return events
 
     def step(self, trainer: Trainer) -> None:
@@ -70,13 +74,27 @@ class Watch:
         now = time.monotonic()
         seconds = now - self._last_time - sum(self._aside_s.values())
         speed = {"speed/images_per_s": (trainer.images_seen - self._last_log) / seconds}
+        speed["speed/input_wait"] = (trainer.input_wait_s - self._last_wait) / seconds  # share of training's time
         speed["speed/peak_memory_gib"] = peak_memory_gib(self.processes.device)
         speed |= {f"speed/{name}_s": spent for name, spent in self._aside_s.items()}
         self.board.log(trainer.images_seen, means)
         self.board.performance(trainer.images_seen, speed)
         self.progress.losses(trainer.images_seen, trainer.epoch, means["loss/G"], means["loss/D"])
-        self._last_log, self._last_time = trainer.images_seen, now
+        self._last_log, self._last_time, self._last_wait = trainer.images_seen, now, trainer.input_wait_s
         self._aside_s = dict.fromkeys(self._aside_s, 0.0)
+
+    def begin_epoch(self, trainer: Trainer) -> None:
+        if self.progress is not None and trainer.images_seen < trainer.total_images:
+            self.progress.begin_epoch(trainer.images_seen)
+
+    def end_epoch(self, trainer: Trainer) -> None:
+        """The console shows the epoch's means; its last row ends with it. Raises Diverged as `log` does."""
+        if self._is_done("epoch", trainer):
+            return
+        if trainer.meter.count:
+            self.log(trainer)
+        if self.progress is not None:
+            self.progress.end_epoch(*curves.last_epoch(read_rows(self.folder.log), trainer.loader.num_images))
 
     @torch.inference_mode()
     def grid(self, trainer: Trainer) -> None:
@@ -113,18 +131,20 @@ class Watch:
 
     def finish(self, trainer: Trainer) -> None:
         """Training has come to its end: what is due then."""
-        if trainer.meter.count:
-            self.log(trainer)
+        self.end_epoch(trainer)
         self.grid(trainer)
         self.evaluate(trainer)
         self.checkpoint(trainer)
 
     def close(self, trainer: Trainer) -> None:
-        """Nothing more will happen; the GIF shows all that has."""
+        """Nothing more will happen; the GIF and the picture of the losses show all that has."""
         if self.progress is not None:
             self.progress.close()
         if self.board is not None:
             self.board.gif(trainer.images_seen)
+            path, rows = self.folder.path / "losses.png", read_rows(self.folder.log)
+            title = f"{self.config.preset}: losses"
+            curves.save(path, rows, trainer.loader.num_images, title, self.config.objective.loss)
             self.board.close()
 
     def _is_done(self, what: str, trainer: Trainer) -> bool:
@@ -142,5 +162,7 @@ class Watch:
 
 
 def _progress(trainer: Trainer) -> Progress:
-    num_epochs = -(-trainer.total_images // trainer.loader.num_images)
-    return Progress(trainer.images_seen, trainer.total_images, num_epochs)
+    total, num_images = trainer.total_images, trainer.loader.num_images
+    if trainer.config.run.console == "epochs":
+        return EpochProgress(total, num_images, trainer.steps_to)
+    return RunProgress(trainer.images_seen, total, -(-total // num_images))

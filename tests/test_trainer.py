@@ -39,7 +39,7 @@ def test_discriminator_phase_leaves_g_as_it_was():
     """After D's phase D has moved, and G has its old weights, statistics and no gradients."""
     trainer = make()
     batch = trainer.loader.batch(0)
-    knobs = schedules.at(trainer.config, 0, 32)
+    knobs = schedules.at(trainer.config, 0, 32, 0)
     fakes = trainer.fakes(trainer.G.module, batch, Stream.LATENTS_D)
     G, D = trainer.G.net, trainer.D.net
     g_before, d_before = {k: v.clone() for k, v in G.state_dict().items()}, weights(D)
@@ -53,7 +53,7 @@ def test_generator_phase_leaves_d_as_it_was():
     """After G's phase every weight of G has moved; D has its old weights, gets no gradients, and is trainable again."""
     trainer = make()
     batch = trainer.loader.batch(0)
-    knobs = schedules.at(trainer.config, 0, 32)
+    knobs = schedules.at(trainer.config, 0, 32, 0)
     fakes = trainer.fakes(trainer.G.module, batch, Stream.LATENTS_D)
     before, d_before = weights(trainer.G.net), weights(trainer.D.net)
     trainer.generator_phase(batch, fakes, knobs)
@@ -88,8 +88,8 @@ def test_terms_are_those_of_the_formulas():
     trainer.D.net.eval()  # no dropout, so that the logits can be taken again
     batch = trainer.loader.batch(0)
     fakes = trainer.fakes(trainer.G.net, batch, Stream.LATENTS_D)
-    real_logits, fake_logits = trainer.D.net(batch.images), trainer.D.net(fakes)
-    terms = trainer.discriminator_phase(batch, fakes, schedules.at(trainer.config, 0, 16))
+    real_logits, fake_logits = trainer.D.net(batch.reals), trainer.D.net(fakes)
+    terms = trainer.discriminator_phase(batch, fakes, schedules.at(trainer.config, 0, 16, 0))
     bce = torch.nn.functional.binary_cross_entropy_with_logits
     wanted = bce(real_logits, torch.ones(16)) + bce(fake_logits, torch.zeros(16))
     torch.testing.assert_close(terms["loss/D"], wanted.detach())
@@ -130,18 +130,19 @@ def test_epoch_ends_with_a_partial_batch():
     assert sizes == [256, 256, 256, 232, 256]
 
 
-GOLDEN_D = [1.482733, 1.332745, 0.940112, 0.815411]
-GOLDEN_G = [0.677901, 0.670860, 0.698910, 1.177242]
+GOLDEN_STEPS = (0, 1, 9, 29)
+GOLDEN_TOLERANCE = (1e-5, 1e-4, 1e-3, 2e-2)  # Adam magnifies rounding, which differs between processors
+GOLDEN_D = (1.482733, 1.332745, 0.940112, 0.815411)
+GOLDEN_G = (0.677901, 0.670860, 0.698910, 1.177242)
 
 
 def test_golden_curve():
     """Thirty steps of the debug preset give the losses that they gave when this test was written."""
     trainer = make()
     curve = [step(trainer) for _ in range(30)]
-    d_losses = [curve[i]["loss/D"].item() for i in (0, 1, 9, 29)]
-    g_losses = [curve[i]["loss/G"].item() for i in (0, 1, 9, 29)]
-    assert d_losses == pytest.approx(GOLDEN_D, rel=2e-3)
-    assert g_losses == pytest.approx(GOLDEN_G, rel=2e-3)
+    for name, golden in (("loss/D", GOLDEN_D), ("loss/G", GOLDEN_G)):
+        for place, wanted, tolerance in zip(GOLDEN_STEPS, golden, GOLDEN_TOLERANCE, strict=True):
+            assert curve[place][name].item() == pytest.approx(wanted, rel=tolerance)
 
 
 def test_events_happen_when_their_multiple_is_passed():

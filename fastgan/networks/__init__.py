@@ -7,17 +7,28 @@ from torch import nn
 
 from fastgan.config import Config
 from fastgan.errors import UserError
-from fastgan.networks import dcgan
+from fastgan.networks import dcgan, faces
+
+
+def _check_size(config: Config, side: int) -> None:
+    size, name = config.data.image_size, config.networks.network
+    if size != (side, side):
+        raise UserError(f"image_size is {size}: the network {name} makes ({side}, {side}) only")
 
 
 def _dcgan28(config: Config) -> tuple[nn.Module, nn.Module]:
-    if config.data.image_size != (28, 28):
-        raise UserError(f"image_size is {config.data.image_size}: the network dcgan28 makes (28, 28) only")
+    _check_size(config, 28)
     channels, width = config.data.channels, config.networks.width
     return dcgan.Generator28(config.networks.z_dim, channels, width), dcgan.Discriminator28(channels, width)
 
 
-BUILDERS: dict[str, Callable[[Config], tuple[nn.Module, nn.Module]]] = {"dcgan28": _dcgan28}
+def _dcgan128(config: Config) -> tuple[nn.Module, nn.Module]:
+    _check_size(config, 128)
+    channels, width = config.data.channels, config.networks.width
+    return faces.Generator128(config.networks.z_dim, channels, width), faces.Discriminator128(channels, width)
+
+
+BUILDERS: dict[str, Callable[[Config], tuple[nn.Module, nn.Module]]] = {"dcgan28": _dcgan28, "dcgan128": _dcgan128}
 
 
 def build(config: Config, device: torch.device | str = "cpu") -> tuple[nn.Module, nn.Module]:
