@@ -10,22 +10,21 @@ from fastgan.errors import UserError
 from fastgan.networks import dcgan, faces
 
 
-def _check_size(config: Config, side: int) -> None:
-    size, name = config.data.image_size, config.networks.network
-    if size != (side, side):
-        raise UserError(f"image_size is {size}: the network {name} makes ({side}, {side}) only")
-
-
 def _dcgan28(config: Config) -> tuple[nn.Module, nn.Module]:
-    _check_size(config, 28)
-    channels, width = config.data.channels, config.networks.width
-    return dcgan.Generator28(config.networks.z_dim, channels, width), dcgan.Discriminator28(channels, width)
+    size, channels, networks = config.data.image_size, config.data.channels, config.networks
+    if size[0] % 4 or size[1] % 4:
+        raise UserError(f"image_size is {size}: the network dcgan28 makes sides that are multiples of 4")
+    G = dcgan.Generator28(networks.z_dim, channels, networks.width, size)
+    return G, dcgan.Discriminator28(channels, networks.width, size)
 
 
 def _dcgan128(config: Config) -> tuple[nn.Module, nn.Module]:
-    _check_size(config, 128)
-    channels, width = config.data.channels, config.networks.width
-    return faces.Generator128(config.networks.z_dim, channels, width), faces.Discriminator128(channels, width)
+    size, channels, networks = config.data.image_size, config.data.channels, config.networks
+    if size != (128, 128):
+        raise UserError(f"image_size is {size}: the network dcgan128 makes (128, 128) only")
+    return faces.Generator128(networks.z_dim, channels, networks.width), faces.Discriminator128(
+        channels, networks.width
+    )
 
 
 BUILDERS: dict[str, Callable[[Config], tuple[nn.Module, nn.Module]]] = {"dcgan28": _dcgan28, "dcgan128": _dcgan128}
