@@ -381,7 +381,7 @@ def test_a_worker_that_dies(workers: int) -> None:
         ({"fit": "pad"}, "fit crop, not pad"),
         ({"channels": "1"}, "channels auto, not 1"),
         ({"format": "jpeg"}, "format png, not jpeg"),
-        ({"labels": "none"}, "labels None, not none"),
+        ({"labels": "none"}, "labels auto, not none"),
         ({"source": "toy"}, "source "),
     ],
 )
@@ -401,7 +401,7 @@ def test_changed_source(tmp_path: Path) -> None:
     put(tmp_path / "in", FILES)
     make(tmp_path / "in", tmp_path / "out")
     put(tmp_path / "in", {"a/new.png": FILES["a/0.png"]})
-    assert "other files in SRC" in refusal(lambda: make(tmp_path / "in", tmp_path / "out"))
+    assert "other files or labels in SRC" in refusal(lambda: make(tmp_path / "in", tmp_path / "out"))
 
 
 def test_nothing_to_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -30,7 +30,7 @@ def open_source(config: Config) -> ImageSource:
         return sources.load(name)
     if not folder.is_dir():
         raise UserError(
-            f"no data set {name!r}: give a folder of images, one that `fastgan data prepare` made "
+            f"no data set {name!r}: give --data a folder of images, one that `fastgan data prepare` made "
             f"(it takes archives too), or one of {', '.join(sources.NAMES)}"
         )
     if is_prepared(folder):

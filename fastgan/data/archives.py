@@ -17,9 +17,10 @@ from typing import NamedTuple, Self
 from fastgan.data.pixels import BadImage, Raw
 from fastgan.data.skipped import Skipped, name_bytes
 
+# The last five can't be read: such files are told, not passed over.
 IMAGE_SUFFIXES = frozenset(
     """.png .jpg .jpeg .jpe .jfif .webp .gif .bmp .dib .tif .tiff
-    .ppm .pgm .pbm .pnm .avif .jp2 .j2k""".split()  # noqa: SIM905, one a line is no better to read
+    .ppm .pgm .pbm .pnm .avif .jp2 .j2k .heic .heif .jxl .tga .psd""".split()  # noqa: SIM905
 )
 MAX_BYTES = 512 * 2**20  # of one entry, unpacked
 MAX_NOTE_BYTES = 64 * 2**20  # of a file of labels; a class's sidecar has a few

@@ -87,7 +87,7 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
             raise KeyError(*missing)
         if index["format"] != FORMAT or {*lengths.values()} != {index["num_images"]}:
             raise KeyError(f"format {index['format']}, {index['num_images']} images, {lengths}")
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
         raise UserError(
             f"{folder} is no whole prepared data set ({error}): make it with fastgan data prepare"
         ) from None

@@ -59,7 +59,7 @@ def _named(name: str) -> Source:
 
 
 def _open_folder(path: Path, dest: Path) -> Source:
-    """Shards or parquet files where most files are such, else the images; those that two kinds claim are images."""
+    """The shards or parquet files where the folder has as many of them as of images, else the images."""
     num_images, tars, tables = 0, [], []
     for name, entry, _ in walk(path, dest):
         if entry is None or entry.name.startswith("."):
@@ -82,7 +82,7 @@ def _own_classes(folder: Path) -> list[str] | None:
     """The names of the classes where the folder is a prepared set with labels."""
     try:
         names = json.loads((folder / "index.json").read_bytes())["labels"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
     return [str(name) for name in names] if isinstance(names, list) else None
 

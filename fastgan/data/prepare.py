@@ -155,7 +155,7 @@ def _job(options: PrepareOptions, size: Size, labelled: Labelled) -> dict[str, A
         "channels": options.channels,
         "format": options.format,
         "quality": options.quality if options.format == "jpeg" else None,
-        "labels": options.labels,
+        "labels": options.labels or "auto",
         "files": files.hexdigest(),
     }
 
@@ -243,7 +243,7 @@ def describe(dest: Path, index: dict[str, Any]) -> str:
     labels = "no labels" if index["labels"] is None else f"{len(index['labels']):,} labels"
     skipped = [Skipped(**one) for one in index["skipped"]]
     return (
-        f"{dest}: {index['num_images']:,} images of {height}x{width}, {index['channels']} channels, {labels}, "
-        f"{index['encoding']}, shards: {len(index['shards'])}\n"
+        f"{show(str(dest))}: {index['num_images']:,} images of {height}x{width}, {index['channels']} channels, "
+        f"{labels}, {index['encoding']}, shards: {len(index['shards'])}\n"
         f"skipped files: {len(skipped):,}{f', which {INDEX} lists: {few(skipped)}' if skipped else ''}"
     )

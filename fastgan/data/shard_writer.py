@@ -161,7 +161,7 @@ def begun_with(dest: Path, job: dict[str, Any]) -> int | None:
         raise UserError(f"{dest / JOB} is damaged: delete {dest} and prepare again") from None
     for key, value in job.items():
         if there[key] != value:
-            what = "other files in SRC" if key == "files" else f"{key} {there[key]}, not {value}"
+            what = "other files or labels in SRC" if key == "files" else f"{key} {there[key]}, not {value}"
             raise UserError(f"{dest} was begun with {what}: give another DEST, or delete it and prepare again")
     return channels
 
