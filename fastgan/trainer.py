@@ -192,11 +192,15 @@ def _optimizer(net: nn.Module, config: Config) -> torch.optim.Optimizer:
 
 
 def _load_optimizer(optimizer: torch.optim.Optimizer, side: str, tensors: dict[str, Tensor]) -> None:
-    """Each value gets its parameter's place in memory too: a fused optimizer walks both in step."""
+    """Each value lies as the optimizer would have made it: a fused one walks parameter and value in step."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for name, value in tensors.items():
         owner, number, key = name.split("/")
-        if owner == side:
-            parameter = parameters[int(number)]
-            like = torch.empty_like(parameter) if value.shape == parameter.shape else torch.empty_like(value)
-            optimizer.state[parameter][key] = like.copy_(value)
+        if owner != side:
+            continue
+        parameter = parameters[int(number)]
+        if value.shape == parameter.shape:
+            place = torch.empty_like(parameter)
+        else:  # a fused optimizer has its step count on the device, too
+            place = torch.empty_like(value, device=parameter.device if optimizer.defaults.get("fused") else "cpu")
+        optimizer.state[parameter][key] = place.copy_(value)

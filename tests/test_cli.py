@@ -47,7 +47,7 @@ MISTAKES = {
     "data set": (["--data", "mnits", "--dry-run"], ["'mnits'", *sources.NAMES]),
     "network": (["--network", "dcgan29", "--dry-run"], ["'dcgan29'", *networks.BUILDERS]),
     "loss": (["--loss", "wasserstain", "--dry-run"], ["'wasserstain'", "nonsaturating"]),
-    "size": (["--image-size", "32", "32", "--dry-run"], ["image_size is (32, 32)", "(28, 28)"]),
+    "size": (["--image-size", "30", "32", "--dry-run"], ["image_size is (30, 32)", "multiples of 4"]),
 }
 
 

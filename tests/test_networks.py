@@ -113,3 +113,14 @@ def test_batchnorm_on_one_process_is_torchs():
         net(x).square().sum().backward()
     assert torch.equal(a.grad, b.grad)
     assert torch.equal(ours.running_var, theirs.running_var)
+
+
+def test_batchnorm_of_a_single_value():
+    """A channel with one value gives its bias, finite gradients, and running statistics that stay finite."""
+    norm = BatchNorm(3, eps=1e-3, momentum=0.01)
+    x = torch.randn(1, 3, requires_grad=True)
+    out = norm(x)
+    out.sum().backward()
+    assert torch.equal(out, norm.bias.expand(1, 3))
+    assert x.grad.isfinite().all() and norm.running_var.isfinite().all()
+    assert torch.allclose(norm.running_mean, 0.01 * x.detach()[0])

@@ -44,10 +44,20 @@ class _SumOverProcesses(torch.autograd.Function):
         return total
 
 
+def _several_processes() -> bool:
+    return dist.is_initialized() and dist.get_world_size() > 1
+
+
+def _sum_over_processes(x: Tensor) -> Tensor:
+    total: Tensor = _SumOverProcesses.apply(x) if _several_processes() else x
+    return total
+
+
 class BatchNorm(nn.modules.batchnorm._BatchNorm):
     """Batch normalization (Ioffe & Szegedy 2015) over the global batch: its statistics are those of all processes.
 
-    Takes [B, C] or [B, C, H, W]. With equal shares of the batch, n processes compute what one computes.
+    Takes [B, C] or [B, C, H, W]; n processes compute what one computes. Where a channel has a single value, as in a
+    last batch of one image after a dense layer, that value is its own mean: the output is the bias, as in Keras.
     """
 
     def __init__(self, num_features: int, eps: float = 1e-5, momentum: float = 0.1) -> None:
@@ -57,7 +67,7 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
         assert x.dim() in (2, 4)
 
     def forward(self, x: Tensor) -> Tensor:
-        if not (self.training and dist.is_initialized() and dist.get_world_size() > 1):
+        if not self.training or (not _several_processes() and x.numel() > x.shape[1]):
             return super().forward(x)
         mean, var, count = self._global_moments(x)
         with torch.no_grad():
@@ -65,7 +75,7 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
             assert self.num_batches_tracked is not None
             self.num_batches_tracked.add_(1)
             self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(var * count / (count - 1), self.momentum)
+            self.running_var.lerp_(var * count / (count - 1).clamp(min=1), self.momentum)
         shape = (1, -1) + (1,) * (x.dim() - 2)
         scale = self.weight * torch.rsqrt(var + self.eps)
         return x * scale.view(shape) + (self.bias - mean * scale).view(shape)
@@ -74,10 +84,10 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
         """Mean [C], biased variance [C] and number of values a channel, of all processes; differentiable."""
         over = [0, *range(2, x.dim())]
         count = torch.tensor(float(x.numel() // x.shape[1]), device=x.device)
-        total = _SumOverProcesses.apply(torch.cat([x.sum(over), count[None]]))
+        total = _sum_over_processes(torch.cat([x.sum(over), count[None]]))
         mean, count = total[:-1] / total[-1], total[-1].detach()
         centered = x - mean.view((1, -1) + (1,) * (x.dim() - 2))
-        return mean, _SumOverProcesses.apply(centered.square().sum(over)) / count, count
+        return mean, _sum_over_processes(centered.square().sum(over)) / count, count
 
 
 def init_keras(module: nn.Module) -> None:
