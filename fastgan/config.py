@@ -132,7 +132,7 @@ class RunConfig:
     console: Literal["run", "epochs"] = "run"
     """run: one bar for the whole run. epochs: a bar, the time and the mean losses of each epoch."""
     log_every: int = 5_000
-    """Images between two rows of scalars."""
+    """Images between two rows of scalars; an epoch's end has one, too."""
     grid_every: int | None = None
     """Images between two grids; without it, one an epoch."""
     grid_side: int = 4

@@ -4,6 +4,7 @@ config.json        the resolved settings           log.jsonl           losses, l
 sessions.jsonl     versions, commit, command       performance.jsonl   images/s, memory: a row an interval
 checkpoints/       see checkpoint.py               tensorboard/        the same figures, and the grids
 grids/             a PNG each                      training.gif        all grids
+losses.png         both losses                     evaluation.jsonl    what `fastgan evaluate` measured
 """
 
 import json
