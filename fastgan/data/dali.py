@@ -40,7 +40,9 @@ class DaliLoader:
     def _decoded(self) -> Tensor:
         """uint8 [B, C, H, W] of the next batch, channels last in memory."""
         (images,) = self._pipeline.run()
-        tensor: Tensor = torch.from_dlpack(images.as_tensor()).clone()  # DALI writes over its buffer at the next run
+        tensor: Tensor = torch.from_dlpack(images.as_tensor())
+        if self._dealer.device.type == "cuda":
+            tensor = tensor.clone()  # on torch's stream
         return tensor.permute(0, 3, 1, 2)
 
     def _start(self, images_seen: int) -> None:
@@ -53,6 +55,7 @@ class DaliLoader:
             num_threads=self._num_threads,
             device_id=(self._dealer.device.index or 0) if on_gpu else None,
             prefetch_queue_depth=PREFETCH,
+            exec_dynamic=True,  # outputs are the caller's: later runs don't write over them
         )
         with self._pipeline:
             encoded = fn.external_source(source=self._encoded, dtype=types.UINT8)

@@ -1,6 +1,5 @@
 """A folder of images as it is: fitted to the size while it is read, so that training can start at once."""
 
-from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fastgan.data.archives import IMAGE_SUFFIXES, list_folder
+from fastgan.data.images import decoded
 from fastgan.data.labels import label_entries
 from fastgan.data.pixels import BadImage, Recipe, pixels_of
 from fastgan.errors import UserError
@@ -49,11 +49,7 @@ class FolderSet:
 
     def pixels(self, items: Tensor) -> Tensor:
         """The images of the given numbers, uint8 [B, C, H, W], channels last in memory."""
-        if not len(items):
-            return torch.empty((0, self.channels, *self.image_size), dtype=torch.uint8)
-        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-            images = list(pool.map(self._decode, items.tolist()))
-        return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
+        return decoded(self._decode, items, (*self.image_size, self.channels))
 
     def content_hash(self) -> str:
         """A hash of names, sizes and times of change: the files themselves may be too many to read for it."""

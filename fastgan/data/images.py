@@ -1,6 +1,8 @@
 """Bytes to pixels."""
 
 import math
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -65,6 +67,20 @@ class ImageSet:
         digest = sha256(repr(tuple(self.images.shape)).encode())
         digest.update(self.images.contiguous().numpy().tobytes())
         return digest.hexdigest()[:16]
+
+
+def decoded(decode: Callable[[int], np.ndarray], items: Tensor, shape: tuple[int, int, int]) -> Tensor:
+    """The images, uint8 [B, C, H, W], channels last in memory, that `decode` makes [H, W, C] = `shape` of each item.
+
+    Decoders let other threads run, so as many threads as torch has share the work.
+    """
+    if torch.get_num_threads() == 1 or len(items) < 2:
+        images = [decode(item) for item in items.tolist()]
+    else:
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+            images = list(pool.map(decode, items.tolist()))
+    stacked = np.stack(images) if images else np.empty((0, *shape), np.uint8)
+    return torch.from_numpy(stacked).permute(0, 3, 1, 2)
 
 
 def to_unit_range(images: Tensor) -> Tensor:

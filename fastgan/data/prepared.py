@@ -2,7 +2,6 @@
 
 import io
 import json
-from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from fastgan.data.images import decoded
 from fastgan.errors import UserError
 
 INDEX, MEMBERS = "index.json", "members.safetensors"
@@ -67,11 +67,7 @@ class PreparedSet:
 
     def pixels(self, items: Tensor) -> Tensor:
         """The images of the given numbers, uint8 [B, C, H, W], channels last in memory."""
-        if not len(items):
-            return torch.empty((0, self.channels, *self.image_size), dtype=torch.uint8)
-        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-            images = list(pool.map(self.decode, items.tolist()))
-        return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
+        return decoded(self.decode, items, (*self.image_size, self.channels))
 
     def content_hash(self) -> str:
         return self._content_hash
