@@ -30,6 +30,7 @@ from fastgan.config import Config
 from fastgan.data import build_loader
 from fastgan.data.batch import Loader
 from fastgan.data.prepared import PreparedSet
+from fastgan.distributed import keep_freed_memory
 from fastgan.flags import parse
 
 
@@ -195,6 +196,7 @@ def measure_prepare(options: Options, archive: Path) -> str:
 
 
 def main(options: Options) -> None:
+    keep_freed_memory()  # as training does
     found = [measure(options, folder) for folder in options.sets]
     if options.prepare is not None:
         found.append(measure_prepare(options, options.prepare))

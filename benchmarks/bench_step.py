@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from fastgan import networks, presets
 from fastgan.board import peak_memory_gib
 from fastgan.data import build_loader, open_source
+from fastgan.distributed import keep_freed_memory
 from fastgan.flags import parse
 from fastgan.trainer import Trainer
 
@@ -33,6 +34,7 @@ class Options:
 
 
 def main(options: Options) -> None:
+    keep_freed_memory()  # as training does
     config = presets.get(options.preset)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     loader = build_loader(config, open_source(config), device)

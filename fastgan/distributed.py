@@ -1,6 +1,8 @@
 """The processes of a run, through Accelerate: which one this is, where it computes, how gradients are shared."""
 
+import ctypes
 import os
+import platform
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -17,6 +19,7 @@ class Processes:
 
     def __init__(self, threads: int | None = None) -> None:
         _set_threads(threads)
+        keep_freed_memory()
         self._accelerator = Accelerator(cpu=not torch.cuda.is_available())
         self.rank: int = self._accelerator.process_index
         self.count: int = self._accelerator.num_processes
@@ -79,3 +82,14 @@ def _set_threads(threads: int | None) -> None:
         threads = max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     if threads is not None:
         torch.set_num_threads(threads)
+
+
+def keep_freed_memory() -> None:
+    """Large blocks that are freed stay with this process and are used again, where its C library is glibc.
+
+    Otherwise each large tensor is fresh memory from the kernel, which fills it with zeros page by page.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        libc, m_trim_threshold, m_mmap_threshold = ctypes.CDLL(None), -1, -3
+        libc.mallopt(m_mmap_threshold, 32 * 2**20)  # the largest value there is
+        libc.mallopt(m_trim_threshold, 2**30)

@@ -18,7 +18,7 @@ from fastgan.errors import EXIT_STOPPED, EXIT_USER_ERROR
 
 TRAIN = Path(__file__).parents[1] / "fastgan" / "train.py"
 OPTIONS = (
-    *("--preset", "debug", "--images", "9000", "--log-every", "160"),
+    *("--preset", "debug", "--images", "15000", "--log-every", "160"),
     *("--checkpoint-every", "320", "--grid-every", "1000"),
 )
 NUM_KILLS = 10
@@ -67,7 +67,7 @@ def undisturbed(tmp_path_factory) -> dict[str, str]:
     said = finish(process)
     assert process.returncode == 0, said
     found = contents(run_dir)
-    assert len(found) == 2 + 10 + 3 * 5
+    assert len(found) == 2 + 16 + 3 * 5
     return found
 
 
@@ -78,7 +78,7 @@ def test_killed_ten_times_ends_as_if_never_stopped(tmp_path, undisturbed):
         before = newest(run_dir)
         process = start(run_dir)
         if number % 3 == 2:
-            time.sleep(moments.uniform(0, 5))  # any moment, starting up included
+            time.sleep(moments.uniform(0, 3))  # any moment, starting up included
         else:
             wait_for_checkpoint_after(run_dir, before, process)
             time.sleep(moments.uniform(0, 0.3))
