@@ -2,13 +2,14 @@
 
 import contextlib
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
 from fastgan import train
+from fastgan.errors import UserError
 
 settings.register_profile("fastgan", deadline=None, derandomize=True, database=None)
 settings.load_profile("fastgan")
@@ -39,3 +40,12 @@ def debug_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with _signal_handlers_kept():
         assert train.main(["--preset", "debug", "--images", "64", "--run-dir", str(folder)]) == 0
     return folder
+
+
+def refusal(action: Callable[[], object]) -> str:
+    """The text of the UserError that `action` raises, which is one line."""
+    with pytest.raises(UserError) as caught:
+        action()
+    text = str(caught.value)
+    assert "\n" not in text
+    return text

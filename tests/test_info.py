@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import refusal
 from PIL import Image
 from safetensors.numpy import load, save
 
@@ -13,7 +14,6 @@ from fastgan import cli
 from fastgan.data import info
 from fastgan.data.info import InfoOptions
 from fastgan.data.prepare import PrepareOptions, prepare
-from fastgan.errors import UserError
 
 
 def png(array: np.ndarray) -> bytes:
@@ -51,14 +51,6 @@ def make(folder: Path, files: dict[str, bytes], **options: Any) -> Path:
         (folder / "in" / name).write_bytes(data)
     prepare(PrepareOptions(str(folder / "in"), folder / "out", "8", workers=1, **options))
     return folder / "out"
-
-
-def refusal(action: Callable[[], object]) -> str:
-    with pytest.raises(UserError) as caught:
-        action()
-    text = str(caught.value)
-    assert "\n" not in text
-    return text
 
 
 @pytest.mark.parametrize("workers", [1, 2])

@@ -7,13 +7,13 @@ import signal
 import sys
 import tarfile
 import zipfile
-from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from conftest import refusal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -24,7 +24,6 @@ from fastgan import cli
 from fastgan.data import archives, inputs, labels, pool, prepare, shard_writer, sources
 from fastgan.data.pixels import BadImage, decode, digest
 from fastgan.data.prepare import PrepareOptions
-from fastgan.errors import UserError
 
 
 def noise(seed: int, height: int = 16, width: int = 16, channels: int = 3) -> np.ndarray:
@@ -85,15 +84,6 @@ def stored(folder: Path) -> list[tuple[np.ndarray, int | None]]:
         pixels = decode(shard[start : start + members["length"][number]], None, "crop", None)
         images.append((pixels, int(members["label"][number]) if "label" in members else None))
     return images
-
-
-def refusal(action: Callable[[], object]) -> str:
-    """The UserError's text, which is one line."""
-    with pytest.raises(UserError) as caught:
-        action()
-    text = str(caught.value)
-    assert "\n" not in text
-    return text
 
 
 @pytest.fixture

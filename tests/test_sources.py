@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision.datasets
+from conftest import refusal
 
 from fastgan import files
 from fastgan.data import sources
 from fastgan.data.sources import IDX_FILES, IdxSource
-from fastgan.errors import UserError
 
 WAYS = ("_from_mirrors", "_from_npm", "_from_debian")
 
@@ -65,15 +65,6 @@ def put(folder: Path, contents: dict[str, bytes]) -> None:
 def contents(folder: Path) -> dict[str, bytes]:
     """Every file under the folder, hidden ones too."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def refusal(action: Callable[[], object]) -> str:
-    """The UserError's text, which is one line."""
-    with pytest.raises(UserError) as caught:
-        action()
-    text = str(caught.value)
-    assert "\n" not in text
-    return text
 
 
 # The drawn set
