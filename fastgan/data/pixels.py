@@ -2,6 +2,8 @@
 
 import io
 import re
+import struct
+import zlib
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -17,7 +19,9 @@ FORMATS = [name for name in KNOWN_FORMATS if name in Image.OPEN]
 MAX_PIXELS = 2**28
 DRAFT_GAP = 2  # JPEGs are decoded at a smaller scale as long as both sides stay this much above the wanted ones
 REDUCING_GAP = 3.0  # above this ratio whole blocks are averaged before the Lanczos filter; the eye sees no difference
-PNG_LEVEL = 1
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+PNG_COLOR_TYPES = {1: 0, 3: 2, 4: 6}  # by channels: grey, RGB, RGBA
+PNG_FILTER_UP = 2
 GREY_MODES = ("1", "L", "I", "I;16", "I;16B", "I;16L", "I;16N", "F")
 WIDE_MODES = GREY_MODES[2:]
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
@@ -84,13 +88,29 @@ def decode(data: bytes, size: Size | None, fit: str, channels: int | None) -> np
 
 def encode(pixels: np.ndarray, encoding: str, quality: int = 95) -> bytes:
     """uint8 pixels [H, W, C] as a PNG or JPEG file, the same bytes for the same pixels."""
-    out = io.BytesIO()
-    image = _image(pixels)
     if encoding == "png":
-        image.save(out, "PNG", compress_level=PNG_LEVEL)
-    else:
-        image.save(out, "JPEG", quality=quality, subsampling=0)
+        return _encode_png(pixels)
+    out = io.BytesIO()
+    _image(pixels).save(out, "JPEG", quality=quality, subsampling=0)
     return out.getvalue()
+
+
+def _encode_png(pixels: np.ndarray) -> bytes:
+    """A PNG in under half of Pillow's time, which goes into trying all filters on each line: here each line is stored
+    as its difference from the line above, and packed by run lengths and Huffman codes alone (PNG specification, 9.2).
+    """
+    height, width, channels = pixels.shape
+    lines = pixels.reshape(height, width * channels)
+    filtered = np.empty((height, 1 + width * channels), np.uint8)
+    filtered[:, 0] = PNG_FILTER_UP
+    filtered[0, 1:] = lines[0]
+    np.subtract(lines[1:], lines[:-1], out=filtered[1:, 1:])
+    packer = zlib.compressobj(1, zlib.DEFLATED, zlib.MAX_WBITS, zlib.DEF_MEM_LEVEL, zlib.Z_RLE)
+    header = struct.pack(">IIBBBBB", width, height, 8, PNG_COLOR_TYPES[channels], 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"IDAT", packer.compress(filtered) + packer.flush()), (b"IEND", b""))
+    return PNG_SIGNATURE + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
+    )
 
 
 def digest(pixels: np.ndarray) -> bytes:
