@@ -53,20 +53,21 @@ class Dealer:
         data = self._config.data
         return batch_positions(images_seen, self.num_images, data.batch_size, data.keep_partial_batch)
 
+    def mine(self, images_seen: int) -> range:
+        """This process's part of them."""
+        return share(self.whole(images_seen), self._rank, self._num_processes)
+
     def items(self, images_seen: int) -> Tensor:
-        """The numbers in the set of this process's share of that batch, int64 [B], on the CPU."""
-        return self._order.items(self._positions(images_seen))
+        """The numbers in the set of the images of that part, int64 [B], on the CPU."""
+        return self._order.items(self.mine(images_seen))
 
     def batch(self, images_seen: int, items: Tensor, pixels: Tensor) -> Batch:
         """The batch, of its items and their pixels, uint8 [B, C, H, W] on any device."""
-        index = self._positions(images_seen).to(self.device, non_blocking=True)
+        mine = self.mine(images_seen)
+        index = torch.arange(mine.start, mine.stop, device=self.device)
         pixels = pixels.to(self.device, non_blocking=True)
         if self._config.data.mirror:
             flip = counter.bits(counter.keys(self._config.seed, Stream.MIRROR, index), 1) < 0
             pixels = torch.where(flip[:, :, None, None], pixels.flip(3), pixels)
         labels = None if self._labels is None else self._labels[items.to(self.device, non_blocking=True)]
         return Batch(pixels, labels, index, global_size=len(self.whole(images_seen)))
-
-    def _positions(self, images_seen: int) -> Tensor:
-        mine = share(self.whole(images_seen), self._rank, self._num_processes)
-        return torch.arange(mine.start, mine.stop)

@@ -1,5 +1,6 @@
 """The loader for large sets: NVIDIA DALI decodes ahead, on the GPU where there is one, else on the CPU's cores."""
 
+from collections import deque
 from typing import Any
 
 import numpy as np
@@ -19,14 +20,19 @@ class DaliLoader:
         self._dealer, self._source, self.num_images = dealer, source, dealer.num_images
         self._num_threads = num_threads
         self._next = self._place = -1  # where the next batch begins that is asked for; that the pipeline wants
+        self._under_way: deque[Tensor] = deque()  # the items of the batches that the pipeline has
         self._pipeline: Any = None
 
     def batch(self, images_seen: int) -> Batch:
         """This process's share of the batch that starts at `images_seen`."""
         if images_seen != self._next:
             self._start(images_seen)
-        items = self._dealer.items(images_seen)
-        pixels = self._decoded() if len(items) else self._source.pixels(items)
+        if len(self._dealer.mine(images_seen)):
+            pixels = self._decoded()  # first: it asks for more items
+            items = self._under_way.popleft()
+        else:
+            items = self._dealer.items(images_seen)
+            pixels = self._source.pixels(items)
         self._next = self._dealer.whole(images_seen).stop
         return self._dealer.batch(images_seen, items, pixels)
 
@@ -35,6 +41,7 @@ class DaliLoader:
         while not len(items := self._dealer.items(self._place)):
             self._place = self._dealer.whole(self._place).stop
         self._place = self._dealer.whole(self._place).stop
+        self._under_way.append(items)
         return [self._source.encoded(item) for item in items.tolist()]
 
     def _decoded(self) -> Tensor:
@@ -50,6 +57,7 @@ class DaliLoader:
 
         on_gpu = self._dealer.device.type == "cuda"
         self._place = images_seen
+        self._under_way.clear()
         self._pipeline = Pipeline(
             batch_size=self._dealer.max_share,
             num_threads=self._num_threads,

@@ -21,14 +21,15 @@ class Order:
             self._epochs = dict([*kept, (epoch, counter.bits(key, self.num_images)[0].argsort(stable=True))])
         return self._epochs[epoch]
 
-    def items(self, positions: Tensor) -> Tensor:
-        """The items at the given positions since the start of training, both int64 [B], on the CPU."""
-        epochs, offsets = positions // self.num_images, positions % self.num_images
-        items = torch.empty_like(positions)
-        for epoch in epochs.unique().tolist():
-            here = epochs == epoch
-            items[here] = self._epoch(epoch)[offsets[here]]
-        return items
+    def items(self, positions: range) -> Tensor:
+        """The items at the given positions since the start of training, int64, on the CPU."""
+        parts = []
+        start = positions.start
+        while start < positions.stop:
+            epoch, offset = divmod(start, self.num_images)
+            parts.append(self._epoch(epoch)[offset : offset + positions.stop - start])
+            start += len(parts[-1])
+        return torch.cat(parts) if parts else torch.empty(0, dtype=torch.int64)
 
 
 def batch_positions(images_seen: int, num_images: int, batch_size: int, keep_partial: bool) -> range:

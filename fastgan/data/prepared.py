@@ -49,7 +49,8 @@ class PreparedSet:
 
     @cached_property
     def _maps(self) -> list[np.ndarray]:
-        return [np.memmap(shard, np.uint8, mode="r") for shard in self._shards]
+        maps = [np.memmap(shard, np.uint8, mode="r") for shard in self._shards]
+        return [np.asarray(shard) for shard in maps]  # the same memory, without the cost of slicing a memmap
 
     def encoded(self, item: int) -> np.ndarray:
         """The bytes of the image file, uint8 [length]; nothing is copied."""

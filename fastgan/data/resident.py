@@ -7,22 +7,30 @@ import torch
 from fastgan.data.batch import Batch, Dealer
 
 CHUNK = 1024  # images decoded at a time
+WORD = 8
 
 
 class ResidentLoader:
-    """Batches by position: nothing is kept between two calls, so any position may be asked for at any time."""
+    """Batches by position: nothing is kept between two calls, so any position may be asked for at any time.
+
+    An image is a row of whole 8-byte words, which are gathered twice as fast as bytes.
+    """
 
     def __init__(self, dealer: Dealer) -> None:
         self._dealer, self.num_images = dealer, dealer.num_images
         source = dealer.source
         self._shape = (*source.image_size, source.channels)
-        self._rows = torch.empty((len(source), math.prod(self._shape)), dtype=torch.uint8, device=dealer.device)
+        self._num_bytes = math.prod(self._shape)
+        words = -(-self._num_bytes // WORD)
+        self._rows = torch.empty((len(source), words), dtype=torch.int64, device=dealer.device)
+        bytes_ = self._rows.view(torch.uint8)
         for items in torch.arange(len(source)).split(CHUNK):
             images = source.pixels(items).permute(0, 2, 3, 1).flatten(1)
-            self._rows[items[0] : items[-1] + 1] = images.to(dealer.device)
+            bytes_[items[0] : items[-1] + 1, : self._num_bytes] = images.to(dealer.device)
 
     def batch(self, images_seen: int) -> Batch:
         """This process's share of the batch that starts at `images_seen`."""
         items = self._dealer.items(images_seen)
-        rows = self._rows.index_select(0, items.to(self._dealer.device))  # whole rows: five times as fast as indexing
-        return self._dealer.batch(images_seen, items, rows.view(-1, *self._shape).permute(0, 3, 1, 2))
+        rows = self._rows.index_select(0, items.to(self._dealer.device))  # several times as fast as indexing
+        pixels = rows.view(torch.uint8)[:, : self._num_bytes].unflatten(1, self._shape)
+        return self._dealer.batch(images_seen, items, pixels.permute(0, 3, 1, 2))

@@ -75,7 +75,7 @@ def real_statistics(source: ImageSource, extractor: Extractor, device: torch.dev
         extractor, (source.pixels(items).to(device) for items in torch.arange(len(source)).split(BATCH_SIZE))
     )
     mean, covariance = moments(features)
-    part = features[Order(len(features), seed=0).items(torch.arange(min(len(features), NUM_NEIGHBOR_IMAGES)))]
+    part = features[Order(len(features), seed=0).items(range(min(len(features), NUM_NEIGHBOR_IMAGES)))]
     tensors = {"mean": torch.from_numpy(mean), "covariance": torch.from_numpy(covariance), "features": part}
     write_atomically(path, safetensors.torch.save(tensors))
     return RealStatistics(mean, covariance, part, len(source))
