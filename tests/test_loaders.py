@@ -2,6 +2,7 @@
 
 import io
 import json
+import multiprocessing
 import tarfile
 from dataclasses import replace
 from pathlib import Path
@@ -161,6 +162,20 @@ def test_worker_processes_do_not_change_the_batches(sets):
         for workers in (0, 2)
     ]
     assert torch.equal(found[0], found[1])
+
+
+def test_worker_processes_end_in_order():
+    """Workers that a loader drops while they hand on batches end with exit code 0."""
+    source = ImageSet("memory", torch.zeros(50, 3, 256, 256, dtype=torch.uint8))
+    config = config_for("torch", workers=2)
+    config = replace(config, data=replace(config.data, image_size=(256, 256)))
+    workers = set()
+    for _ in range(4):
+        loader = build_loader(config, source, CPU)
+        loader.batch(0)
+        workers |= set(multiprocessing.active_children())
+    del loader
+    assert len(workers) == 8 and {worker.exitcode for worker in workers} == {0}
 
 
 def test_choice_of_loader(sets, monkeypatch):

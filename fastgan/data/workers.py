@@ -1,11 +1,16 @@
 """The loader that runs everywhere: torch's DataLoader, whose worker processes decode ahead."""
 
+import multiprocessing
 from collections.abc import Iterator
 
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from fastgan.data.batch import Batch, Dealer
+
+# Forks of a threaded process hang, and a spawned worker that ends while torch hands on a batch aborts: the interpreter
+# unwinds that thread through C++. A fork server has one thread, and its workers end without such a farewell.
+START_METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
 
 
 class _Decoded(IterableDataset[tuple[int, Tensor]]):
@@ -42,12 +47,13 @@ class WorkersLoader:
         return self._dealer.batch(images_seen, self._dealer.items(images_seen), pixels)
 
     def _start(self, images_seen: int) -> None:
+        multiprocessing.set_forkserver_preload([__name__])  # torch is imported once, not by each worker
         self._batches = iter(
             DataLoader(
                 _Decoded(self._dealer, images_seen),
                 batch_size=None,
                 num_workers=self._num_workers,
                 pin_memory=self._dealer.device.type == "cuda",
-                multiprocessing_context="spawn" if self._num_workers else None,  # forks of threaded processes hang
+                multiprocessing_context=START_METHOD if self._num_workers else None,
             )
         )
