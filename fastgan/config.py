@@ -14,6 +14,7 @@ from typing import Any, Literal
 from fastgan.errors import UserError
 
 MAX_SEED = 2**63 - 1
+BATCH_NORM_IN_D = ("dcgan128",)  # the networks whose D couples the images of a batch
 
 
 def _require(right: bool, name: str, value: object, wanted: str) -> None:
@@ -32,7 +33,7 @@ class DataConfig:
     """Which images, and how they are dealt out."""
 
     data: str = "mnist"
-    """A named data set (mnist, fashion-mnist, toy), a folder of images, or a folder that `data prepare` made."""
+    """A named data set (mnist, fashion-mnist, toy, stacked-mnist), a folder of images, or a prepared one."""
     image_size: tuple[int, int] = (28, 28)
     """Height and width in pixels."""
     channels: int = 1
@@ -55,24 +56,115 @@ class NetworkConfig:
     """The two networks."""
 
     network: str = "dcgan28"
-    """The family of G and D: dcgan28 or dcgan128."""
+    """The family of G and D: r3gan, dcgan28 or dcgan128."""
     z_dim: int = 100
     """Length of the latent vector z."""
     width: float = 1.0
     """Multiplies the channels of every hidden layer."""
+    stages: tuple[int, ...] = ()
+    """r3gan: channels of each stage, from the lowest resolution up."""
+    blocks: int = 2
+    """r3gan: residual blocks a stage."""
+    expansion: int = 2
+    """r3gan: how many times wider a block is inside."""
+    group_width: int = 16
+    """r3gan: channels of a group of the 3x3 convolutions; 0: one group, which CPUs compute best."""
+    stem: Literal[1, 2, 4] = 1
+    """r3gan: stride of the one convolution between the pixels and the stages; above 1 for CPUs."""
+    num_classes: int = 0
+    """r3gan: classes that G and D are told of each image, as the data set labels them; 0: none."""
+    spectral_norm: bool = False
+    """True: each layer of D is divided by its largest singular value."""
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    """What convolutions compute in; weights, losses and penalties stay float32."""
 
     def __post_init__(self) -> None:
-        _require_positive(self, "z_dim", "width")
+        _require_positive(self, "z_dim", "width", "blocks", "expansion")
+        _require(self.group_width >= 0, "group_width", self.group_width, "give a number of channels, 0 for one group")
+        for channels in self.stages:
+            _require(channels > 0, "stages", self.stages, "give numbers of channels above 0")
+        _require(self.num_classes >= 0, "num_classes", self.num_classes, "give a number of classes, 0 for none")
+        _require(
+            self.precision != "float16",
+            "precision",
+            self.precision,
+            "gradient penalties overflow it and training falls apart (R3GAN, appendix): give bfloat16 or float32",
+        )
 
 
 @dataclass(frozen=True)
 class ObjectiveConfig:
     """What the two players descend."""
 
-    loss: str = "nonsaturating"
+    loss: Literal["nonsaturating", "relativistic", "hinge", "least-squares", "wasserstein"] = "nonsaturating"
     """The adversarial loss."""
+    label_smoothing: float = 0.0
+    """nonsaturating: how much less than 1 the confidence is that D is to have in reals."""
+    penalty: Literal["none", "r1", "r1+r2", "wgan-gp"] = "none"
+    """Gradient penalty of D, on every image: r1 on reals, r2 on fakes, wgan-gp on mixes of both."""
+    gamma: float | None = None
+    """The penalty's weight; without it 0.0002 * pixels / batch size, for wgan-gp 10."""
+    gamma_end: float | None = None
+    """Where the weight arrives after burn_in; without it, it stays."""
+    penalty_form: Literal["exact", "finite-difference"] = "exact"
+    """exact: by double backpropagation. finite-difference: of logits at a small distance, r1 and r2 only."""
+    penalty_every: int = 1
+    """Steps between two penalties (lazy regularization), which then weigh so many times more."""
+    logit_centring: float = 0.0
+    """Weight of (D(x) + D(G(z)))^2, which holds the relativistic loss's logits around 0."""
+    augment: Literal["none", "ada", "ada-upright", "diffaugment"] = "none"
+    """What D sees of reals and fakes alike; ada-upright turns and mirrors nothing, for digits and letters."""
+    augment_p: float = 0.0
+    """Probability of each of its operations, reached after burn_in; where it adapts itself, at the start."""
+    augment_target: float | None = None
+    """Let augment_p adapt itself so that this share more of the reals than not looks real to D (ADA: 0.6)."""
     share_fakes: bool = False
     """True: one pass of G serves both players' phases. False: each phase draws its own latents."""
+
+    def __post_init__(self) -> None:
+        smoothing, p = self.label_smoothing, self.augment_p
+        _require(0 <= smoothing < 0.5, "label_smoothing", smoothing, "give a number from 0 up to, not with, 0.5")
+        _require(
+            not smoothing or self.loss == "nonsaturating",
+            "label_smoothing",
+            smoothing,
+            f"the loss {self.loss} has no labels: give 0 or --loss nonsaturating",
+        )
+        for name in ("gamma", "gamma_end", "logit_centring"):
+            value = getattr(self, name)
+            _require(value is None or 0 <= value < math.inf, name, value, "give a number of 0 or more")
+        _require(0 <= p <= 1, "augment_p", p, "give a probability")
+        _require(
+            p == 0 or self.augment != "none", "augment_p", p, "no augmentation is chosen: give --augment ada, or 0"
+        )
+        _require(
+            self.augment_target is None or self.augment != "none",
+            "augment_target",
+            self.augment_target,
+            "no augmentation is chosen: give --augment ada",
+        )
+        _require(
+            self.penalty_form == "exact" or self.penalty in ("r1", "r1+r2"),
+            "penalty_form",
+            self.penalty_form,
+            f"it is for the penalties r1 and r1+r2, not {self.penalty}: give exact",
+        )
+        self._refuse_what_fails()
+
+    def _refuse_what_fails(self) -> None:
+        _require_positive(self, "penalty_every")
+        _require(
+            self.penalty_every == 1 or self.loss != "relativistic",
+            "penalty_every",
+            self.penalty_every,
+            "lazy penalties make the relativistic loss unstable (R3GAN, appendix): give 1",
+        )
+        _require(
+            self.loss != "relativistic" or self.penalty in ("r1+r2", "none"),
+            "penalty",
+            self.penalty,
+            "the relativistic loss diverges with r1 alone (R3GAN, table 1): give r1+r2",
+        )
 
 
 @dataclass(frozen=True)
@@ -85,28 +177,37 @@ class OptimizerConfig:
     """Learning rate of G."""
     d_lr: float = 1e-4
     """Learning rate of D."""
+    g_lr_end: float | None = None
+    """Where G's arrives after burn_in; without it, it stays."""
+    d_lr_end: float | None = None
+    """Where D's arrives after burn_in; without it, it stays."""
     lr_decay: float = 0.0
     """Keras's legacy decay of both learning rates: lr / (1 + decay * steps taken)."""
     betas: tuple[float, float] = (0.9, 0.999)
     """Adam's two betas."""
+    beta2_end: float | None = None
+    """Where Adam's second beta arrives after burn_in; without it, it stays."""
     eps: float = 1e-8
     """Adam's or RMSprop's epsilon."""
     rho: float = 0.9
     """RMSprop's share of the past in its mean of squared gradients."""
-    ema_half_life: float = 0.0
-    """Half-life of G's weights in G_ema, in images; 0: G_ema is G itself."""
+    burn_in: int = 0
+    """Images over which gamma, learning rates, beta2, half-lives and augment_p go along a cosine to where they stay."""
+    ema_half_lives: tuple[float, ...] = ()
+    """Half-lives of G's weights in its averages, in images; the first one's images are shown; none: G's own are."""
     ema_ramp: float = 0.05
-    """Early on the half-life is at most this share of the images seen."""
+    """Early on a half-life is at most this share of the images seen."""
 
     def __post_init__(self) -> None:
-        _require_positive(self, "g_lr", "d_lr", "eps")
-        for beta in self.betas:
+        _require_positive(self, "g_lr", "d_lr", "eps", "ema_ramp")
+        for beta in (*self.betas, self.beta2_end or 0.0):
             _require(0 <= beta < 1, "betas", self.betas, "give two numbers from 0 up to, not with, 1")
         _require(0 <= self.rho < 1, "rho", self.rho, "give a number from 0 up to, not with, 1")
-        decay = self.lr_decay
-        _require(decay >= 0 and math.isfinite(decay), "lr_decay", decay, "give a number of 0 or more")
-        _require(self.ema_half_life >= 0, "ema_half_life", self.ema_half_life, "give a number of images, 0 or more")
-        _require(self.ema_ramp > 0, "ema_ramp", self.ema_ramp, "give a number above 0")
+        for name in ("lr_decay", "g_lr_end", "d_lr_end", "burn_in"):
+            value = getattr(self, name)
+            _require(value is None or 0 <= value < math.inf, name, value, "give a number of 0 or more")
+        for half_life in self.ema_half_lives:
+            _require(0 < half_life < math.inf, "ema_half_lives", self.ema_half_lives, "give numbers of images above 0")
 
 
 @dataclass(frozen=True)
@@ -146,7 +247,7 @@ class RunConfig:
     eval_images: int = 10_000
     """Generated images in an evaluation; real ones: as many as the data set has, up to 50,000."""
     extractor: Literal["auto", "inception", "digits"] = "auto"
-    """Features that evaluation compares; auto: digits for gray 28x28 images, else inception."""
+    """Features that evaluation compares; auto: digits for gray 28x28 images and stacked-mnist, else inception."""
     inception_weights: Path | None = None
     """The Inception weights' file; without it, torch-fidelity's cache or its download."""
     dry_run: bool = False
@@ -177,6 +278,14 @@ class Config:
 
     def __post_init__(self) -> None:
         _require(0 <= self.seed <= MAX_SEED, "seed", self.seed, f"give a whole number from 0 to {MAX_SEED}")
+        network, penalty = self.networks.network, self.objective.penalty
+        _require(
+            penalty == "none" or network not in BATCH_NORM_IN_D,
+            "penalty",
+            penalty,
+            f"D of {network} has BatchNorm, under which no image has a gradient of its own (WGAN-GP, section 4): "
+            "give --penalty none or --network r3gan",
+        )
 
     @property
     def run_dir(self) -> Path:

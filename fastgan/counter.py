@@ -24,6 +24,12 @@ class Stream(IntEnum):
     NOISE_G = 7
     TOY = 8
     MIRROR = 9
+    STACKED = 10
+    AUGMENT_D = 11
+    AUGMENT_G = 12
+    DIRECTIONS_REALS = 13
+    DIRECTIONS_FAKES = 14
+    MIX = 15
 
 
 def _wrap(value: int) -> int:
@@ -89,3 +95,10 @@ def keep_mask(key: Tensor, count: int, drop_probability: float) -> Tensor:
     if threshold == 2**15:  # no int16: it would wrap around and keep everything
         return torch.zeros_like(words[:, :count], dtype=torch.bool)
     return words[:, :count] >= threshold
+
+
+def signs(key: Tensor, count: int) -> Tensor:
+    """`count` numbers for each key, -1 or 1 at even odds, int8: [B] -> [B, count]."""
+    words = bits(key, (count + 63) // 64)
+    places = torch.arange(64, device=key.device)
+    return ((words[:, :, None] >> places) & 1).flatten(1)[:, :count].to(torch.int8) * 2 - 1

@@ -1,4 +1,4 @@
-"""The moving average of G, from which images are sampled."""
+"""The moving averages of G, from the first of which images are sampled."""
 
 import copy
 
@@ -7,14 +7,20 @@ from torch import nn
 
 
 class Ema:
-    """G_ema: a copy of G whose weights follow G's; its buffers (BatchNorm's statistics) are G's own of the moment."""
+    """G_ema: copies of G whose weights follow G's; their buffers (BatchNorm's statistics) are G's own of the moment."""
 
-    def __init__(self, G: nn.Module) -> None:
-        self.net = copy.deepcopy(G).eval().requires_grad_(False)
+    def __init__(self, G: nn.Module, count: int = 1) -> None:
+        self.nets = [copy.deepcopy(G).eval().requires_grad_(False) for _ in range(count)]
+
+    @property
+    def net(self) -> nn.Module:
+        """The first average."""
+        return self.nets[0]
 
     @torch.no_grad()
-    def update(self, G: nn.Module, beta: float) -> None:
-        """weights = beta * weights + (1 - beta) * G's."""
-        torch._foreach_lerp_(list(self.net.parameters()), list(G.parameters()), 1 - beta)
-        for mine, others in zip(self.net.buffers(), G.buffers(), strict=True):
-            mine.copy_(others)
+    def update(self, G: nn.Module, betas: tuple[float, ...]) -> None:
+        """weights = beta * weights + (1 - beta) * G's, in each average with a beta of its own."""
+        for net, beta in zip(self.nets, betas, strict=True):
+            torch._foreach_lerp_(list(net.parameters()), list(G.parameters()), 1 - beta)
+            for mine, others in zip(net.buffers(), G.buffers(), strict=True):
+                mine.copy_(others)

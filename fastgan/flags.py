@@ -56,7 +56,7 @@ def _flag_names(kind: Any, prog: str, given: dict[str, Any]) -> list[str]:
     shown = io.StringIO()
     with contextlib.redirect_stdout(shown), contextlib.suppress(SystemExit):
         tyro.cli(kind, args=["--help"], prog=prog, config=(tyro.conf.OmitArgPrefixes,), **given)
-    return sorted(set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", shown.getvalue())))
+    return sorted(set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*", shown.getvalue())))
 
 
 def _unknown(word: str, flags: list[str]) -> str:

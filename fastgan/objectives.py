@@ -3,39 +3,84 @@
 These modules, not the bare networks, are what is compiled and what an engine wraps.
 """
 
+from functools import partial
+from typing import NamedTuple
+
+import torch
 from torch import Tensor, nn
 
 from fastgan import counter
+from fastgan.augment import augment
 from fastgan.config import Config
 from fastgan.counter import Stream
-from fastgan.errors import UserError
-from fastgan.losses import LOSSES, Loss
+from fastgan.losses import logit_centring, loss_named
+from fastgan.penalties import Critic, exact_slopes, finite_difference_slopes, one_centred, zero_centred
 
+FD_STEP = 0.02  # of images in [-1, 1]: far above the rounding of float32 logits, below what bends them
+FD_DIRECTIONS = 1
 Terms = dict[str, Tensor]
 
 
-def loss_of(config: Config) -> Loss:
-    """The adversarial loss that the config names. Raises UserError that lists them all."""
-    name = config.objective.loss
-    if name not in LOSSES:
-        raise UserError(f"unknown loss {name!r}: choose from {', '.join(sorted(LOSSES))}")
-    return LOSSES[name]
+class Judged(NamedTuple):
+    """What D says of images, and the squared norms of its gradients in them where they were asked for: each [B]."""
+
+    logits: Tensor
+    slopes: Tensor | None = None
 
 
 class DiscriminatorObjective(nn.Module):
-    """D's loss on a batch of reals and as many fakes."""
+    """D's loss, penalties included, on a batch of reals and as many fakes."""
 
     def __init__(self, D: nn.Module, config: Config) -> None:
         super().__init__()
-        self.D, self.loss, self.seed = D, loss_of(config), config.seed
+        self.D, self.seed, self.config = D, config.seed, config.objective
+        self.loss = loss_named(config.objective.loss, config.objective.label_smoothing)
 
-    def forward(self, reals: Tensor, fakes: Tensor, labels: Tensor | None, index: Tensor) -> tuple[Tensor, Terms]:
-        """Mean loss, and terms, of images [B, C, H, W] in [-1, 1]; `index` [B] is each one's number in the run."""
-        real_logits = self.D(reals, labels, counter.keys(self.seed, Stream.NOISE_REALS, index))
-        fake_logits = self.D(fakes, labels, counter.keys(self.seed, Stream.NOISE_FAKES, index))
-        loss = self.loss.d(real_logits, fake_logits).mean()
-        terms = {"loss/D": loss, "logits/real": real_logits.mean(), "logits/fake": fake_logits.mean()}
-        return loss, {name: term.detach() for name, term in terms.items()}
+    def forward(
+        self,
+        reals: Tensor,
+        fakes: Tensor,
+        labels: Tensor | None,
+        index: Tensor,
+        gamma: float = 0.0,
+        augment_p: Tensor | float = 0.0,
+    ) -> tuple[Tensor, Terms]:
+        """Mean loss, and terms, of images [B, C, H, W] in [-1, 1]; `index` [B] is each one's number in the run.
+
+        A gamma of 0 leaves the penalty out. The two images of a pair get the same augmentation.
+        """
+        penalty = self.config.penalty if gamma else "none"
+        critic = partial(_critic, self.D, self.seed, self.config.augment, labels, index, Stream.AUGMENT_D, augment_p)
+        on_reals, on_fakes = critic(Stream.NOISE_REALS), critic(Stream.NOISE_FAKES)
+        real = self._judge(on_reals, reals, index, Stream.DIRECTIONS_REALS, penalty in ("r1", "r1+r2"))
+        fake = self._judge(on_fakes, fakes, index, Stream.DIRECTIONS_FAKES, penalty == "r1+r2")
+        adversarial = self.loss.d(real.logits, fake.logits)
+        terms = {"loss/D": adversarial, "logits/real": real.logits, "logits/fake": fake.logits}
+        loss = adversarial
+        for name, slopes in (("r1", real.slopes), ("r2", fake.slopes)):
+            if slopes is not None:
+                terms[f"penalty/{name}"] = slopes
+                loss = loss + zero_centred(slopes, gamma)
+        if penalty == "wgan-gp":
+            share = counter.uniform(counter.keys(self.seed, Stream.MIX, index), 1).to(reals.dtype)
+            _, slopes = exact_slopes(on_fakes, torch.lerp(fakes, reals, share[:, :, None, None]))
+            terms["penalty/slope"] = slopes.sqrt()
+            loss = loss + one_centred(slopes, gamma)
+        if self.config.logit_centring:
+            loss = loss + self.config.logit_centring * logit_centring(real.logits, fake.logits)
+        if self.config.augment != "none":
+            terms["augment/r"] = (real.logits - fake.logits if self.loss.g_needs_reals else real.logits).sign()
+        return loss.mean(), {name: term.detach().mean() for name, term in terms.items()}
+
+    def _judge(self, critic: Critic, images: Tensor, index: Tensor, stream: Stream, measure: bool) -> Judged:
+        if not measure:
+            return Judged(critic(images))
+        if self.config.penalty_form == "exact":
+            return Judged(*exact_slopes(critic, images))
+        count = FD_DIRECTIONS * images[0].numel()
+        signs = counter.signs(counter.keys(self.seed, stream, index), count).to(images.dtype)
+        directions = signs.unflatten(1, (FD_DIRECTIONS, *images.shape[1:])).transpose(0, 1)
+        return Judged(*finite_difference_slopes(critic, images, directions, FD_STEP))
 
 
 class GeneratorObjective(nn.Module):
@@ -43,12 +88,45 @@ class GeneratorObjective(nn.Module):
 
     def __init__(self, D: nn.Module, config: Config) -> None:
         super().__init__()
-        self.D, self.loss, self.seed = D, loss_of(config), config.seed
+        self.D, self.seed, self.config = D, config.seed, config.objective
+        self.loss = loss_named(config.objective.loss)
 
-    def forward(self, fakes: Tensor, labels: Tensor | None, index: Tensor) -> tuple[Tensor, Terms]:
-        """The mean loss, and the terms, of fakes [B, C, H, W] in [-1, 1]."""
+    def forward(
+        self, reals: Tensor, fakes: Tensor, labels: Tensor | None, index: Tensor, augment_p: Tensor | float = 0.0
+    ) -> tuple[Tensor, Terms]:
+        """The mean loss, and the terms, of fakes [B, C, H, W] in [-1, 1]; the reals are what a relativistic D compares
+        them with.
+        """
         self.D.requires_grad_(False)
-        fake_logits = self.D(fakes, labels, counter.keys(self.seed, Stream.NOISE_G, index))
+        critic = partial(_critic, self.D, self.seed, self.config.augment, labels, index, Stream.AUGMENT_G, augment_p)
+        real_logits = None
+        if self.loss.g_needs_reals:
+            with torch.no_grad():
+                real_logits = critic(Stream.NOISE_G)(reals)
+        fake_logits = critic(Stream.NOISE_G)(fakes)
         self.D.requires_grad_(True)
-        loss = self.loss.g(fake_logits).mean()
+        loss = self.loss.g(real_logits, fake_logits).mean()
         return loss, {"loss/G": loss.detach()}
+
+
+def _critic(
+    D: nn.Module,
+    seed: int,
+    kind: str,
+    labels: Tensor | None,
+    index: Tensor,
+    augment_stream: Stream,
+    augment_p: Tensor | float,
+    noise_stream: Stream,
+) -> Critic:
+    """D behind the augmentation of the images that `index` numbers, as a function of the images alone."""
+    noise = counter.keys(seed, noise_stream, index)
+    changes = counter.keys(seed, augment_stream, index)
+
+    def judge(images: Tensor) -> Tensor:
+        copies = len(images) // len(index)  # a finite difference judges several versions of a batch at once
+        given = (None if labels is None else labels.repeat(copies), noise.repeat(copies))
+        logits: Tensor = D(augment(images, changes.repeat(copies), augment_p, kind), *given)
+        return logits
+
+    return judge

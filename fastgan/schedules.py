@@ -1,5 +1,6 @@
 """What changes as training goes on, as pure functions of the images seen: nothing to save, nothing to restore."""
 
+import math
 from dataclasses import dataclass
 
 from fastgan.config import Config
@@ -11,7 +12,17 @@ class Knobs:
 
     g_lr: float
     d_lr: float
-    ema_beta: float
+    beta2: float  # Adam's
+    gamma: float
+    augment_p: float
+    ema_betas: tuple[float, ...]  # one for each half-life
+
+
+def cosine(start: float, end: float, images_seen: int, burn_in: int) -> float:
+    """From `start` to `end` along half a cosine while the first `burn_in` images are seen, then `end`."""
+    if images_seen >= burn_in:
+        return end
+    return end + (start - end) * (1 + math.cos(math.pi * images_seen / burn_in)) / 2
 
 
 def ema_beta(images_seen: int, batch_size: int, half_life: float, ramp: float) -> float:
@@ -28,9 +39,37 @@ def legacy_decay(lr: float, decay: float, step: int) -> float:
     return lr / (1 + decay * step)
 
 
+def gamma_rule(image_size: tuple[int, int], batch_size: int) -> float:
+    """0.0002 * pixels / batch size: a start for gamma where none is known (Karras 2020, ADA, 2006.06676, app. C)."""
+    return 0.0002 * image_size[0] * image_size[1] / batch_size
+
+
+def first_gamma(config: Config) -> float:
+    """Gamma at the start: the config's, else by the rule; WGAN-GP's own weight is 10."""
+    if config.objective.gamma is not None:
+        return config.objective.gamma
+    return 10.0 if config.objective.penalty == "wgan-gp" else gamma_rule(config.data.image_size, config.data.batch_size)
+
+
+def _gamma(config: Config, gamma: float, step: int) -> float:
+    """The gamma of a step: 0 where no penalty is due, and so much more where it is that their mean is gamma."""
+    every = config.objective.penalty_every
+    return 0.0 if config.objective.penalty == "none" or step % every else gamma * every
+
+
 def at(config: Config, images_seen: int, batch_size: int, step: int) -> Knobs:
     """The knobs of the step that goes from `images_seen` on by `batch_size` images, after `step` others."""
-    optimizer = config.optimizer
-    beta = ema_beta(images_seen, batch_size, optimizer.ema_half_life, optimizer.ema_ramp)
-    g_lr, d_lr = (legacy_decay(lr, optimizer.lr_decay, step) for lr in (optimizer.g_lr, optimizer.d_lr))
-    return Knobs(g_lr, d_lr, beta)
+    optimizer, objective = config.optimizer, config.objective
+
+    def moving(start: float, end: float | None) -> float:
+        return start if end is None else cosine(start, end, images_seen, optimizer.burn_in)
+
+    half_lives = [cosine(0.0, half_life, images_seen, optimizer.burn_in) for half_life in optimizer.ema_half_lives]
+    return Knobs(
+        g_lr=legacy_decay(moving(optimizer.g_lr, optimizer.g_lr_end), optimizer.lr_decay, step),
+        d_lr=legacy_decay(moving(optimizer.d_lr, optimizer.d_lr_end), optimizer.lr_decay, step),
+        beta2=moving(optimizer.betas[1], optimizer.beta2_end),
+        gamma=_gamma(config, moving(first_gamma(config), objective.gamma_end), step),
+        augment_p=cosine(0.0, objective.augment_p, images_seen, optimizer.burn_in),
+        ema_betas=tuple(ema_beta(images_seen, batch_size, length, optimizer.ema_ramp) for length in half_lives or [0]),
+    )

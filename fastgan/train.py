@@ -60,9 +60,7 @@ def plan(config: Config) -> str:
     from fastgan import networks
     from fastgan.data import num_images as images_of
     from fastgan.data import order
-    from fastgan.objectives import loss_of
 
-    loss_of(config)
     G, D = networks.build(config)
     num_images = images_of(config)
     total = config.total_images(num_images)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fastgan import counter, schedules
+from fastgan.augment import adapt
 from fastgan.config import Config
 from fastgan.counter import Stream
 from fastgan.data.batch import Batch, Loader
@@ -16,6 +17,7 @@ from fastgan.data.order import num_steps
 from fastgan.ema import Ema
 from fastgan.errors import Diverged, Stopped
 from fastgan.meter import Meter
+from fastgan.networks.layers import sum_over_processes
 from fastgan.objectives import DiscriminatorObjective, GeneratorObjective, Terms
 from fastgan.schedules import Knobs
 
@@ -26,10 +28,12 @@ class Player:
     def __init__(self, net: nn.Module, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         self.net, self.module, self.optimizer = net, module, optimizer
 
-    def descend(self, loss: Tensor, lr: float) -> Tensor:
+    def descend(self, loss: Tensor, lr: float, beta2: float) -> Tensor:
         """The weights move one step down the loss; returns the gradient's norm."""
         for group in self.optimizer.param_groups:
             group["lr"] = lr
+            if "betas" in group:
+                group["betas"] = (group["betas"][0], beta2)
         self.optimizer.zero_grad()
         loss.backward()
         norm = nn.utils.get_total_norm([p.grad for p in self.net.parameters() if p.grad is not None])
@@ -64,9 +68,12 @@ class Trainer:
         self.G = Player(G, wrap(G), _optimizer(G, config))
         self.D = Player(D, wrap(DiscriminatorObjective(D, config)), _optimizer(D, config))
         self.g_objective = GeneratorObjective(D, config)
-        self.ema = Ema(G)
+        self.ema = Ema(G, max(1, len(config.optimizer.ema_half_lives)))
         self.meter = Meter()
         self.images_seen = 0
+        self.augment_p: Tensor | None = None  # where it adapts itself
+        if config.objective.augment_target is not None:
+            self.augment_p = torch.tensor(config.objective.augment_p, device=next(G.parameters()).device)
         self.input_wait_s = 0.0  # since the start of the process: time in which the step had no batch
 
     @property
@@ -96,7 +103,7 @@ class Trainer:
             terms = self.discriminator_phase(batch, fakes, knobs)
             terms |= self.generator_phase(batch, self.fakes(self.G.module, batch, Stream.LATENTS_G), knobs)
         self.images_seen += batch.global_size
-        self.ema.update(self.G.net, knobs.ema_beta)
+        self.ema.update(self.G.net, knobs.ema_betas)
         return terms
 
     def fakes(self, G: nn.Module, batch: Batch, stream: Stream) -> Tensor:
@@ -107,15 +114,26 @@ class Trainer:
 
     def discriminator_phase(self, batch: Batch, fakes: Tensor, knobs: Knobs) -> Terms:
         """D has moved one step; G is as it was."""
-        loss, terms = self.D.module(batch.reals, fakes.detach(), batch.labels, batch.index)
+        loss, terms = self.D.module(
+            batch.reals, fakes.detach(), batch.labels, batch.index, knobs.gamma, self._strength(knobs)
+        )
         share = self._share(batch)
-        return _scaled(terms, share) | {"grad_norm/D": self.D.descend(loss * share, knobs.d_lr)}
+        terms = _scaled(terms, share) | {"grad_norm/D": self.D.descend(loss * share, knobs.d_lr, knobs.beta2)}
+        if self.augment_p is not None:
+            r = sum_over_processes(terms["augment/r"]) / self.num_processes
+            terms["augment/p"] = self.augment_p
+            self.augment_p = adapt(self.augment_p, r, batch.global_size, self.config.objective.augment_target or 0.0)
+        return terms
 
     def generator_phase(self, batch: Batch, fakes: Tensor, knobs: Knobs) -> Terms:
         """G has moved one step; D is as it was."""
-        loss, terms = self.g_objective(fakes, batch.labels, batch.index)
+        loss, terms = self.g_objective(batch.reals, fakes, batch.labels, batch.index, self._strength(knobs))
         share = self._share(batch)
-        return _scaled(terms, share) | {"grad_norm/G": self.G.descend(loss * share, knobs.g_lr)}
+        return _scaled(terms, share) | {"grad_norm/G": self.G.descend(loss * share, knobs.g_lr, knobs.beta2)}
+
+    def _strength(self, knobs: Knobs) -> Tensor | float:
+        """The probability of each operation of the augmentation."""
+        return knobs.augment_p if self.augment_p is None else self.augment_p
 
     def _share(self, batch: Batch) -> float:
         """Makes a mean over processes the mean over images, also where their parts of the batch differ in size."""
@@ -153,7 +171,8 @@ class Trainer:
             )
 
     def _nets(self) -> dict[str, nn.Module]:
-        return {"G": self.G.net, "D": self.D.net, "G_ema": self.ema.net}
+        averages = {f"G_ema{number or ''}": net for number, net in enumerate(self.ema.nets)}
+        return {"G": self.G.net, "D": self.D.net} | averages
 
     def state(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
         """All that training goes on from: tensors by file and name, and what JSON holds.
@@ -167,6 +186,8 @@ class Trainer:
             for number, values in player.optimizer.state_dict()["state"].items()
             for name, value in values.items()
         }
+        if self.augment_p is not None:
+            tensors["augment"] = {"p": self.augment_p}
         return tensors, {"images_seen": self.images_seen, "meter": self.meter.state()}
 
     def load_state(self, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any]) -> None:
@@ -175,6 +196,8 @@ class Trainer:
             net.load_state_dict(tensors[name])
         for side, player in (("G", self.G), ("D", self.D)):
             _load_optimizer(player.optimizer, side, tensors["optimizers"])
+        if self.augment_p is not None:
+            self.augment_p = self.augment_p.copy_(tensors["augment"]["p"])
         self.images_seen = state["images_seen"]
         self.meter.load_state(state["meter"])
 
