@@ -7,7 +7,7 @@ from torch import nn
 
 from fastgan.config import Config
 from fastgan.errors import UserError
-from fastgan.networks import dcgan, faces
+from fastgan.networks import dcgan, faces, r3gan
 
 
 def _dcgan28(config: Config) -> tuple[nn.Module, nn.Module]:
@@ -27,7 +27,31 @@ def _dcgan128(config: Config) -> tuple[nn.Module, nn.Module]:
     )
 
 
-BUILDERS: dict[str, Callable[[Config], tuple[nn.Module, nn.Module]]] = {"dcgan28": _dcgan28, "dcgan128": _dcgan128}
+def _r3gan(config: Config) -> tuple[nn.Module, nn.Module]:
+    networks, (height, width) = config.networks, config.data.image_size
+    if height % networks.stem or width % networks.stem:
+        raise UserError(
+            f"stem is {networks.stem}: images of {config.data.image_size} don't divide by it; give --stem 1"
+        )
+    base, count = r3gan.stages_for((height // networks.stem, width // networks.stem))
+    if len(networks.stages) != count:
+        raise UserError(
+            f"stages is {networks.stages}: images of {config.data.image_size} with a stem of {networks.stem} need "
+            f"{count}, from {base} up: give --stages and {count} numbers of channels"
+        )
+    stages = [max(1, round(channels * networks.width)) for channels in networks.stages]
+    shape = r3gan.Shape(
+        stages, networks.blocks, networks.group_width, networks.expansion, base, networks.num_classes, networks.stem
+    )
+    channels = config.data.channels
+    return r3gan.R3Generator(networks.z_dim, channels, shape), r3gan.R3Discriminator(channels, shape)
+
+
+BUILDERS: dict[str, Callable[[Config], tuple[nn.Module, nn.Module]]] = {
+    "dcgan28": _dcgan28,
+    "dcgan128": _dcgan128,
+    "r3gan": _r3gan,
+}
 
 
 def build(config: Config, device: torch.device | str = "cpu") -> tuple[nn.Module, nn.Module]:

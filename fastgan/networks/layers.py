@@ -48,7 +48,8 @@ def _several_processes() -> bool:
     return dist.is_initialized() and dist.get_world_size() > 1
 
 
-def _sum_over_processes(x: Tensor) -> Tensor:
+def sum_over_processes(x: Tensor) -> Tensor:
+    """The sum of all processes' tensors, who must all ask; differentiable."""
     total: Tensor = _SumOverProcesses.apply(x) if _several_processes() else x
     return total
 
@@ -84,10 +85,10 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
         """Mean [C], biased variance [C] and number of values a channel, of all processes; differentiable."""
         over = [0, *range(2, x.dim())]
         count = torch.tensor(float(x.numel() // x.shape[1]), device=x.device)
-        total = _sum_over_processes(torch.cat([x.sum(over), count[None]]))
+        total = sum_over_processes(torch.cat([x.sum(over), count[None]]))
         mean, count = total[:-1] / total[-1], total[-1].detach()
         centered = x - mean.view((1, -1) + (1,) * (x.dim() - 2))
-        return mean, _sum_over_processes(centered.square().sum(over)) / count, count
+        return mean, sum_over_processes(centered.square().sum(over)) / count, count
 
 
 def init_keras(module: nn.Module) -> None:
