@@ -15,6 +15,7 @@ usage: fastgan VERB [options]     (fastgan VERB --help lists a verb's options)
   train            train a GAN on one process; on several: accelerate launch fastgan/train.py
   evaluate RUN     measure a run's images against the real ones
   sample RUN       make images of chosen seeds
+  ema RUN          make averages of lengths chosen after a run with --ema-stds: --length 0.08
 
   --version        print the version"""
 
@@ -45,6 +46,14 @@ def _sample(args: Sequence[str]) -> int:
     from fastgan.sample import SampleOptions, sample
 
     sample(parse(SampleOptions, args, prog="fastgan sample"))
+    return EXIT_DONE
+
+
+def _ema(args: Sequence[str]) -> int:
+    from fastgan.flags import parse
+    from fastgan.reconstruct import EmaOptions, ema
+
+    ema(parse(EmaOptions, args, prog="fastgan ema"))
     return EXIT_DONE
 
 
@@ -95,7 +104,7 @@ def _data_info(args: Sequence[str]) -> int:
 
 
 DATA_VERBS = {"get": _data_get, "prepare": _data_prepare, "info": _data_info}
-VERBS = {"train": _train, "evaluate": _evaluate, "sample": _sample, "data": _data}
+VERBS = {"train": _train, "evaluate": _evaluate, "sample": _sample, "ema": _ema, "data": _data}
 
 
 def main(args: Sequence[str] | None = None) -> int:

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from fastgan.errors import UserError
 
 MAX_SEED = 2**63 - 1
+MAX_EMA_STD = 0.25  # the plain mean of all weights since the start has 0.289
 BATCH_NORM_IN_D = ("dcgan128",)  # the networks whose D couples the images of a batch
 
 
@@ -197,6 +198,8 @@ class OptimizerConfig:
     """Half-lives of G's weights in its averages, in images; the first one's images are shown; none: G's own are."""
     ema_ramp: float = 0.05
     """Early on a half-life is at most this share of the images seen."""
+    ema_stds: tuple[float, ...] = ()
+    """Widths of power-function averages (EDM2), shares of training up to 0.25: `fastgan ema` makes any other of two."""
 
     def __post_init__(self) -> None:
         _require_positive(self, "g_lr", "d_lr", "eps", "ema_ramp")
@@ -208,6 +211,10 @@ class OptimizerConfig:
             _require(value is None or 0 <= value < math.inf, name, value, "give a number of 0 or more")
         for half_life in self.ema_half_lives:
             _require(0 < half_life < math.inf, "ema_half_lives", self.ema_half_lives, "give numbers of images above 0")
+        for std in self.ema_stds:
+            _require(0 < std <= MAX_EMA_STD, "ema_stds", self.ema_stds, f"give numbers above 0, at most {MAX_EMA_STD}")
+        different = len(set(self.ema_stds)) == len(self.ema_stds)
+        _require(different, "ema_stds", self.ema_stds, "give each once")
 
 
 @dataclass(frozen=True)
@@ -242,6 +249,8 @@ class RunConfig:
     """Images between two checkpoints; without it, one an epoch."""
     keep_checkpoints: int = 3
     """How many of the last checkpoints to keep."""
+    ema_snapshot_every: int | None = None
+    """Images between two snapshots of each of ema_stds, all kept, as large as G; without it, one an epoch."""
     eval_every: int | None = None
     """Images between two evaluations; without it, at the end of training only; 0: none."""
     eval_images: int = 10_000
@@ -255,7 +264,7 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         _require_positive(self, "epochs", "log_every", "grid_side", "resident_gib", "keep_checkpoints", "eval_images")
-        for name in ("images", "minutes", "threads", "grid_every", "checkpoint_every"):
+        for name in ("images", "minutes", "threads", "grid_every", "checkpoint_every", "ema_snapshot_every"):
             if getattr(self, name) is not None:
                 _require_positive(self, name)
         _require((self.workers or 0) >= 0, "workers", self.workers, "give a whole number, 0 or more")

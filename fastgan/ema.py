@@ -1,4 +1,4 @@
-"""The moving averages of G, from the first of which images are sampled."""
+"""Moving averages of G: those of half-lives, from the first of which images are sampled, and power functions."""
 
 import copy
 
@@ -7,7 +7,7 @@ from torch import nn
 
 
 class Ema:
-    """G_ema: copies of G whose weights follow G's; their buffers (BatchNorm's statistics) are G's own of the moment."""
+    """Copies of G whose weights follow G's; their buffers (BatchNorm's statistics) are G's own of the moment."""
 
     def __init__(self, G: nn.Module, count: int = 1) -> None:
         self.nets = [copy.deepcopy(G).eval().requires_grad_(False) for _ in range(count)]

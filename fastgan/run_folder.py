@@ -5,6 +5,7 @@ sessions.jsonl     versions, commit, command       performance.jsonl   images/s,
 checkpoints/       see checkpoint.py               tensorboard/        the same figures, and the grids
 grids/             a PNG each                      training.gif        all grids
 losses.png         both losses                     evaluation.jsonl    what `fastgan evaluate` measured
+averages/          see averages.py
 """
 
 import json
@@ -33,7 +34,8 @@ class RunFolder:
         self.config, self.sessions = path / "config.json", path / "sessions.jsonl"
         self.log, self.performance = path / "log.jsonl", path / "performance.jsonl"
         self.evaluation = path / "evaluation.jsonl"
-        self.checkpoints, self.tensorboard = path / "checkpoints", path / "tensorboard"
+        self.checkpoints, self.averages = path / "checkpoints", path / "averages"
+        self.tensorboard = path / "tensorboard"
         self.grids, self.gif = path / "grids", path / "training.gif"
 
     def read_config(self) -> Config:

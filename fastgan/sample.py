@@ -1,7 +1,7 @@
 """`fastgan sample RUN`: images of chosen seeds, the same for the same seeds on every run."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +10,7 @@ import tyro
 from torch import Tensor, nn
 
 from fastgan import networks
+from fastgan.averages import Averages, read
 from fastgan.board import grid, save_png
 from fastgan.checkpoint import Checkpoints, Snapshot
 from fastgan.config import Config
@@ -19,6 +20,24 @@ from fastgan.metrics.fidelity import latents
 from fastgan.run_folder import RunFolder
 
 BATCH_SIZE = 64
+
+
+@dataclass(frozen=True)
+class Which:
+    """Which of the averages of G; without any of these, the first."""
+
+    average: int | None = None
+    """The number of one of ema_half_lives, from 0."""
+    length: float | None = None
+    """A power-function average of this length, of a run with --ema-stds: see `fastgan ema`."""
+    at: int | None = None
+    """With --length: as it was at so many images; without it, at the newest snapshot."""
+
+    def __post_init__(self) -> None:
+        if self.length is not None and self.average is not None:
+            raise UserError(f"average is {self.average}: give either it or --length")
+        if self.length is None and self.at is not None:
+            raise UserError(f"at is {self.at}: it goes with --length")
 
 
 @dataclass(frozen=True)
@@ -33,6 +52,7 @@ class SampleOptions:
     """Folder for the PNG files."""
     grid: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """One picture of all images instead of a file each."""
+    which: Which = field(default_factory=Which)
 
 
 def parse_seeds(text: str) -> list[int]:
@@ -52,16 +72,34 @@ def to_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def open_run(path: Path) -> tuple[RunFolder, Config, Snapshot, nn.Module]:
-    """A run's folder, settings, newest whole checkpoint, and G_ema from it. Raises UserError where one is missing."""
+def open_run(path: Path, which: Which | None = None) -> tuple[RunFolder, Config, Snapshot, nn.Module]:
+    """A run's folder, settings, what G is read from, and G: an average in the newest whole checkpoint, or of a length.
+
+    Raises UserError where one of them is missing.
+    """
+    which = which or Which()
     folder = RunFolder(path)
     config = folder.read_config()
-    snapshot = Checkpoints(folder.checkpoints).latest()
+    if which.length is not None:
+        made = Averages(folder.averages, config.optimizer.ema_stds).reconstruct(which.length, which.at)
+        name = f"length {which.length:g}"
+        snapshot: Snapshot | None = Snapshot(made.path, {name: read(made.path)}, {"images_seen": made.images_seen})
+    else:
+        name = _name(which.average or 0, max(1, len(config.optimizer.ema_half_lives)))
+        snapshot = Checkpoints(folder.checkpoints).latest()
     if snapshot is None:
         raise UserError(f"{path} has no checkpoint yet: let it train on")
     G, _ = networks.build(config)
-    G.load_state_dict(snapshot.tensors["G_ema"])
+    G.load_state_dict(snapshot.tensors[name])
     return folder, config, snapshot, G.eval().requires_grad_(False)
+
+
+def _name(average: int, count: int) -> str:
+    """The average's name in a checkpoint. Raises UserError where it isn't one of `count`."""
+    if not 0 <= average < count:
+        numbers = "0" if count == 1 else f"a number from 0 to {count - 1}"
+        raise UserError(f"average is {average}: the run has {count} of them, give {numbers}")
+    return f"G_ema{average or ''}"
 
 
 @torch.inference_mode()
@@ -74,7 +112,7 @@ def images_of(G: nn.Module, seeds: list[int], z_dim: int, device: torch.device) 
 def sample(options: SampleOptions) -> list[Path]:
     """PNG files of the seeds in `out`, or one grid; their paths."""
     seeds = parse_seeds(options.seeds)
-    _, config, snapshot, G = open_run(options.run)
+    _, config, snapshot, G = open_run(options.run, options.which)
     device = to_device()
     images = images_of(G.to(device), seeds, config.networks.z_dim, device)
     try:

@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 
+from fastgan import ema_profiles
 from fastgan.config import Config
 
 
@@ -16,6 +17,7 @@ class Knobs:
     gamma: float
     augment_p: float
     ema_betas: tuple[float, ...]  # one for each half-life
+    power_betas: tuple[float, ...]  # one for each of ema_stds
 
 
 def cosine(start: float, end: float, images_seen: int, burn_in: int) -> float:
@@ -72,4 +74,5 @@ def at(config: Config, images_seen: int, batch_size: int, step: int) -> Knobs:
         gamma=_gamma(config, moving(first_gamma(config), objective.gamma_end), step),
         augment_p=cosine(0.0, objective.augment_p, images_seen, optimizer.burn_in),
         ema_betas=tuple(ema_beta(images_seen, batch_size, length, optimizer.ema_ramp) for length in half_lives or [0]),
+        power_betas=tuple(ema_profiles.beta(images_seen, batch_size, std) for std in optimizer.ema_stds),
     )

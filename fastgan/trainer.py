@@ -69,6 +69,7 @@ class Trainer:
         self.D = Player(D, wrap(DiscriminatorObjective(D, config)), _optimizer(D, config))
         self.g_objective = GeneratorObjective(D, config)
         self.ema = Ema(G, max(1, len(config.optimizer.ema_half_lives)))
+        self.power = Ema(G, len(config.optimizer.ema_stds))
         self.meter = Meter()
         self.images_seen = 0
         self.augment_p: Tensor | None = None  # where it adapts itself
@@ -92,7 +93,7 @@ class Trainer:
         return num_steps(images_seen, self.loader.num_images, data.batch_size, data.keep_partial_batch)
 
     def train_step(self, batch: Batch) -> Terms:
-        """Play one round: D moves, G answers, the average of G follows."""
+        """Play one round: D moves, G answers, the averages of G follow."""
         knobs = schedules.at(self.config, self.images_seen, batch.global_size, self.steps_to(self.images_seen))
         if self.config.objective.share_fakes:
             fakes = self.fakes(self.G.module, batch, Stream.LATENTS_D)
@@ -104,6 +105,7 @@ class Trainer:
             terms |= self.generator_phase(batch, self.fakes(self.G.module, batch, Stream.LATENTS_G), knobs)
         self.images_seen += batch.global_size
         self.ema.update(self.G.net, knobs.ema_betas)
+        self.power.update(self.G.net, knobs.power_betas)
         return terms
 
     def fakes(self, G: nn.Module, batch: Batch, stream: Stream) -> Tensor:
@@ -172,6 +174,7 @@ class Trainer:
 
     def _nets(self) -> dict[str, nn.Module]:
         averages = {f"G_ema{number or ''}": net for number, net in enumerate(self.ema.nets)}
+        averages |= {f"G_power{number}": net for number, net in enumerate(self.power.nets)}
         return {"G": self.G.net, "D": self.D.net} | averages
 
     def state(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import torch
 
 from fastgan import curves
+from fastgan.averages import Averages
 from fastgan.board import Board, peak_memory_gib, read_rows
 from fastgan.checkpoint import Checkpoints
 from fastgan.data.images import ImageSource
@@ -26,9 +27,12 @@ class Watch:
     def __init__(self, trainer: Trainer, folder: RunFolder, source: ImageSource, processes: Processes) -> None:
         self.config, self.folder, self.processes = trainer.config, folder, processes
         self.checkpoints = Checkpoints(folder.checkpoints, self.config.run.keep_checkpoints)
+        self.averages = Averages(folder.averages, self.config.optimizer.ema_stds)
         self.board = Board(folder, self.config, trainer.images_seen) if processes.is_main else None
         self.progress = _progress(trainer) if processes.is_main else None
         self.evaluator = self._evaluator(source)
+        if processes.is_main:
+            self.averages.remove_partial()
         self._aside_s = {"grid": 0.0, "evaluation": 0.0, "checkpoint": 0.0}
         self._last_log, self._last_time, self._last_wait = trainer.images_seen, time.monotonic(), 0.0
         self._done_at: dict[str, int] = {}
@@ -57,6 +61,8 @@ class Watch:
             Event(run.checkpoint_every or epoch, self.checkpoint),
             Event(epoch, self.begin_epoch),
         ]
+        if self.averages.stds:
+            events.insert(4, Event(run.ema_snapshot_every or epoch, self.average))
         if run.eval_every:
             events.insert(4, Event(run.eval_every, self.evaluate))
         return events
@@ -120,6 +126,15 @@ class Watch:
         shown = "  ".join(f"{name} {value:.3f}" for name, value in metrics.items() if "_std_" not in name)
         self.progress.say(f"evaluation at {trainer.images_seen:,} images:  {shown}")
 
+    def average(self, trainer: Trainer) -> None:
+        """A snapshot of each power-function average. Raises Diverged as `checkpoint` does."""
+        if not self.averages.stds or self._is_done("average", trainer):
+            return
+        trainer.check_finite()
+        if self.board is not None:
+            with self._aside("checkpoint"):
+                self.averages.save(trainer.power.nets, trainer.images_seen)
+
     def checkpoint(self, trainer: Trainer) -> None:
         """Raises Diverged where there is nothing worth keeping, UserError where it can't be written."""
         if self._is_done("checkpoint", trainer):
@@ -134,6 +149,7 @@ class Watch:
         self.end_epoch(trainer)
         self.grid(trainer)
         self.evaluate(trainer)
+        self.average(trainer)
         self.checkpoint(trainer)
 
     def close(self, trainer: Trainer) -> None:
