@@ -1,6 +1,6 @@
 """`fastgan evaluate RUN`: how far the run's images are from the real ones."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -12,10 +12,11 @@ from fastgan.board import append_row
 from fastgan.config import Config
 from fastgan.data import check, open_source
 from fastgan.data.images import ImageSource
-from fastgan.metrics import extractors, fidelity
+from fastgan.data.stacked import StackedSet
+from fastgan.metrics import extractors, fidelity, modes
 from fastgan.metrics.extractors import Extractor
 from fastgan.run_folder import session
-from fastgan.sample import open_run, to_device
+from fastgan.sample import Which, open_run, to_device
 
 
 class Evaluator:
@@ -25,10 +26,22 @@ class Evaluator:
         self.config, self.source, self.extractor, self.device = config, source, extractor, device
 
     def __call__(self, G: nn.Module, num_images: int) -> dict[str, float]:
-        """The metrics of `num_images` images of the seeds 0, 1, 2 …, rounded to 8 bits as saved images are."""
-        reals = fidelity.real_statistics(self.source, self.extractor, self.device)
+        """The metrics of `num_images` images of the seeds 0, 1, 2 …, rounded to 8 bits as saved images are.
+
+        The digits extractor counts the modes of stacked-mnist; else distances are measured, digits' legibility too.
+        """
         fakes = fidelity.generate(G, num_images, self.config.networks.z_dim, self.device)
-        return fidelity.measure(*fidelity.extract(self.extractor, fakes), reals, self.extractor.name)
+        if self.extractor.name == "digits" and isinstance(self.source, StackedSet):
+            found = modes.count_modes(fakes, self.extractor)
+            return {"modes": found.modes, "kl": found.kl, "kl_floor": found.floor}
+        reals = fidelity.real_statistics(self.source, self.extractor, self.device)
+        features, logits = fidelity.extract(self.extractor, fakes)
+        metrics = fidelity.measure(features, logits, reals, self.extractor.name)
+        if self.extractor.name == "digits":
+            confident, shares = modes.legibility_of(logits)
+            metrics |= {"confident_digits": confident}
+            metrics |= {"min_class_share_digits": min(shares), "max_class_share_digits": max(shares)}
+        return metrics
 
 
 @dataclass(frozen=True)
@@ -40,9 +53,10 @@ class EvaluateOptions:
     images: int = 50_000
     """How many images to generate."""
     extractor: Literal["auto", "inception", "digits"] = "auto"
-    """Features to compare; auto: digits for gray 28x28 images, else inception."""
+    """Features to compare; auto: digits for gray 28x28 images and stacked-mnist, else inception."""
     inception_weights: Path | None = None
     """The Inception weights' file; without it, torch-fidelity's cache or its download."""
+    which: Which = field(default_factory=Which)
 
 
 def evaluate(options: EvaluateOptions) -> dict[str, float]:
@@ -50,7 +64,7 @@ def evaluate(options: EvaluateOptions) -> dict[str, float]:
 
     Raises UserError for a folder without a run, a checkpoint, or the extractor's weights.
     """
-    folder, config, snapshot, G = open_run(options.run)
+    folder, config, snapshot, G = open_run(options.run, options.which)
     device = to_device()
     name = extractors.name_for(config) if options.extractor == "auto" else options.extractor
     extractor = extractors.load(name, device, options.inception_weights)
@@ -59,6 +73,7 @@ def evaluate(options: EvaluateOptions) -> dict[str, float]:
     metrics = Evaluator(config, source, extractor, device)(G.to(device), options.images)
     row = {
         "images_seen": snapshot.state["images_seen"],
+        "which": asdict(options.which),
         "metrics": metrics,
         "protocol": protocol(extractor, source, options.images),
         "session": session(),

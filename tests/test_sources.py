@@ -119,7 +119,7 @@ def test_cache_dir(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 def test_named_sets_are_described_alike() -> None:
     """Every named set of four files has a known number of images and an md5 of the right form for each file."""
-    assert {"toy", *sources.IDX_SOURCES} == set(sources.NUM_IMAGES) == set(sources.NAMES)
+    assert {"toy", "stacked-mnist", *sources.IDX_SOURCES} == set(sources.NUM_IMAGES) == set(sources.NAMES)
     for name, source in sources.IDX_SOURCES.items():
         assert source.name == name and tuple(source.md5s) == IDX_FILES
         assert all(len(digest) == 32 and int(digest, 16) for digest in source.md5s.values())

@@ -14,6 +14,7 @@ from fastgan.data.folder import FolderSet
 from fastgan.data.images import ImageSource
 from fastgan.data.prepared import PreparedSet, is_prepared
 from fastgan.data.resident import ResidentLoader
+from fastgan.data.stacked import StackedSet
 from fastgan.data.workers import WorkersLoader
 from fastgan.errors import UserError
 
@@ -27,7 +28,7 @@ def open_source(config: Config) -> ImageSource:
     """
     name, folder = config.data.data, Path(config.data.data)
     if name in sources.NAMES:
-        return sources.load(name)
+        return sources.open_named(name)
     if not folder.is_dir():
         raise UserError(
             f"no data set {name!r}: give --data a folder of images, one that `fastgan data prepare` made "
@@ -66,6 +67,8 @@ def choose_loader(config: Config, source: ImageSource) -> tuple[str, str]:
     """The loader's name, and why."""
     if config.run.loader != "auto":
         return config.run.loader, "asked for"
+    if isinstance(source, StackedSet):
+        return "torch", "drawn batch by batch"
     gib = len(source) * source.channels * source.image_size[0] * source.image_size[1] / 2**30
     if gib <= config.run.resident_gib:
         return "resident", f"{gib:.2f} GiB decoded, of the {config.run.resident_gib:g} that --resident-gib allows"
@@ -89,7 +92,8 @@ def build_loader(
     dealer = Dealer(config, source, device, rank, num_processes)
     kind, reason = choose_loader(config, source)
     say(f"data: {len(source):,} images of {source.name}; loader {kind} ({reason})")
-    workers = torch.get_num_threads() if config.run.workers is None else config.run.workers
+    drawn = isinstance(source, StackedSet)  # which is quicker than to hand it over
+    workers = config.run.workers if config.run.workers is not None else 0 if drawn else torch.get_num_threads()
     if kind == "resident":
         return ResidentLoader(dealer)
     if kind == "torch":

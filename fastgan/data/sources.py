@@ -18,7 +18,8 @@ from pathlib import Path
 import torch
 
 from fastgan import counter
-from fastgan.data.images import ImageSet, read_idx
+from fastgan.data import stacked
+from fastgan.data.images import ImageSet, ImageSource, read_idx
 from fastgan.errors import UserError
 from fastgan.files import write_atomically
 
@@ -81,7 +82,7 @@ IDX_SOURCES = {
     )
 }
 TOY_SIZE = 1000
-NUM_IMAGES = {"mnist": 60_000, "fashion-mnist": 60_000, "toy": TOY_SIZE}
+NUM_IMAGES = {"mnist": 60_000, "fashion-mnist": 60_000, "toy": TOY_SIZE, stacked.NAME: stacked.NUM_IMAGES}
 NAMES = tuple(NUM_IMAGES)
 
 
@@ -100,7 +101,7 @@ def num_images(name: str) -> int:
 
 
 def get(name: str, say: Callable[[str], None] = print) -> Path | None:
-    """The named set is in the cache; its folder, or None for a set that is drawn and not kept.
+    """The named set is in the cache; its folder, or None for a set that is drawn of nothing and not kept.
 
     Every file that comes is checked before it is kept. `load` checks again what lies there.
 
@@ -109,6 +110,8 @@ def get(name: str, say: Callable[[str], None] = print) -> Path | None:
     num_images(name)
     if name == "toy":
         return None
+    if name == stacked.NAME:
+        return get("mnist", say)
     source, folder = IDX_SOURCES[name], cache_dir() / name
     if all((folder / file).exists() for file in source.md5s):
         return folder
@@ -136,8 +139,10 @@ def get(name: str, say: Callable[[str], None] = print) -> Path | None:
 def load(name: str, split: str = "train") -> ImageSet:
     """The named set's `train` or `test` split. Gets it first if need be.
 
-    Raises UserError as `get` does, and for a file whose contents aren't those of the data set.
+    Raises UserError as `get` does, for a file whose contents aren't those of the data set, and for stacked-mnist.
     """
+    if name == stacked.NAME:
+        raise UserError(f"{name} is drawn while training, there is nothing to keep: give --data {name}")
     folder = get(name)
     if folder is None:
         return _toy(TOY_SIZE if split == "train" else 200)
@@ -146,6 +151,14 @@ def load(name: str, split: str = "train") -> ImageSet:
         if _md5((folder / file).read_bytes()) != IDX_SOURCES[name].md5s[file]:
             raise UserError(f"{folder / file} is damaged (its md5 is wrong): delete it and run the same command again")
     return ImageSet(name, read_idx(folder / images)[:, None], read_idx(folder / labels).long())
+
+
+def open_named(name: str, split: str = "train") -> ImageSource:
+    """The named set, ready to be asked for images: loaded, or drawn of what is. Raises UserError as `load` does."""
+    if name != stacked.NAME:
+        return load(name, split)
+    num_images = stacked.NUM_IMAGES if split == "train" else stacked.NUM_TEST_IMAGES
+    return stacked.StackedSet(load("mnist", split), num_images)
 
 
 def _md5(data: bytes) -> str:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fastgan.config import Config
+from fastgan.data import stacked
 from fastgan.errors import UserError
 from fastgan.metrics.digits import NUM_FEATURES, DigitsNet
 
@@ -37,7 +38,8 @@ def name_for(config: Config) -> str:
     """The extractor that the config asks for: of `auto`, the one that fits the images."""
     if config.run.extractor != "auto":
         return config.run.extractor
-    return "digits" if (config.data.channels, config.data.image_size) == (1, (28, 28)) else "inception"
+    is_gray28 = (config.data.channels, config.data.image_size) == (1, (28, 28))
+    return "digits" if is_gray28 or config.data.data == stacked.NAME else "inception"
 
 
 def load(name: str, device: torch.device, inception_weights: Path | None = None) -> Extractor:
