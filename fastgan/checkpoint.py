@@ -57,7 +57,7 @@ class Checkpoints:
             side.mkdir()
             _write(side, tensors, state)
             if final.exists():  # damaged, or the same: a run that was resumed before it comes here again
-                shutil.rmtree(final)
+                _remove(final)
             side.rename(final)
             _sync_folder(self.folder)
         except OSError as error:
@@ -68,7 +68,7 @@ class Checkpoints:
                 "free some space and run the same command again"
             ) from error
         for old in self.paths()[: -self.keep]:
-            shutil.rmtree(old, ignore_errors=True)
+            _remove(old)
         return final
 
     def latest(self, say: Callable[[str], None] = print) -> Snapshot | None:
@@ -110,6 +110,14 @@ def read(path: Path) -> Snapshot:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise Damaged(f"{type(error).__name__}: {error}") from None
     return Snapshot(path, tensors, state)
+
+
+def _remove(path: Path) -> None:
+    """The checkpoint is gone at once: a kill leaves no part of it under its name."""
+    aside = path.with_name(f".{path.name}.old.partial")
+    shutil.rmtree(aside, ignore_errors=True)
+    path.rename(aside)
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def _write(folder: Path, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any]) -> None:
