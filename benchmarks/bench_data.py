@@ -27,8 +27,8 @@ from PIL import Image, ImageOps
 
 from fastgan import presets
 from fastgan.config import Config
-from fastgan.data import build_loader
 from fastgan.data.batch import Loader
+from fastgan.data.loaders import build_loader
 from fastgan.data.prepared import PreparedSet
 from fastgan.distributed import keep_freed_memory
 from fastgan.flags import parse

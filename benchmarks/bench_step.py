@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fastgan import networks, presets
 from fastgan.board import peak_memory_gib
-from fastgan.data import build_loader, open_source
+from fastgan.data.loaders import build_loader, open_source
 from fastgan.distributed import keep_freed_memory
 from fastgan.flags import parse
 from fastgan.trainer import Trainer

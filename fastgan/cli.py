@@ -1,5 +1,6 @@
 """`fastgan VERB`: one verb, one module. Nothing heavy is imported before the verb is known."""
 
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -109,20 +110,26 @@ VERBS = {"train": _train, "evaluate": _evaluate, "sample": _sample, "ema": _ema,
 
 def main(args: Sequence[str] | None = None) -> int:
     """Run the verb; returns the exit code. A user's mistake is one line on standard error."""
-    args = sys.argv[1:] if args is None else args
+    try:
+        return _run(sys.argv[1:] if args is None else args)
+    except UserError as error:
+        print(f"fastgan: error: {error}", file=sys.stderr)
+        return EXIT_USER_ERROR
+    except BrokenPipeError:  # who read our output, like `head`, has gone: nothing is left to say
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_USER_ERROR
+
+
+def _run(args: Sequence[str]) -> int:
     if not args or args[0] in ("-h", "--help"):
         print(USAGE)
         return EXIT_DONE
     if args[0] == "--version":
         print(f"fastgan {__version__}")
         return EXIT_DONE
-    try:
-        if args[0] not in VERBS:
-            raise UserError(f"unknown verb {args[0]!r}: choose from {', '.join(VERBS)}")
-        return VERBS[args[0]](args[1:])
-    except UserError as error:
-        print(f"fastgan: error: {error}", file=sys.stderr)
-        return EXIT_USER_ERROR
+    if args[0] not in VERBS:
+        raise UserError(f"unknown verb {args[0]!r}: choose from {', '.join(VERBS)}")
+    return VERBS[args[0]](args[1:])
 
 
 if __name__ == "__main__":

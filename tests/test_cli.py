@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 import time
@@ -10,7 +11,8 @@ import torch
 import fastgan
 from fastgan import cli, networks, presets, train
 from fastgan.config import flat
-from fastgan.data import build_loader, sources
+from fastgan.data import sources
+from fastgan.data.loaders import build_loader
 from fastgan.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("keep_signal_handlers", "here")
@@ -194,3 +196,24 @@ def test_version_needs_nothing_heavy() -> None:
     )
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert answer.stdout.splitlines()[-1] == "[]"
+
+
+def test_prepare_needs_no_torch() -> None:
+    """`fastgan data prepare` starts without torch, whose import takes longer than a thousand images."""
+    code = (
+        "import sys; from fastgan import cli; cli.main(['data', 'prepare', 'nowhere', 'dest', '--size', '8']);"
+        "print('torch' in sys.modules)"
+    )
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert answer.stdout.splitlines()[-1] == "False" and "there is no 'nowhere'" in answer.stderr
+
+
+def test_a_reader_that_goes_away_is_no_traceback() -> None:
+    """Output into a pipe that nobody reads any longer, as after `| head -1`, ends without a traceback."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [sys.executable, "-u", "-m", "fastgan.cli", "--help"], stdout=writer, stderr=subprocess.PIPE, text=True
+    )
+    os.close(writer)
+    assert done.returncode == 2 and done.stderr == ""

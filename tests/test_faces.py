@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from fastgan import networks, presets
-from fastgan.data import build_loader
 from fastgan.data.images import ImageSet
+from fastgan.data.loaders import build_loader
 from fastgan.data.order import batch_positions, num_steps
 from fastgan.networks.faces import Discriminator128, Generator128
 from fastgan.trainer import Trainer

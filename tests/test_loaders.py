@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 
 from fastgan import presets
-from fastgan.data import build_loader, check, choose_loader, open_source
 from fastgan.data.images import ImageSet
+from fastgan.data.loaders import build_loader, check, choose_loader, open_source
 from fastgan.data.prepared import PreparedSet
 from fastgan.errors import UserError
 

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from fastgan import cli, presets, train
 from fastgan.board import read_rows
-from fastgan.data import build_loader, choose_loader, inputs, num_images, open_source, sources
+from fastgan.data import inputs, sources
 from fastgan.data.images import ImageSet
+from fastgan.data.loaders import build_loader, choose_loader, num_images, open_source
 from fastgan.data.sources import IDX_FILES, IdxSource
 from fastgan.data.stacked import NAME, StackedSet
 

@@ -24,7 +24,7 @@ class FolderSet:
     def __init__(self, folder: Path, image_size: tuple[int, int], channels: int) -> None:
         self.folder, self.name, self.image_size, self.channels = folder, folder.name, image_size, channels
         self._recipe = Recipe(image_size, "crop", channels)
-        labelled = label_entries(list_folder(folder, without=None), option=None)
+        labelled = label_entries(list_folder(folder.resolve(), without=None), option=None)
         self._entries = labelled.entries
         if not self._entries:
             endings = ", ".join(sorted(IMAGE_SUFFIXES))

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 
 from fastgan.data.archives import Entry, Source, is_image, list_folder, list_zip, walk
+from fastgan.data.names import NAMES
 from fastgan.data.parquet import list_parquet
 from fastgan.data.pixels import Raw
 from fastgan.data.skipped import name_bytes
-from fastgan.data.sources import NAMES
 from fastgan.data.tars import list_tars
 from fastgan.errors import UserError
 

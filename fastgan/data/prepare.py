@@ -20,16 +20,16 @@ from fastgan.data import shard_writer
 from fastgan.data.archives import Entry, Source
 from fastgan.data.inputs import open_source
 from fastgan.data.labels import Labelled, label_entries
+from fastgan.data.names import NAMES
 from fastgan.data.pixels import BadImage, Raw, Recipe, Size, Stored, cook, count_channels
 from fastgan.data.pool import Pool, num_cores
 from fastgan.data.shard_writer import INDEX, JOB, Shard, ShardWriter
 from fastgan.data.skipped import Skipped, few, in_order, name_bytes, show
-from fastgan.data.sources import NAMES
 from fastgan.errors import UserError
 
 T = TypeVar("T")
 
-BATCH_IMAGES = 16  # sent to a worker in one go, or fewer where they are large
+BATCH_IMAGES = 64  # sent to a worker in one go, or fewer where they are large
 BATCH_BYTES = 8 * 2**20
 MAX_SIDE = 8192
 CRASHED: BadImage | Stored = BadImage("its decoder crashed")
@@ -87,6 +87,8 @@ def prepare(options: PrepareOptions) -> dict[str, Any]:
                 shard_writer.clear(dest)
                 with contextlib.suppress(OSError):
                     dest.rmdir()
+    except BrokenPipeError:  # of the console, not of DEST
+        raise
     except OSError as error:
         raise UserError(f"cannot write {dest} ({error.strerror or error}): mend that and run the same again") from None
 

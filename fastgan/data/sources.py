@@ -20,6 +20,7 @@ import torch
 from fastgan import counter
 from fastgan.data import stacked
 from fastgan.data.images import ImageSet, ImageSource, read_idx
+from fastgan.data.names import NAMES, NUM_IMAGES
 from fastgan.errors import UserError
 from fastgan.files import write_atomically
 
@@ -81,9 +82,7 @@ IDX_SOURCES = {
         ),
     )
 }
-TOY_SIZE = 1000
-NUM_IMAGES = {"mnist": 60_000, "fashion-mnist": 60_000, "toy": TOY_SIZE, stacked.NAME: stacked.NUM_IMAGES}
-NAMES = tuple(NUM_IMAGES)
+TOY_SIZE = NUM_IMAGES["toy"]
 
 
 def cache_dir() -> Path:
