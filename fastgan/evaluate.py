@@ -10,8 +10,8 @@ from torch import nn
 
 from fastgan.board import append_row
 from fastgan.config import Config
-from fastgan.data import check, open_source
 from fastgan.data.images import ImageSource
+from fastgan.data.loaders import check, open_source
 from fastgan.data.stacked import StackedSet
 from fastgan.metrics import extractors, fidelity, modes
 from fastgan.metrics.extractors import Extractor
@@ -28,9 +28,12 @@ class Evaluator:
     def __call__(self, G: nn.Module, num_images: int) -> dict[str, float]:
         """The metrics of `num_images` images of the seeds 0, 1, 2 …, rounded to 8 bits as saved images are.
 
+        Where G is told classes, those are the data set's, as often as there: see `fidelity.labels_for`.
         The digits extractor counts the modes of stacked-mnist; else distances are measured, digits' legibility too.
         """
-        fakes = fidelity.generate(G, num_images, self.config.networks.z_dim, self.device)
+        networks = self.config.networks
+        labels = fidelity.labels_for(torch.arange(num_images), networks.num_classes, self.source.labels)
+        fakes = fidelity.generate(G, num_images, networks.z_dim, self.device, labels)
         if self.extractor.name == "digits" and isinstance(self.source, StackedSet):
             found = modes.count_modes(fakes, self.extractor)
             return {"modes": found.modes, "kl": found.kl, "kl_floor": found.floor}

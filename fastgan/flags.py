@@ -34,21 +34,29 @@ def parse(kind: type[T], args: Sequence[str], prog: str, default: T | None = Non
     except SystemExit as end:
         if end.code in (0, None):
             raise
-        raise UserError(_first_paragraph(complaint.getvalue())) from None
+        raise _refusal(end) or UserError(_first_paragraph(complaint.getvalue())) from None
     if unknown:
         raise UserError(_unknown(unknown[0], _flag_names(kind, prog, given)))
     return result
 
 
+def _refusal(end: BaseException | None) -> UserError | None:
+    """The dataclass's own complaint, if that is why tyro ended the program."""
+    while end is not None and not isinstance(end, UserError):
+        end = end.__context__
+    return end
+
+
 def _first_paragraph(box: str) -> str:
-    """What tyro's box says above its first rule, as one line."""
-    said = []
+    """What tyro's box says between its title and the next rule, as one line; without UTF-8 it is drawn with hyphens."""
+    paragraphs: list[list[str]] = [[]]
     for line in box.splitlines():
         text = line.strip("│╭╮╰╯ ")
-        if text.startswith("──"):
-            break
-        if text and not line.startswith("╭"):
-            said.append(text)
+        if line.startswith("╭") or (text and not text.strip("─-")):
+            paragraphs.append([])
+        elif text:
+            paragraphs[-1].append(text)
+    said: list[str] = next(filter(None, paragraphs[1:]), [])
     return " ".join(said) or "these options don't fit together: see --help"
 
 

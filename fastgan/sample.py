@@ -16,7 +16,7 @@ from fastgan.checkpoint import Checkpoints, Snapshot
 from fastgan.config import Config
 from fastgan.data.images import to_bytes
 from fastgan.errors import UserError
-from fastgan.metrics.fidelity import latents
+from fastgan.metrics.fidelity import labels_for, latents
 from fastgan.run_folder import RunFolder
 
 BATCH_SIZE = 64
@@ -52,6 +52,8 @@ class SampleOptions:
     """Folder for the PNG files."""
     grid: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """One picture of all images instead of a file each."""
+    class_number: Annotated[int | None, tyro.conf.arg(name="class")] = None
+    """The class of all images, by number, of a run with classes; without it, classes take turns: seed % classes."""
     which: Which = field(default_factory=Which)
 
 
@@ -102,11 +104,28 @@ def _name(average: int, count: int) -> str:
     return f"G_ema{average or ''}"
 
 
+def _labels(seeds: list[int], num_classes: int, class_number: int | None) -> Tensor | None:
+    """The seeds' classes [N]. Raises UserError for a class that the run doesn't have."""
+    if class_number is None:
+        return labels_for(torch.tensor(seeds), num_classes)
+    if not num_classes:
+        raise UserError(f"class is {class_number}: the run has no classes, leave it out")
+    if not 0 <= class_number < num_classes:
+        raise UserError(
+            f"class is {class_number}: the run has {num_classes} classes, give a number from 0 to {num_classes - 1}"
+        )
+    return torch.full([len(seeds)], class_number)
+
+
 @torch.inference_mode()
-def images_of(G: nn.Module, seeds: list[int], z_dim: int, device: torch.device) -> Tensor:
-    """uint8 images [N, C, H, W] of the seeds, on the CPU."""
-    parts = torch.tensor(seeds, device=device).split(BATCH_SIZE)
-    return torch.cat([to_bytes(G(latents(part, z_dim))).cpu() for part in parts])
+def images_of(G: nn.Module, seeds: list[int], z_dim: int, device: torch.device, labels: Tensor | None = None) -> Tensor:
+    """uint8 images [N, C, H, W] of the seeds, of the classes `labels` [N] where G is to be told one, on the CPU."""
+    images = []
+    for places in torch.arange(len(seeds)).split(BATCH_SIZE):
+        part = torch.tensor(seeds)[places].to(device)
+        given = None if labels is None else labels[places].to(device)
+        images.append(to_bytes(G(latents(part, z_dim), given)).cpu())
+    return torch.cat(images)
 
 
 def sample(options: SampleOptions) -> list[Path]:
@@ -114,7 +133,8 @@ def sample(options: SampleOptions) -> list[Path]:
     seeds = parse_seeds(options.seeds)
     _, config, snapshot, G = open_run(options.run, options.which)
     device = to_device()
-    images = images_of(G.to(device), seeds, config.networks.z_dim, device)
+    labels = _labels(seeds, config.networks.num_classes, options.class_number)
+    images = images_of(G.to(device), seeds, config.networks.z_dim, device, labels)
     try:
         if options.grid:
             paths = [options.out / "grid.png"]

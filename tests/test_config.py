@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import refusal
 
 from fastgan import presets
 from fastgan.config import (
+    BATCH_NORM_IN_D,
     MAX_SEED,
     Config,
     DataConfig,
@@ -91,6 +93,20 @@ WRONG: list[tuple[type, str, Any]] = [
     (NetworkConfig, "z_dim", 0),
     (NetworkConfig, "width", 0.0),
     (NetworkConfig, "width", math.inf),
+    (NetworkConfig, "stages", (64, 0)),
+    (NetworkConfig, "blocks", 0),
+    (NetworkConfig, "expansion", 0),
+    (NetworkConfig, "group_width", -1),
+    (NetworkConfig, "num_classes", -1),
+    (ObjectiveConfig, "label_smoothing", -0.1),
+    (ObjectiveConfig, "label_smoothing", 0.5),
+    (ObjectiveConfig, "gamma", -1.0),
+    (ObjectiveConfig, "gamma", math.nan),
+    (ObjectiveConfig, "gamma_end", math.inf),
+    (ObjectiveConfig, "penalty_every", 0),
+    (ObjectiveConfig, "logit_centring", -0.01),
+    (ObjectiveConfig, "augment_p", 1.5),
+    (ObjectiveConfig, "augment_p", -0.1),
     (OptimizerConfig, "g_lr", 0.0),
     (OptimizerConfig, "g_lr", math.nan),
     (OptimizerConfig, "d_lr", -1e-4),
@@ -100,8 +116,15 @@ WRONG: list[tuple[type, str, Any]] = [
     (OptimizerConfig, "betas", (-0.1, 0.9)),
     (OptimizerConfig, "betas", (0.9, math.nan)),
     (OptimizerConfig, "eps", 0.0),
-    (OptimizerConfig, "ema_half_life", -1.0),
-    (OptimizerConfig, "ema_half_life", math.nan),
+    (OptimizerConfig, "rho", 1.0),
+    (OptimizerConfig, "lr_decay", -1e-8),
+    (OptimizerConfig, "g_lr_end", -1e-8),
+    (OptimizerConfig, "d_lr_end", math.inf),
+    (OptimizerConfig, "burn_in", -1),
+    (OptimizerConfig, "ema_half_lives", (0.0,)),
+    (OptimizerConfig, "ema_half_lives", (500.0, -1.0)),
+    (OptimizerConfig, "ema_half_lives", (math.nan,)),
+    (OptimizerConfig, "ema_half_lives", (500.0, math.inf)),
     (OptimizerConfig, "ema_ramp", 0.0),
     (OptimizerConfig, "ema_ramp", -0.05),
     (RunConfig, "epochs", 0.0),
@@ -128,6 +151,116 @@ def test_wrong_value(section: type, field: str, value: Any) -> None:
     assert "\n" not in text
 
 
+def d_with_batch_norm(network: str, penalty: Any) -> Config:
+    return Config(networks=NetworkConfig(network=network), objective=ObjectiveConfig(penalty=penalty))
+
+
+# What can't work together: what makes it, the field that is refused, why, and the way out.
+MISMATCHES: dict[str, tuple[Callable[[], Any], str, str, str]] = {
+    "r1 of a D with BatchNorm": (
+        lambda: d_with_batch_norm("dcgan128", "r1"),
+        "penalty is 'r1': ",
+        "D of dcgan128 has BatchNorm",
+        "give --penalty none or --network r3gan",
+    ),
+    "wgan-gp of a D with BatchNorm": (
+        lambda: d_with_batch_norm("dcgan128", "wgan-gp"),
+        "penalty is 'wgan-gp': ",
+        "no image has a gradient of its own",
+        "give --penalty none or --network r3gan",
+    ),
+    "lazy penalty of the relativistic loss": (
+        lambda: ObjectiveConfig(loss="relativistic", penalty="r1+r2", penalty_every=16),
+        "penalty_every is 16: ",
+        "make the relativistic loss unstable",
+        "give 1",
+    ),
+    "relativistic loss with r1 alone": (
+        lambda: ObjectiveConfig(loss="relativistic", penalty="r1"),
+        "penalty is 'r1': ",
+        "diverges with r1 alone",
+        "give r1+r2",
+    ),
+    "float16": (
+        lambda: NetworkConfig(precision="float16"),
+        "precision is 'float16': ",
+        "gradient penalties overflow it",
+        "give bfloat16 or float32",
+    ),
+    "smoothing of a loss without labels": (
+        lambda: ObjectiveConfig(loss="hinge", label_smoothing=0.1),
+        "label_smoothing is 0.1: ",
+        "the loss hinge has no labels",
+        "give 0 or --loss nonsaturating",
+    ),
+    "finite differences of wgan-gp": (
+        lambda: ObjectiveConfig(loss="wasserstein", penalty="wgan-gp", penalty_form="finite-difference"),
+        "penalty_form is 'finite-difference': ",
+        "not wgan-gp",
+        "give exact",
+    ),
+    "finite differences of nothing": (
+        lambda: ObjectiveConfig(penalty_form="finite-difference"),
+        "penalty_form is 'finite-difference': ",
+        "not none",
+        "give exact",
+    ),
+    "strength without an augmentation": (
+        lambda: ObjectiveConfig(augment_p=0.3),
+        "augment_p is 0.3: ",
+        "no augmentation is chosen",
+        "give --augment ada, or 0",
+    ),
+    "a target without an augmentation": (
+        lambda: ObjectiveConfig(augment_target=0.6),
+        "augment_target is 0.6: ",
+        "no augmentation is chosen",
+        "give --augment ada",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MISMATCHES)
+def test_mismatch(name: str) -> None:
+    """What is known to fail is refused in one line with the field, its value, the reason and what would be right."""
+    make, start, reason, remedy = MISMATCHES[name]
+    text = refusal(make)
+    assert text.startswith(start) and reason in text and text.endswith(remedy)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: d_with_batch_norm("dcgan128", "none"),
+        lambda: d_with_batch_norm("dcgan28", "r1"),
+        lambda: d_with_batch_norm("r3gan", "wgan-gp"),
+        lambda: ObjectiveConfig(loss="relativistic", penalty="r1+r2"),
+        lambda: ObjectiveConfig(loss="relativistic"),
+        lambda: ObjectiveConfig(penalty="r1", penalty_every=16, penalty_form="finite-difference"),
+        lambda: ObjectiveConfig(loss="hinge", penalty="r1+r2", penalty_form="finite-difference"),
+        lambda: ObjectiveConfig(loss="wasserstein", penalty="wgan-gp", penalty_every=2),
+        lambda: ObjectiveConfig(augment="ada", augment_p=0.3, augment_target=0.6),
+        lambda: NetworkConfig(precision="bfloat16"),
+    ],
+)
+def test_match(make: Callable[[], Any]) -> None:
+    """The refusals go no further than their reasons: what lies beside them is taken."""
+    make()
+
+
+def test_networks_with_batch_norm_in_d() -> None:
+    """The networks whose D couples the images of a batch are the ones under which penalties are refused."""
+    from fastgan import networks
+    from fastgan.networks.layers import BatchNorm
+
+    stages = {"r3gan": (8, 8, 8), "dcgan": (8, 8)}
+    for network in networks.BUILDERS:
+        config = changed(presets.debug(), "networks", network=network, stages=stages.get(network, ()), group_width=0)
+        config = changed(config, "data", image_size=(128, 128) if network == "dcgan128" else (28, 28))
+        _, D = networks.build(config)
+        assert any(isinstance(module, BatchNorm) for module in D.modules()) == (network in BATCH_NORM_IN_D)
+
+
 @pytest.mark.parametrize(
     ("section", "field", "value"),
     [
@@ -136,7 +269,14 @@ def test_wrong_value(section: type, field: str, value: Any) -> None:
         (DataConfig, "image_size", (1, 1)),
         (DataConfig, "batch_size", 1),
         (OptimizerConfig, "betas", (0.0, 0.0)),
-        (OptimizerConfig, "ema_half_life", 0.0),
+        (OptimizerConfig, "ema_half_lives", ()),
+        (OptimizerConfig, "ema_half_lives", (1.0, 2.0)),
+        (OptimizerConfig, "g_lr_end", 0.0),
+        (OptimizerConfig, "burn_in", 0),
+        (NetworkConfig, "group_width", 0),
+        (ObjectiveConfig, "gamma", 0.0),
+        (ObjectiveConfig, "label_smoothing", 0.499),
+        (ObjectiveConfig, "penalty_every", 1),
         (RunConfig, "epochs", 1e-3),
         (RunConfig, "eval_every", 0),
         (RunConfig, "eval_every", None),

@@ -14,6 +14,13 @@ INT64 = st.integers(-(2**63), 2**63 - 1)
 # The first numbers of SplitMix64 from the states 0 and 1234567, as other implementations print them.
 FROM_0 = [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F]
 PINNED_KEYS = [8407459800431601144, -9009806918528303950, -6970470993825205455]
+DRAWS = (
+    counter.bits,
+    counter.uniform,
+    counter.normal,
+    counter.signs,
+    lambda key, count: counter.keep_mask(key, count, 0.3),
+)
 FROM_1234567 = [6457827717110365317, 3203168211198807973, 9817491932198370423]
 
 
@@ -96,7 +103,7 @@ def test_inputs_are_left_alone() -> None:
     index = torch.arange(5)
     keys = counter.keys(3, Stream.TOY, index)
     before = keys.clone()
-    for draw in (counter.bits, counter.uniform, counter.normal, lambda key, n: counter.keep_mask(key, n, 0.3)):
+    for draw in DRAWS:
         draw(keys, 4)
     counter.mix(keys)
     assert torch.equal(keys, before) and index.tolist() == [0, 1, 2, 3, 4]
@@ -162,7 +169,7 @@ def test_no_dependence_on_the_batch(start: int, size: int, count: int, offset: i
     """An image draws the same numbers in any batch: a slice of the indices gives the same rows."""
     index = torch.arange(offset, offset + 70)
     part = slice(start, start + size)
-    for draw in (counter.bits, counter.uniform, counter.normal, lambda key, n: counter.keep_mask(key, n, 0.3)):
+    for draw in DRAWS:
         whole = draw(counter.keys(1, Stream.LATENTS_G, index), count)
         assert torch.equal(whole[part], draw(counter.keys(1, Stream.LATENTS_G, index[part]), count))
 
@@ -171,8 +178,8 @@ def test_no_dependence_on_the_batch(start: int, size: int, count: int, offset: i
 def test_counts(count: int) -> None:
     """Every draw gives exactly the asked number of columns, odd numbers too."""
     key = counter.keys(0, Stream.TOY, torch.arange(3))
-    for drawn in (counter.bits(key, count), counter.normal(key, count), counter.keep_mask(key, count, 0.5)):
-        assert drawn.shape == (3, count)
+    for draw in DRAWS:
+        assert draw(key, count).shape == (3, count)
 
 
 @pytest.mark.parametrize("drop_probability", [0.001, 0.1, 0.3, 0.5, 0.9, 0.999])
@@ -215,4 +222,32 @@ def test_stream_numbers_are_pinned() -> None:
         "NOISE_G": 7,
         "TOY": 8,
         "MIRROR": 9,
+        "STACKED": 10,
+        "AUGMENT_D": 11,
+        "AUGMENT_G": 12,
+        "DIRECTIONS_REALS": 13,
+        "DIRECTIONS_FAKES": 14,
+        "MIX": 15,
     }
+
+
+@pytest.mark.parametrize("count", [1, 63, 64, 65, 130])
+def test_signs_are_the_bits_from_the_lowest_up(count: int) -> None:
+    """Signs are a key's 64-bit numbers read bit by bit from the lowest up: a 1 gives 1, a 0 gives -1; int8."""
+    keys = counter.keys(4, Stream.DIRECTIONS_REALS, torch.arange(5))
+    wanted = [
+        [2 * (splitmix64(key, 3)[place // 64] >> place % 64 & 1) - 1 for place in range(count)]
+        for key in unsigned(keys)
+    ]
+    signs = counter.signs(keys, count)
+    assert signs.dtype == torch.int8 and signs.tolist() == wanted
+
+
+def test_signs_are_even_and_independent() -> None:
+    """Each of a word's 64 places is -1 and 1 equally often, and tells nothing of its neighbours or the next image."""
+    signs = counter.signs(counter.keys(0, Stream.DIRECTIONS_FAKES, torch.arange(2000)), 192)
+    assert set(signs.unique().tolist()) == {-1, 1}
+    places = signs.double().view(2000, 3, 64)
+    assert float(places.mean((0, 1)).abs().max()) < 4.5 / math.sqrt(6000)
+    for other in (signs.roll(1, dims=1), signs.roll(64, dims=1), signs.roll(1, dims=0)):
+        assert abs(correlation(signs, other)) < 4 / math.sqrt(signs.numel())

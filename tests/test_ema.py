@@ -14,7 +14,8 @@ from fastgan import cli, ema_profiles, files, networks, presets, schedules, trai
 from fastgan.averages import Averages, read
 from fastgan.board import read_rows
 from fastgan.config import OptimizerConfig
-from fastgan.data import build_loader, sources
+from fastgan.data import sources
+from fastgan.data.loaders import build_loader
 from fastgan.ema import Ema
 from fastgan.sample import Which, open_run
 from fastgan.trainer import Trainer

@@ -72,7 +72,7 @@ def test_builders_refuse_what_they_cannot_make():
     from dataclasses import replace
 
     config = presets.get("debug")
-    with pytest.raises(UserError, match=r"unknown network 'resnet': choose from dcgan128, dcgan28"):
+    with pytest.raises(UserError, match=r"unknown network 'resnet': choose from dcgan, dcgan128, dcgan28, r3gan"):
         networks.build(replace(config, networks=replace(config.networks, network="resnet")))
     with pytest.raises(UserError, match=r"image_size is \(30, 32\).*multiples of 4"):
         networks.build(replace(config, data=replace(config.data, image_size=(30, 32))))

@@ -5,7 +5,8 @@ import torch
 
 from fastgan import networks, presets, schedules
 from fastgan.counter import Stream
-from fastgan.data import build_loader, check, sources
+from fastgan.data import sources
+from fastgan.data.loaders import build_loader, check
 from fastgan.errors import Diverged, Stopped, UserError
 from fastgan.trainer import Event, Trainer
 
@@ -113,7 +114,7 @@ def test_ema_is_a_hand_written_average():
 def test_without_half_life_the_average_is_g():
     """A half-life of 0 makes G_ema a copy of G, statistics included."""
     config = presets.get("debug")
-    config = replace(config, optimizer=replace(config.optimizer, ema_half_life=0.0))
+    config = replace(config, optimizer=replace(config.optimizer, ema_half_lives=()))
     trainer = Trainer(config, networks.build(config), build_loader(config, TOY, CPU))
     step(trainer)
     assert same(trainer.ema.net.state_dict().values(), trainer.G.net.state_dict().values())

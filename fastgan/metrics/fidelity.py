@@ -40,12 +40,29 @@ def latents(seeds: Tensor, z_dim: int) -> Tensor:
     return counter.normal(counter.keys(0, Stream.SAMPLES, seeds), z_dim)
 
 
+def labels_for(seeds: Tensor, num_classes: int, data_labels: Tensor | None = None) -> Tensor | None:
+    """The classes [B] of sample seeds [B]; None where the networks know none (`num_classes` 0).
+
+    They take turns: seed % num_classes. Or they follow a data set with `data_labels` [N]: seed s gets the class of
+    image s of its order of seed 0, so that N seeds have the data's classes, each as often as there.
+    """
+    if not num_classes:
+        return None
+    if data_labels is None:
+        return seeds % num_classes
+    items = Order(len(data_labels), seed=0).items(range(int(seeds.max()) + 1))
+    return data_labels.to(seeds.device)[items.to(seeds.device)[seeds]]
+
+
 @torch.inference_mode()
-def generate(G: nn.Module, num_images: int, z_dim: int, device: torch.device) -> Iterator[Tensor]:
-    """uint8 batches of the images of seeds 0, 1, 2 …: what `fastgan sample` would save."""
+def generate(
+    G: nn.Module, num_images: int, z_dim: int, device: torch.device, labels: Tensor | None = None
+) -> Iterator[Tensor]:
+    """uint8 batches of the images of seeds 0, 1, 2 …, of the classes `labels` [N] where G is to be told one."""
     for start in range(0, num_images, BATCH_SIZE):
         seeds = torch.arange(start, min(start + BATCH_SIZE, num_images), device=device)
-        yield to_bytes(G(latents(seeds, z_dim)))
+        given = () if labels is None else (labels.to(device)[seeds],)
+        yield to_bytes(G(latents(seeds, z_dim), *given))
 
 
 def extract(extractor: Extractor, batches: Iterable[Tensor]) -> tuple[Tensor, Tensor]:

@@ -5,9 +5,10 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from fastgan.config import Config
+from fastgan.config import Config, NetworkConfig
 from fastgan.errors import UserError
-from fastgan.networks import dcgan, faces, r3gan
+from fastgan.networks import convolutions, dcgan, faces, r3gan
+from fastgan.networks.layers import add_spectral_norm
 
 
 def _dcgan28(config: Config) -> tuple[nn.Module, nn.Module]:
@@ -34,20 +35,43 @@ def _r3gan(config: Config) -> tuple[nn.Module, nn.Module]:
             f"stem is {networks.stem}: images of {config.data.image_size} don't divide by it; give --stem 1"
         )
     base, count = r3gan.stages_for((height // networks.stem, width // networks.stem))
-    if len(networks.stages) != count:
-        raise UserError(
-            f"stages is {networks.stages}: images of {config.data.image_size} with a stem of {networks.stem} need "
-            f"{count}, from {base} up: give --stages and {count} numbers of channels"
-        )
-    stages = [max(1, round(channels * networks.width)) for channels in networks.stages]
+    stages = _widths(config, base, count, networks.width)
     shape = r3gan.Shape(
-        stages, networks.blocks, networks.group_width, networks.expansion, base, networks.num_classes, networks.stem
+        stages,
+        networks.blocks,
+        networks.group_width,
+        networks.expansion,
+        base,
+        networks.num_classes,
+        networks.stem,
+        networks.float32_stages if networks.precision == "bfloat16" else None,
     )
     channels = config.data.channels
     return r3gan.R3Generator(networks.z_dim, channels, shape), r3gan.R3Discriminator(channels, shape)
 
 
+def _dcgan(config: Config) -> tuple[nn.Module, nn.Module]:
+    networks, channels = config.networks, config.data.channels
+    base, count = r3gan.stages_for(config.data.image_size)
+    g_stages = _widths(config, base, count - 1, networks.width)
+    d_stages = _widths(config, base, count - 1, networks.width * networks.d_width)
+    G = convolutions.Generator(networks.z_dim, channels, g_stages, base, networks.num_classes)
+    return G, convolutions.Discriminator(channels, d_stages, base, networks.num_classes)
+
+
+def _widths(config: Config, base: tuple[int, int], count: int, factor: float) -> list[int]:
+    """The channels of each of `count` stages. Raises UserError where the config names more or fewer."""
+    stages = config.networks.stages
+    if len(stages) != count:
+        raise UserError(
+            f"stages is {stages}: images of {config.data.image_size} need {count} in {config.networks.network}, from "
+            f"{base} up: give --stages and {count} numbers of channels"
+        )
+    return [max(1, round(channels * factor)) for channels in stages]
+
+
 BUILDERS: dict[str, Callable[[Config], tuple[nn.Module, nn.Module]]] = {
+    "dcgan": _dcgan,
     "dcgan28": _dcgan28,
     "dcgan128": _dcgan128,
     "r3gan": _r3gan,
@@ -57,15 +81,39 @@ BUILDERS: dict[str, Callable[[Config], tuple[nn.Module, nn.Module]]] = {
 def build(config: Config, device: torch.device | str = "cpu") -> tuple[nn.Module, nn.Module]:
     """G and D of the config, channels last on `device`, with first weights that the seed alone decides.
 
-    The caller's random state is left as it was. Raises UserError for an unknown network or a size it can't make.
+    The caller's random state is left as it was. Raises UserError for an unknown network, or for a size, a precision or
+    classes that it can't make.
     """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        G, D = _make(config)
+        if config.networks.spectral_norm:
+            add_spectral_norm(D)
+    return _place(G, device), _place(D, device)
+
+
+def sizes(config: Config) -> tuple[int, int]:
+    """The numbers of parameters of G and D, which needn't be built for it. Raises UserError as `build` does."""
+    with torch.device("meta"):
+        G, D = _make(config)
+    return num_parameters(G), num_parameters(D)
+
+
+def _make(config: Config) -> tuple[nn.Module, nn.Module]:
     name = config.networks.network
     if name not in BUILDERS:
         raise UserError(f"unknown network {name!r}: choose from {', '.join(sorted(BUILDERS))}")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        G, D = BUILDERS[name](config)
-    return _place(G, device), _place(D, device)
+    if name != "r3gan":
+        _refuse_what_only_r3gan_does(config.networks)
+    return BUILDERS[name](config)
+
+
+def _refuse_what_only_r3gan_does(networks: NetworkConfig) -> None:
+    name, precision, num_classes = networks.network, networks.precision, networks.num_classes
+    if precision != "float32":
+        raise UserError(f"precision is {precision!r}: {name} has float32 only; give it, or --network r3gan")
+    if num_classes and name != "dcgan":
+        raise UserError(f"num_classes is {num_classes}: {name} knows no classes; give 0, or --network r3gan or dcgan")
 
 
 def _place(net: nn.Module, device: torch.device | str) -> nn.Module:

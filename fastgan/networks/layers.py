@@ -4,9 +4,12 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from fastgan import counter
+from fastgan.errors import UserError
 
 
 class Dropout(nn.Module):
@@ -89,6 +92,61 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
         mean, count = total[:-1] / total[-1], total[-1].detach()
         centered = x - mean.view((1, -1) + (1,) * (x.dim() - 2))
         return mean, sum_over_processes(centered.square().sum(over)) / count, count
+
+
+class SpectralNorm(nn.Module):
+    """A layer's weight divided by its largest singular value (Miyato et al. 2018, arXiv 1802.05957).
+
+    torch's own moves its estimate on inside each forward pass, which `torch.func.grad`, and so exact penalties, refuse.
+    Here `follow` does, once a step of D, after the weights have moved; the forward pass changes nothing.
+    """
+
+    u: Tensor
+    v: Tensor
+
+    def __init__(self, weight: Tensor) -> None:  # [out, ...]
+        super().__init__()
+        rows = weight.detach().flatten(1)
+        self.register_buffer("u", F.normalize(torch.randn(rows.shape[0], device=rows.device), dim=0))
+        self.register_buffer("v", F.normalize(torch.randn(rows.shape[1], device=rows.device), dim=0))
+        for _ in range(15):
+            self.follow(weight)
+
+    @torch.no_grad()
+    def follow(self, weight: Tensor) -> None:
+        """One power iteration: u and v are nearer to the singular vectors of the largest singular value."""
+        rows = weight.flatten(1)
+        self.v.copy_(F.normalize(rows.T @ self.u, dim=0))
+        self.u.copy_(F.normalize(rows @ self.v, dim=0))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight / (self.u @ weight.flatten(1) @ self.v)
+
+
+def add_spectral_norm(net: nn.Module) -> None:
+    """Every linear layer and convolution of the net is divided by its largest singular value from now on.
+
+    A weight that starts at 0, as a residual block's last, has none: it starts normal instead.
+    """
+    for layer in list(net.modules()):
+        if isinstance(layer, nn.Linear | nn.Conv2d):
+            if not layer.weight.any():
+                nn.init.normal_(layer.weight, std=layer.weight[0].numel() ** -0.5)
+            parametrize.register_parametrization(layer, "weight", SpectralNorm(layer.weight))
+
+
+def follow_singular_values(net: nn.Module) -> None:
+    """The net's spectral norms know of its weights' last step; without any, nothing happens."""
+    for layer in net.modules():
+        if isinstance(layer, parametrize.ParametrizationList) and isinstance(layer[0], SpectralNorm):
+            layer[0].follow(layer.original)
+
+
+def one_hot(labels: Tensor | None, num_classes: int, dtype: torch.dtype) -> Tensor:
+    """[B] -> [B, num_classes]. Raises UserError where a network with classes gets no labels."""
+    if labels is None:
+        raise UserError(f"labels is None: the network has {num_classes} classes, give every image a number")
+    return F.one_hot(labels, num_classes).to(dtype)
 
 
 def init_keras(module: nn.Module) -> None:

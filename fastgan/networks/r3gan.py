@@ -6,7 +6,8 @@ al. 2019, arXiv 1901.09321). Every image size is a base times a power of two: `s
 """
 
 import math
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastgan.errors import UserError
+from fastgan.networks.layers import one_hot
 
 SLOPE = 0.2
 FILTER = (1 / 8, 3 / 8, 3 / 8, 1 / 8)  # low-pass, one axis
@@ -39,6 +41,21 @@ def stages_for(image_size: tuple[int, int]) -> tuple[tuple[int, int], int]:
     raise UserError(f"image_size is {image_size}: halving both sides must take the smaller to 3 ... 7; {near} would do")
 
 
+class Conv2d(nn.Conv2d):
+    """A convolution that computes in its input's dtype; its weights stay in their own."""
+
+    def forward(self, x: Tensor) -> Tensor:  # [B, C, H, W]
+        return self._conv_forward(x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
+
+
+class ConvTranspose2d(nn.ConvTranspose2d):
+    """The same of a transposed convolution without bias."""
+
+    def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:  # [B, C, H, W]
+        assert isinstance(self.padding, tuple)
+        return F.conv_transpose2d(x, self.weight.to(x.dtype), None, self.stride, self.padding)
+
+
 class R3Block(nn.Module):
     """x + 1x1(leaky ReLU(grouped 3x3(leaky ReLU(1x1(x))))), `expansion` times as wide inside.
 
@@ -49,9 +66,9 @@ class R3Block(nn.Module):
     def __init__(self, width: int, num_blocks: int, group_width: int = 16, expansion: int = 2) -> None:
         super().__init__()
         inner, groups = width * expansion, _num_groups(width, group_width, expansion)
-        self.expand = nn.Conv2d(width, inner, 1)
-        self.grouped = nn.Conv2d(inner, inner, 3, padding=1, groups=groups)
-        self.project = nn.Conv2d(inner, width, 1, bias=False)
+        self.expand = Conv2d(width, inner, 1)
+        self.grouped = Conv2d(inner, inner, 3, padding=1, groups=groups)
+        self.project = Conv2d(inner, width, 1, bias=False)
         gain = math.sqrt(2 / (1 + SLOPE**2)) * num_blocks**-0.25
         _init(self.expand, gain)
         _init(self.grouped, gain)
@@ -81,9 +98,9 @@ class _Resample(nn.Module):
     def forward(self, x: Tensor) -> Tensor:  # [B, C, H, W]
         batch, channels, height, width = x.shape
         x = x.permute(0, 2, 3, 1).reshape(batch, height, width * channels)
-        x = torch.bmm(self.rows.expand(batch, -1, -1), x)  # [B, new H, W C]
+        x = torch.bmm(self.rows.to(x.dtype).expand(batch, -1, -1), x)  # [B, new H, W C]
         x = x.view(-1, width, channels)
-        x = torch.bmm(self.columns.expand(len(x), -1, -1), x)  # [B new H, new W, C]
+        x = torch.bmm(self.columns.to(x.dtype).expand(len(x), -1, -1), x)  # [B new H, new W, C]
         return x.view(batch, len(self.rows), len(self.columns), channels).permute(0, 3, 1, 2)
 
 
@@ -114,6 +131,9 @@ class Shape:
     The image is `base` times 2 ** (len(stages) - 1) times `stem`. The paper's networks have a `stem` of 1; with 2 or 4
     the widest maps, where a CPU spends most of its time, are left out: one convolution with overlapping windows leads
     from a fraction of their resolution to the pixels.
+
+    Stages in bfloat16 have their resampling towards `base`, and the highest one the pixels' convolution, in it as well.
+    Weights stay float32; so do z, the base picture, logits and, at their ends, images.
     """
 
     stages: Sequence[int]  # widths, from `base` up
@@ -123,6 +143,11 @@ class Shape:
     base: tuple[int, int] = (4, 4)
     num_classes: int = 0
     stem: int = 1
+    float32_stages: int | None = None  # how many, from `base` up, compute in float32, the others in bfloat16; None: all
+
+    def is_half(self, level: int) -> bool:
+        """Whether the stage computes in bfloat16."""
+        return self.float32_stages is not None and level >= self.float32_stages
 
 
 class R3Generator(nn.Module):
@@ -138,11 +163,13 @@ class R3Generator(nn.Module):
         self.factors = _linear(z_dim + CLASS_DIM * bool(num_classes), stages[0])
         self.picture = nn.Parameter(torch.randn(1, stages[0], *base))
         levels = _build(shape)
-        trunk: list[nn.Module] = [*levels[0]]
+        trunk = _named(0, levels[0])
+        self._half = [shape.is_half(0)] * len(trunk)  # of each part of the trunk
         for level in range(1, len(stages)):
             up = Upsample2(_scaled(base, level - 1))
-            trunk += [*_match(stages[level - 1], stages[level]), up, *levels[level]]
-        self.trunk = nn.Sequential(*trunk)
+            trunk |= _named(level, levels[level], [*_match(stages[level - 1], stages[level]), up])
+            self._half += [shape.is_half(level)] * (len(trunk) - len(self._half))
+        self.trunk = nn.Sequential(OrderedDict(trunk))
         self.output = _to_pixels(stages[-1], channels, shape.stem)
 
     def forward(self, z: Tensor, labels: Tensor | None = None, keys: Tensor | None = None) -> Tensor:
@@ -150,7 +177,8 @@ class R3Generator(nn.Module):
         if self.classes is not None:
             z = torch.cat([z, _embed(self.classes, labels, z.dtype)], dim=1)  # [B, z_dim + 64]
         x = self.picture * self.factors(z)[:, :, None, None]  # [B, stages[0], *base]
-        return self.output(self.trunk(x))  # [B, C, H, W]
+        images: Tensor = self.output(_through(self.trunk, self._half, x))  # [B, C, H, W]
+        return images.to(z.dtype)
 
 
 class R3Discriminator(nn.Module):
@@ -165,11 +193,13 @@ class R3Discriminator(nn.Module):
         stages, base, num_classes = shape.stages, shape.base, shape.num_classes
         self.input = _from_pixels(channels, stages[-1], shape.stem)
         levels = _build(shape)
-        trunk: list[nn.Module] = [*levels[-1]]
+        trunk = _named(len(stages) - 1, levels[-1])
+        self._half = [shape.is_half(len(stages) - 1)] * len(trunk)
         for level in range(len(stages) - 2, -1, -1):
-            down = Downsample2(_scaled(base, level + 1))
-            trunk += [down, *_match(stages[level + 1], stages[level]), *levels[level]]
-        self.trunk = nn.Sequential(*trunk)
+            down = [Downsample2(_scaled(base, level + 1)), *_match(stages[level + 1], stages[level])]
+            trunk |= _named(level + 1, [], down) | _named(level, levels[level])
+            self._half += [shape.is_half(level + 1)] * len(down) + [shape.is_half(level)] * len(levels[level])
+        self.trunk = nn.Sequential(OrderedDict(trunk))
         # A depthwise convolution to 1x1 is this product and its sum, which are faster.
         self.picture = nn.Parameter(torch.randn(1, stages[0], *base) / math.sqrt(math.prod(base)))
         features = max(stages) if num_classes else 1
@@ -179,8 +209,9 @@ class R3Discriminator(nn.Module):
     def forward(self, images: Tensor, labels: Tensor | None = None, keys: Tensor | None = None) -> Tensor:
         """Logits [B] of images [B, C, H, W]; labels [B], int64, if there are classes."""
         # One grey channel is laid out both ways, so the convolution can't tell: it must be told what the rest wants.
-        x = self.input(images).contiguous(memory_format=torch.channels_last)  # [B, stages[-1], H, W]
-        x = self.trunk(x)  # [B, stages[0], *base]
+        x = self.input(images.bfloat16() if self._half[0] else images)
+        x = x.contiguous(memory_format=torch.channels_last)  # [B, stages[-1], H, W]
+        x = _through(self.trunk, self._half, x).to(self.picture.dtype)  # [B, stages[0], *base]
         x = self.features((x * self.picture).sum((2, 3)))  # [B, features]
         if self.classes is not None:
             x = x * _embed(self.classes, labels, x.dtype)
@@ -199,26 +230,26 @@ def _linear(in_features: int, out_features: int, gain: float = 1.0) -> nn.Linear
     return layer
 
 
-def _conv1x1(c_in: int, c_out: int) -> nn.Conv2d:
-    layer = nn.Conv2d(c_in, c_out, 1, bias=False)
+def _conv1x1(c_in: int, c_out: int) -> Conv2d:
+    layer = Conv2d(c_in, c_out, 1, bias=False)
     _init(layer, 1.0)
     return layer
 
 
-def _from_pixels(channels: int, width: int, stem: int) -> nn.Conv2d:
+def _from_pixels(channels: int, width: int, stem: int) -> Conv2d:
     """The image's channels to the first stage's, at 1/stem of the height and width."""
     if stem == 1:
         return _conv1x1(channels, width)
-    layer = nn.Conv2d(channels, width, 2 * stem, stem, stem // 2, bias=False)
+    layer = Conv2d(channels, width, 2 * stem, stem, stem // 2, bias=False)
     _init(layer, 1.0)
     return layer
 
 
-def _to_pixels(width: int, channels: int, stem: int) -> nn.Conv2d | nn.ConvTranspose2d:
+def _to_pixels(width: int, channels: int, stem: int) -> Conv2d | ConvTranspose2d:
     """The last stage's channels to the image's, at `stem` times the height and width."""
     if stem == 1:
         return _conv1x1(width, channels)
-    layer = nn.ConvTranspose2d(width, channels, 2 * stem, stem, stem // 2, bias=False)
+    layer = ConvTranspose2d(width, channels, 2 * stem, stem, stem // 2, bias=False)
     nn.init.normal_(layer.weight, std=(4 * width) ** -0.5)  # four taps of each channel make a pixel
     return layer
 
@@ -226,6 +257,17 @@ def _to_pixels(width: int, channels: int, stem: int) -> nn.Conv2d | nn.ConvTrans
 def _match(c_in: int, c_out: int) -> list[nn.Module]:
     """What leads from one width to the other: nothing where they are equal."""
     return [] if c_in == c_out else [_conv1x1(c_in, c_out)]
+
+
+def _named(level: int, blocks: Sequence[nn.Module], resampling: Sequence[nn.Module] = ()) -> dict[str, nn.Module]:
+    """A stage's parts, in their order, under names that count from the base: they are the same at every resolution.
+
+    `resampling` leads between the stage and the next lower one.
+    """
+    parts: dict[str, nn.Module] = {}
+    for part in resampling:
+        parts[f"stage{level}_{'match' if isinstance(part, Conv2d) else 'resample'}"] = part
+    return parts | {f"stage{level}_block{number}": block for number, block in enumerate(blocks)}
 
 
 def _num_groups(width: int, group_width: int, expansion: int) -> int:
@@ -249,6 +291,14 @@ def _build(shape: Shape) -> list[list[R3Block]]:
     return [[R3Block(w, sum(counts), shape.group_width, shape.expansion) for _ in range(n)] for w, n in widths]
 
 
+def _through(layers: Iterable[nn.Module], half: Sequence[bool], x: Tensor) -> Tensor:
+    """`x` after all layers: those that are `half` compute in bfloat16, the others in `x`'s own dtype, or float32."""
+    dtype = torch.float32 if x.dtype == torch.bfloat16 else x.dtype
+    for layer, is_half in zip(layers, half, strict=True):
+        x = layer(x.to(torch.bfloat16 if is_half else dtype))
+    return x
+
+
 def _scaled(base: tuple[int, int], level: int) -> tuple[int, int]:
     return base[0] * 2**level, base[1] * 2**level
 
@@ -263,6 +313,5 @@ def _halving(side: int) -> Tensor:
 
 def _embed(classes: nn.Linear, labels: Tensor | None, dtype: torch.dtype) -> Tensor:
     """The classes' embeddings, [B, E]."""
-    if labels is None:
-        raise UserError(f"labels is None: the network has {classes.in_features} classes, give every image a number")
-    return classes(F.one_hot(labels, classes.in_features).to(dtype))
+    embedded: Tensor = classes(one_hot(labels, classes.in_features, dtype))
+    return embedded

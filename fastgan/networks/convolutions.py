@@ -1,0 +1,82 @@
+"""Small, quick networks for CPUs and easy data: DCGAN's plain convolutions (Radford 2015, arXiv 1511.06434).
+
+G has BatchNorm after each layer but the last; D has no normalization, so that each image has a gradient of its own for
+a penalty. All convolutions are 4x4 with stride 2: an image is a base times a power of two, one stage for each doubling.
+"""
+
+import itertools
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastgan.networks.layers import BatchNorm, one_hot
+
+SLOPE = 0.2
+INIT_STD = 0.02  # of all weights (DCGAN, section 3)
+
+
+class Generator(nn.Module):
+    """z -> dense `base` -> transposed convolutions -> image of `base` times 2 ** len(stages).
+
+    `stages` are the widths from `base` up; the image comes after the last of them. A class stands beside z as one-hot.
+    """
+
+    def __init__(
+        self, z_dim: int, channels: int, stages: Sequence[int], base: tuple[int, int], num_classes: int = 0
+    ) -> None:
+        super().__init__()
+        self.base, self.num_classes = base, num_classes
+        self.dense = nn.Linear(z_dim + num_classes, base[0] * base[1] * stages[0], bias=False)
+        self.norms = nn.ModuleList(BatchNorm(width) for width in stages)
+        pairs = itertools.pairwise(stages)
+        self.ups = nn.ModuleList(nn.ConvTranspose2d(c_in, c_out, 4, 2, 1, bias=False) for c_in, c_out in pairs)
+        self.output = nn.ConvTranspose2d(stages[-1], channels, 4, 2, 1)
+        self.apply(_init)
+
+    def forward(self, z: Tensor, labels: Tensor | None = None, keys: Tensor | None = None) -> Tensor:
+        """Images [B, C, H, W] in [-1, 1] of latents [B, z_dim]; labels [B], int64, if there are classes."""
+        if self.num_classes:
+            z = torch.cat([z, one_hot(labels, self.num_classes, z.dtype)], dim=1)
+        x = self.dense(z).view(len(z), *self.base, -1).permute(0, 3, 1, 2)
+        x = F.leaky_relu(self.norms[0](x), SLOPE)  # [B, stages[0], *base]
+        for up, norm in zip(self.ups, self.norms[1:], strict=True):
+            x = F.leaky_relu(norm(up(x)), SLOPE)
+        return torch.tanh(self.output(x))  # [B, C, H, W]
+
+
+class Discriminator(nn.Module):
+    """Image -> convolutions, LeakyReLU after each -> one logit: the mirror image of Generator, with its arguments.
+
+    With classes the logit is the sum of one that all share and of the class's own (projection; Miyato & Koyama 2018,
+    arXiv 1802.05637).
+    """
+
+    def __init__(self, channels: int, stages: Sequence[int], base: tuple[int, int], num_classes: int = 0) -> None:
+        super().__init__()
+        widths = [channels, *reversed(stages)]
+        pairs = itertools.pairwise(widths)
+        self.downs = nn.ModuleList(nn.Conv2d(c_in, c_out, 4, 2, 1) for c_in, c_out in pairs)
+        features = base[0] * base[1] * stages[0]
+        self.dense = nn.Linear(features, 1, bias=False)
+        self.classes = nn.Linear(features, num_classes, bias=False) if num_classes else None
+        self.apply(_init)
+
+    def forward(self, images: Tensor, labels: Tensor | None = None, keys: Tensor | None = None) -> Tensor:
+        """Logits [B] of images [B, C, H, W]; labels [B], int64, if there are classes."""
+        x = images
+        for down in self.downs:
+            x = F.leaky_relu(down(x), SLOPE)
+        x = x.permute(0, 2, 3, 1).flatten(1)
+        logits: Tensor = self.dense(x).squeeze(1)  # [B]
+        if self.classes is not None:
+            logits = logits + (self.classes(x) * one_hot(labels, self.classes.out_features, x.dtype)).sum(1)
+        return logits
+
+
+def _init(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
+        nn.init.normal_(module.weight, std=INIT_STD)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

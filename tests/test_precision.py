@@ -1,0 +1,141 @@
+"""bfloat16 in R3GAN's upper stages: near float32, with float32 weights, logits, images and penalties."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import refusal
+from torch import Tensor, nn
+
+from fastgan import networks, presets
+from fastgan.config import Config
+from fastgan.data.images import ImageSet
+from fastgan.data.loaders import build_loader
+from fastgan.networks.r3gan import Conv2d, ConvTranspose2d, Downsample2, R3Block, Upsample2
+from fastgan.penalties import exact_slopes
+from fastgan.trainer import Trainer
+
+STAGES, NUM_CLASSES = (32, 16, 16), 3
+CPU = torch.device("cpu")
+
+
+def config_of(precision: str = "bfloat16", float32_stages: int = 1, stem: int = 1) -> Config:
+    """The recipe of CIFAR-10 on 16x16 pictures (with a stem: larger), narrow."""
+    config = presets.get("cifar10")
+    nets = replace(config.networks, stages=STAGES, group_width=8, num_classes=NUM_CLASSES, z_dim=8, stem=stem)
+    return replace(
+        config,
+        data=replace(config.data, image_size=(16 * stem, 16 * stem), batch_size=8),
+        networks=replace(nets, precision=precision, float32_stages=float32_stages),
+    )
+
+
+def nets_of(config: Config) -> tuple[nn.Module, nn.Module]:
+    """Both networks, with blocks that do something."""
+    G, D = networks.build(config)
+    torch.manual_seed(1)
+    for net in (G, D):
+        for block in net.modules():
+            if isinstance(block, R3Block):
+                nn.init.normal_(block.project.weight, std=0.5 * block.project.in_channels**-0.5)
+    return G, D
+
+
+def inputs() -> tuple[Tensor, Tensor]:
+    return torch.randn(32, 8, generator=torch.Generator().manual_seed(0)), torch.arange(32) % NUM_CLASSES
+
+
+def distance(found: Tensor, wanted: Tensor) -> float:
+    return float((found - wanted).norm() / wanted.norm())
+
+
+@pytest.mark.parametrize("float32_stages", [0, 1, 2])
+@pytest.mark.parametrize("stem", [1, 2])
+def test_near_float32(float32_stages: int, stem: int) -> None:
+    """Images, logits, R1 through func.grad, and its gradients are within 1% of float32's; all of them are float32."""
+    z, labels = inputs()
+    found = []
+    images = torch.empty(0)
+    for precision in ("float32", "bfloat16"):
+        G, D = nets_of(config_of(precision, float32_stages, stem))
+        made = G(z, labels)
+        images = made.detach() if precision == "float32" else images  # both D judge the same
+        logits, slopes = exact_slopes(lambda x, D=D: D(x, labels), images)
+        (logits + slopes).mean().backward()
+        assert all(p.dtype == torch.float32 for net in (G, D) for p in net.parameters())
+        gradient = torch.cat([p.grad.flatten() for p in D.parameters()])
+        found.append([made.detach(), logits.detach(), slopes.detach(), gradient])
+    for wanted, half in zip(*found, strict=True):
+        assert half.dtype == torch.float32 and half.isfinite().all()
+        assert 1e-4 < distance(half, wanted) < 1e-2
+
+
+def test_which_stages_compute_in_bfloat16() -> None:
+    """All but the first `float32_stages`, from 4x4 up, of both networks; resamplings go with the higher stage."""
+    (z, labels), seen = inputs(), []
+
+    def see(module: nn.Module, args: tuple[Tensor], y: Tensor) -> None:
+        seen.append((max(args[0].shape[2], y.shape[2]), y.dtype))
+
+    for float32_stages in range(4):
+        seen.clear()
+        G, D = nets_of(config_of(float32_stages=float32_stages))
+        for module in (*G.trunk, *D.trunk):
+            if isinstance(module, R3Block | Upsample2 | Downsample2):
+                module.register_forward_hook(see)
+        D(G(z, labels), labels)
+        assert len(seen) == 2 * (2 * 3 + 2)
+        wanted = [torch.float32] * float32_stages + [torch.bfloat16] * (3 - float32_stages)
+        for size, dtype in zip((4, 8, 16), wanted, strict=True):
+            assert {found for side, found in seen if side == size} == {dtype}
+
+
+def test_float32_is_as_it_was() -> None:
+    """In float32 a convolution is torch's own, bit for bit, whatever `float32_stages` says."""
+    x = torch.randn(2, 6, 5, 5)
+    for ours, theirs in (
+        (Conv2d(6, 4, 3, padding=1), nn.Conv2d(6, 4, 3, padding=1)),
+        (ConvTranspose2d(6, 4, 4, 2, 1, bias=False), nn.ConvTranspose2d(6, 4, 4, 2, 1, bias=False)),
+    ):
+        theirs.load_state_dict(ours.state_dict())
+        assert torch.equal(ours(x), theirs(x))
+    (z, labels), made = inputs(), []
+    for float32_stages in (1, 3):
+        G, _ = nets_of(config_of("float32", float32_stages))
+        made.append(G(z, labels))
+    assert torch.equal(*made)
+    G, _ = nets_of(config_of(float32_stages=3))  # all of them
+    assert torch.equal(G(z, labels), made[0])
+
+
+def test_filter_is_exact_in_bfloat16() -> None:
+    """The resampling filter's numbers have no rounding in bfloat16."""
+    up = Upsample2((4, 4))
+    assert torch.equal(up.rows, up.rows.bfloat16().float())
+
+
+def test_training_in_bfloat16() -> None:
+    """Three steps of the whole recipe stay finite, move every weight of D and leave weights and averages float32."""
+    config = config_of()
+    torch.manual_seed(0)
+    images = ImageSet("noise", torch.randint(0, 256, (24, 3, 16, 16)).to(torch.uint8), torch.arange(24) % NUM_CLASSES)
+    trainer = Trainer(config, networks.build(config), build_loader(config, images, CPU))
+    before = [p.detach().clone() for p in trainer.D.net.parameters()]
+    for _ in range(3):
+        terms = trainer.train_step(trainer.loader.batch(trainer.images_seen))
+        assert all(term.isfinite().all() and term.dtype == torch.float32 for term in terms.values())
+    assert not any(torch.equal(x, y) for x, y in zip(trainer.D.net.parameters(), before, strict=True))
+    tensors, _ = trainer.state()
+    assert {t.dtype for group in tensors.values() for t in group.values()} == {torch.float32}
+
+
+def test_refusals() -> None:
+    """Networks that have float32 only say so; differences of bfloat16 logits, which drown in rounding, are refused."""
+    config = presets.get("mnist28")
+    text = refusal(lambda: networks.build(replace(config, networks=replace(config.networks, precision="bfloat16"))))
+    assert text == "precision is 'bfloat16': dcgan28 has float32 only; give it, or --network r3gan"
+    config = config_of()
+    text = refusal(
+        lambda: replace(config, objective=replace(config.objective, penalty_form="finite-difference")),
+    )
+    assert text.startswith("penalty_form is 'finite-difference': logits in bfloat16 are too coarse")
