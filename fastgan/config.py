@@ -57,13 +57,15 @@ class NetworkConfig:
     """The two networks."""
 
     network: str = "dcgan28"
-    """The family of G and D: r3gan, dcgan28 or dcgan128."""
+    """The family of G and D: r3gan, dcgan, or the reports' dcgan28 and dcgan128."""
     z_dim: int = 100
     """Length of the latent vector z."""
     width: float = 1.0
     """Multiplies the channels of every hidden layer."""
+    d_width: float = 1.0
+    """dcgan: multiplies D's channels once more."""
     stages: tuple[int, ...] = ()
-    """r3gan: channels of each stage, from the lowest resolution up."""
+    """r3gan, dcgan: channels of each stage, from the lowest resolution up."""
     blocks: int = 2
     """r3gan: residual blocks a stage."""
     expansion: int = 2
@@ -75,16 +77,19 @@ class NetworkConfig:
     num_classes: int = 0
     """r3gan: classes that G and D are told of each image, as the data set labels them; 0: none."""
     spectral_norm: bool = False
-    """True: each layer of D is divided by its largest singular value."""
+    """True: each linear layer and convolution of D is divided by its largest singular value."""
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
-    """What convolutions compute in; weights, losses and penalties stay float32."""
+    """What convolutions compute in (bfloat16: r3gan only); weights, losses and penalties stay float32."""
+    float32_stages: int = 1
+    """r3gan in bfloat16: how many stages, from the lowest resolution up, compute in float32 all the same."""
 
     def __post_init__(self) -> None:
-        _require_positive(self, "z_dim", "width", "blocks", "expansion")
+        _require_positive(self, "z_dim", "width", "d_width", "blocks", "expansion")
         _require(self.group_width >= 0, "group_width", self.group_width, "give a number of channels, 0 for one group")
         for channels in self.stages:
             _require(channels > 0, "stages", self.stages, "give numbers of channels above 0")
         _require(self.num_classes >= 0, "num_classes", self.num_classes, "give a number of classes, 0 for none")
+        _require(self.float32_stages >= 0, "float32_stages", self.float32_stages, "give a number of stages, 0 or more")
         _require(
             self.precision != "float16",
             "precision",
@@ -113,8 +118,9 @@ class ObjectiveConfig:
     """Steps between two penalties (lazy regularization), which then weigh so many times more."""
     logit_centring: float = 0.0
     """Weight of (D(x) + D(G(z)))^2, which holds the relativistic loss's logits around 0."""
-    augment: Literal["none", "ada", "ada-upright", "diffaugment"] = "none"
-    """What D sees of reals and fakes alike; ada-upright turns and mirrors nothing, for digits and letters."""
+    augment: Literal["none", "ada", "ada-upright", "diffaugment", "r3gan"] = "none"
+    """What D sees of reals and fakes alike; ada-upright turns and mirrors nothing, for digits and letters; r3gan is
+    ada with half as much of its colours, and cutout."""
     augment_p: float = 0.0
     """Probability of each of its operations, reached after burn_in; where it adapts itself, at the start."""
     augment_target: float | None = None
@@ -279,6 +285,8 @@ class Config:
     """The recipe that all other fields start from."""
     seed: int = 0
     """Every random choice is a function of this and of the images seen."""
+    transfer: Path | None = None
+    """Another run's folder: G and D start from its newest weights, where names and shapes agree."""
     data: DataConfig = field(default_factory=DataConfig)
     networks: NetworkConfig = field(default_factory=NetworkConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
@@ -294,6 +302,13 @@ class Config:
             penalty,
             f"D of {network} has BatchNorm, under which no image has a gradient of its own (WGAN-GP, section 4): "
             "give --penalty none or --network r3gan",
+        )
+        precision, form = self.networks.precision, self.objective.penalty_form
+        _require(
+            precision == "float32" or form == "exact",
+            "penalty_form",
+            form,
+            f"logits in {precision} are too coarse for differences: give exact, or --precision float32",
         )
 
     @property

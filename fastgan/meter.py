@@ -9,6 +9,7 @@ class Meter:
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}
+        self._times: dict[str, int] = {}  # how often each was reported: a lazy penalty isn't in every step
         self.count = 0
         self._nonfinite_at: Tensor | None = None
 
@@ -22,6 +23,7 @@ class Meter:
         self._nonfinite_at = torch.where(bad, images_seen, self._nonfinite_at)
         for name, value in zip(terms, values.unbind(), strict=True):
             self._sums[name] = self._sums[name] + value if name in self._sums else value
+            self._times[name] = self._times.get(name, 0) + 1
         self.count += 1
 
     def first_nonfinite(self) -> int | None:
@@ -31,15 +33,16 @@ class Meter:
 
     def read(self) -> dict[str, float]:
         """The means since the last reading; then the count starts anew."""
-        means = {name: float(total) / self.count for name, total in self._sums.items()}
-        self._sums, self.count = {}, 0
+        means = {name: float(total) / self._times[name] for name, total in self._sums.items()}
+        self._sums, self._times, self.count = {}, {}, 0
         return means
 
     def state(self) -> dict[str, object]:
-        return {"sums": {name: float(total) for name, total in self._sums.items()}, "count": self.count}
+        sums = {name: float(total) for name, total in self._sums.items()}
+        return {"sums": sums, "times": dict(self._times), "count": self.count}
 
     def load_state(self, state: dict[str, object]) -> None:
-        sums, count = state["sums"], state["count"]
-        assert isinstance(sums, dict) and isinstance(count, int)
+        sums, times, count = state["sums"], state["times"], state["count"]
+        assert isinstance(sums, dict) and isinstance(times, dict) and isinstance(count, int)
         self._sums = {name: torch.tensor(total, dtype=torch.float64) for name, total in sums.items()}
-        self.count = count
+        self._times, self.count = dict(times), count

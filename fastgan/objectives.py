@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fastgan import counter
+from fastgan import counter, schedules
 from fastgan.augment import augment
 from fastgan.config import Config
 from fastgan.counter import Stream
@@ -81,6 +81,17 @@ class DiscriminatorObjective(nn.Module):
         signs = counter.signs(counter.keys(self.seed, stream, index), count).to(images.dtype)
         directions = signs.unflatten(1, (FD_DIRECTIONS, *images.shape[1:])).transpose(0, 1)
         return Judged(*finite_difference_slopes(critic, images, directions, FD_STEP))
+
+
+def penalty_share(config: Config, images_seen: int, means: dict[str, float]) -> float | None:
+    """What R1 and R2 add to D's loss on average, as a share of the adversarial loss, from means up to `images_seen`.
+
+    None where there is no such share.
+    """
+    slopes = [means[f"penalty/{name}"] for name in ("r1", "r2") if f"penalty/{name}" in means]
+    if not slopes or means["loss/D"] <= 0:
+        return None
+    return schedules.gamma_at(config, images_seen) / 2 * sum(slopes) / means["loss/D"]
 
 
 class GeneratorObjective(nn.Module):

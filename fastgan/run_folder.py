@@ -5,7 +5,7 @@ sessions.jsonl     versions, commit, command       performance.jsonl   images/s,
 checkpoints/       see checkpoint.py               tensorboard/        the same figures, and the grids
 grids/             a PNG each                      training.gif        all grids
 losses.png         both losses                     evaluation.jsonl    what `fastgan evaluate` measured
-averages/          see averages.py
+averages/          see averages.py                 transfer.json       what was taken over from another run
 """
 
 import json
@@ -37,6 +37,7 @@ class RunFolder:
         self.checkpoints, self.averages = path / "checkpoints", path / "averages"
         self.tensorboard = path / "tensorboard"
         self.grids, self.gif = path / "grids", path / "training.gif"
+        self.transfer = path / "transfer.json"
 
     def read_config(self) -> Config:
         """The settings of the run. Raises UserError where the folder holds none."""
@@ -45,16 +46,20 @@ class RunFolder:
         except (OSError, json.JSONDecodeError, UnicodeDecodeError, TypeError) as error:
             raise UserError(f"{self.path} is no run folder ({self.config.name}: {error}): name one of yours") from None
 
-    def open(self, config: Config) -> None:
-        """The folder exists, can be written, and holds this config's run or none; this session is on its list.
-
-        Raises UserError where it holds another run, or can't be written.
-        """
+    def check(self, config: Config) -> None:
+        """The folder holds this config's run, or none. Raises UserError where it holds another one."""
         if self.config.exists() and (others := config.differences(self.read_config())):
             raise UserError(
                 f"{self.path} holds a run with other settings ({'; '.join(others)}): "
                 "give another --run-dir, or the settings of that run to go on with it"
             )
+
+    def open(self, config: Config) -> None:
+        """The folder exists, can be written, and holds this config's run or none; this session is on its list.
+
+        Raises UserError where it holds another run, or can't be written.
+        """
+        self.check(config)
         try:
             write_atomically(self.config, config.to_json().encode())
             with self.sessions.open("a") as file:

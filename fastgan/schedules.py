@@ -59,20 +59,37 @@ def _gamma(config: Config, gamma: float, step: int) -> float:
     return 0.0 if config.objective.penalty == "none" or step % every else gamma * every
 
 
-def at(config: Config, images_seen: int, batch_size: int, step: int) -> Knobs:
-    """The knobs of the step that goes from `images_seen` on by `batch_size` images, after `step` others."""
+def gamma_at(config: Config, images_seen: int) -> float:
+    """The mean gamma of the steps around there."""
+    first, end = first_gamma(config), config.objective.gamma_end
+    return first if end is None else cosine(first, end, images_seen, config.optimizer.burn_in)
+
+
+def _ema_betas(config: Config, images_seen: int, batch_size: int, warm: bool) -> tuple[float, ...]:
+    optimizer = config.optimizer
+    half_lives = optimizer.ema_half_lives or (0.0,)
+    if warm:
+        return tuple(0.5 ** (batch_size / half_life) if half_life else 0.0 for half_life in half_lives)
+    grown = [cosine(0.0, half_life, images_seen, optimizer.burn_in) for half_life in half_lives]
+    return tuple(ema_beta(images_seen, batch_size, half_life, optimizer.ema_ramp) for half_life in grown)
+
+
+def at(config: Config, images_seen: int, batch_size: int, step: int, warm: bool = False) -> Knobs:
+    """The knobs of the step that goes from `images_seen` on by `batch_size` images, after `step` others.
+
+    `warm`: the first weights are worth keeping, so half-lives are whole from the start (as in StyleGAN2-ADA).
+    """
     optimizer, objective = config.optimizer, config.objective
 
     def moving(start: float, end: float | None) -> float:
         return start if end is None else cosine(start, end, images_seen, optimizer.burn_in)
 
-    half_lives = [cosine(0.0, half_life, images_seen, optimizer.burn_in) for half_life in optimizer.ema_half_lives]
     return Knobs(
         g_lr=legacy_decay(moving(optimizer.g_lr, optimizer.g_lr_end), optimizer.lr_decay, step),
         d_lr=legacy_decay(moving(optimizer.d_lr, optimizer.d_lr_end), optimizer.lr_decay, step),
         beta2=moving(optimizer.betas[1], optimizer.beta2_end),
-        gamma=_gamma(config, moving(first_gamma(config), objective.gamma_end), step),
+        gamma=_gamma(config, gamma_at(config, images_seen), step),
         augment_p=cosine(0.0, objective.augment_p, images_seen, optimizer.burn_in),
-        ema_betas=tuple(ema_beta(images_seen, batch_size, length, optimizer.ema_ramp) for length in half_lives or [0]),
+        ema_betas=_ema_betas(config, images_seen, batch_size, warm),
         power_betas=tuple(ema_profiles.beta(images_seen, batch_size, std) for std in optimizer.ema_stds),
     )

@@ -14,8 +14,10 @@ from fastgan.config import Config
 from fastgan.errors import EXIT_DIVERGED, EXIT_DONE, EXIT_STOPPED, EXIT_USER_ERROR, Diverged, Stopped, UserError
 from fastgan.flags import parse
 
+FEW_IMAGES = 2_000  # below it D learns the images by heart where it sees them unchanged (ADA, 2006.06676)
 
-def parse_config(args: Sequence[str]) -> Config:
+
+def parse_config(args: Sequence[str], prog: str = "fastgan train") -> Config:
     """The preset that `--preset` names, changed by the other flags. Raises UserError."""
     name = presets.DEFAULT
     for number, arg in enumerate(args):
@@ -23,7 +25,7 @@ def parse_config(args: Sequence[str]) -> Config:
             name = args[number + 1]
         elif arg.startswith("--preset="):
             name = arg.removeprefix("--preset=")
-    return parse(Config, args, prog="fastgan train", default=presets.get(name))
+    return parse(Config, args, prog=prog, default=presets.get(name))
 
 
 class StopRequest:
@@ -56,24 +58,98 @@ def _end_with_launcher() -> None:
 
 
 def plan(config: Config) -> str:
-    """What the run would be: the settings, the networks' sizes, epochs and steps."""
-    from fastgan import networks
-    from fastgan.data import num_images as images_of
-    from fastgan.data import order
+    """What the run would be: settings, networks' sizes, schedules' first and last values, epochs and steps.
 
-    G, D = networks.build(config)
-    num_images = images_of(config)
-    total = config.total_images(num_images)
-    steps = order.num_steps(total, num_images, config.data.batch_size, config.data.keep_partial_batch)
+    A data set that its preset leaves to the user need not be here yet. Raises UserError as training would.
+    """
+    from fastgan import networks
+    from fastgan.data import order
+    from fastgan.data.loaders import num_images as images_of
+
+    G_size, D_size = networks.sizes(config)
+    transfer, warm = _transfer(config)
+    total, steps, data = config.run.images, None, config.data
+    try:
+        num_images = images_of(config)
+    except UserError as error:
+        if data.data != presets.get(config.preset).data.data:
+            raise
+        known, length = f"not here yet: {error}", "" if total else f"{config.run.epochs:g} epochs, "
+        if total and not data.keep_partial_batch:
+            steps = order.num_steps(total, total, data.batch_size, keep_partial=False)
+    else:
+        total = config.total_images(num_images)
+        steps = order.num_steps(total, num_images, data.batch_size, data.keep_partial_batch)
+        known, length = f"{num_images:,} images an epoch", f"{total / num_images:g} epochs, "
+    length += (f"{total:,} images, " if total else "") + (f"{steps:,} steps, " if steps else "")
     return "\n".join(
         (
             config.to_json(),
-            f"G: {networks.num_parameters(G):,} parameters",
-            f"D: {networks.num_parameters(D):,} parameters",
-            f"data: {num_images:,} images an epoch",
-            f"run: {total / num_images:g} epochs, {total:,} images, {steps:,} steps, into {config.run_dir}",
+            f"G: {G_size:,} parameters",
+            f"D: {D_size:,} parameters",
+            *transfer,
+            *_schedule(config, total, steps, warm),
+            f"data: {known}",
+            f"run: batches of {data.batch_size:,}, {length}into {config.run_dir}",
         )
     )
+
+
+def _transfer(config: Config) -> tuple[list[str], bool]:
+    """What would be taken over from another run, and whether it is all of G; a run that goes on takes nothing over."""
+    from fastgan import networks, transfer
+    from fastgan.checkpoint import Checkpoints
+    from fastgan.run_folder import RunFolder
+
+    if config.transfer is None or Checkpoints(RunFolder(config.run_dir).checkpoints).paths():
+        return [], False
+    start = transfer.open_start(config)
+    assert start is not None
+    found = transfer.compare(config, networks.build(config), start)
+    return [str(found)], not found.G.anew
+
+
+def _schedule(config: Config, total: int | None, steps: int | None, warm: bool) -> list[str]:
+    """What moves: a line each, its value at the start and, where that is known, at the end of the run."""
+    from fastgan import schedules
+
+    objective, batch_size, every = config.objective, config.data.batch_size, config.objective.penalty_every
+    ends = [schedules.at(config, 0, batch_size, 0, warm)]
+    if total:
+        last = (steps or -(-total // batch_size)) - 1
+        ends.append(schedules.at(config, total, batch_size, last - last % every, warm))
+
+    def line(name: str, values: list[float], note: str = "") -> str:
+        shown = [f"{value:,.0f}" if value >= 1000 else f"{value:.6g}" for value in values]
+        return f"{name}: {' -> '.join(dict.fromkeys(shown))}{note}"
+
+    names = ("g_lr", "d_lr", *(["beta2"] if config.optimizer.optimizer == "adam" else []))
+    lines = [line(name, [getattr(knobs, name) for knobs in ends]) for name in names]
+    if objective.penalty != "none":
+        note = "" if every == 1 else f", every {every} steps {every} times that"
+        if objective.gamma is None:
+            note += ", its own" if objective.penalty == "wgan-gp" else ", by the rule 0.0002 * pixels / batch size"
+        lines.append(line(f"gamma of {objective.penalty}", [knobs.gamma / every for knobs in ends], note))
+    if objective.augment_target is not None:
+        lines.append(f"augment_p of {objective.augment}: {objective.augment_p:g}, then as augment_target makes it")
+    elif objective.augment != "none":
+        lines.append(line(f"augment_p of {objective.augment}", [knobs.augment_p for knobs in ends]))
+    for betas in list(zip(*(knobs.ema_betas for knobs in ends), strict=True))[: len(config.optimizer.ema_half_lives)]:
+        half_lives = [-batch_size / math.log2(beta) if beta else 0.0 for beta in betas]
+        lines.append(line("ema_half_life", half_lives, " images"))
+    if config.optimizer.burn_in:
+        lines.append(f"burn_in: {config.optimizer.burn_in:,} images")
+    return lines
+
+
+def _hint(config: Config, num_images: int) -> str | None:
+    """What helps where a user's images are few and D would see them as they are; else None."""
+    from fastgan.data.names import NAMES
+
+    if num_images >= FEW_IMAGES or config.data.data in NAMES or config.objective.augment != "none":
+        return None
+    remedy = "--preset fewshot, or --augment ada --augment-target 0.6"
+    return f"{num_images:,} images are few: D will learn them by heart; {remedy}"
 
 
 def train(config: Config, stop: StopRequest) -> None:
@@ -81,9 +157,9 @@ def train(config: Config, stop: StopRequest) -> None:
 
     Raises UserError, Diverged, and Stopped (after a checkpoint) where `stop` was asked for.
     """
-    from fastgan import networks
+    from fastgan import networks, transfer
     from fastgan.checkpoint import Checkpoints
-    from fastgan.data import build_loader, open_source
+    from fastgan.data.loaders import build_loader, open_source
     from fastgan.distributed import Processes
     from fastgan.run_folder import RunFolder
     from fastgan.trainer import Trainer
@@ -92,15 +168,26 @@ def train(config: Config, stop: StopRequest) -> None:
     processes = Processes(config.run.threads)
     folder = RunFolder(config.run_dir)
     checkpoints = Checkpoints(folder.checkpoints)
+    start = None if checkpoints.paths() else transfer.open_start(config)
+    nets = networks.build(config, processes.device)
+    taken = None if start is None else transfer.compare(config, nets, start)
     if processes.is_main:
         folder.open(config)
         checkpoints.remove_partial()
     source = processes.main_first(lambda: open_source(config))  # one process gets a known set
     loader = build_loader(config, source, processes.device, processes.rank, processes.count, processes.say)
-    trainer = Trainer(config, networks.build(config, processes.device), loader, processes.wrap, processes.count)
-    if (snapshot := checkpoints.latest(processes.say)) is not None:
+    trainer = Trainer(config, nets, loader, processes.wrap, processes.count)
+    snapshot = checkpoints.latest(processes.say) if start is None else None
+    if snapshot is not None:
         trainer.load_state(snapshot.tensors, snapshot.state)
         processes.say(f"resuming {folder.path} at {trainer.images_seen:,} of {trainer.total_images:,} images")
+    elif (hint := _hint(config, len(source))) is not None:
+        processes.say(hint)
+    if start is not None and taken is not None:
+        transfer.take_over(trainer, start, taken)
+        processes.say(str(taken))
+        if processes.is_main:
+            taken.save(folder.transfer)
     if trainer.images_seen >= trainer.total_images:
         processes.say(f"{folder.path} is complete: give more --epochs to train on")
         return
@@ -109,6 +196,8 @@ def train(config: Config, stop: StopRequest) -> None:
     try:
         if snapshot is None:
             watch.grid(trainer)
+        if taken is not None:  # later sessions go on from here, without the other run
+            watch.checkpoint(trainer)
         trainer.run(watch.events(trainer), lambda: processes.any(bool(stop)))
         watch.finish(trainer)
     except Stopped:

@@ -17,7 +17,7 @@ from fastgan.data.order import num_steps
 from fastgan.ema import Ema
 from fastgan.errors import Diverged, Stopped
 from fastgan.meter import Meter
-from fastgan.networks.layers import sum_over_processes
+from fastgan.networks.layers import follow_singular_values, sum_over_processes
 from fastgan.objectives import DiscriminatorObjective, GeneratorObjective, Terms
 from fastgan.schedules import Knobs
 
@@ -72,6 +72,7 @@ class Trainer:
         self.power = Ema(G, len(config.optimizer.ema_stds))
         self.meter = Meter()
         self.images_seen = 0
+        self.warm = False  # whether all first weights of G are another run's: then its averages needn't forget them
         self.augment_p: Tensor | None = None  # where it adapts itself
         if config.objective.augment_target is not None:
             self.augment_p = torch.tensor(config.objective.augment_p, device=next(G.parameters()).device)
@@ -94,7 +95,8 @@ class Trainer:
 
     def train_step(self, batch: Batch) -> Terms:
         """Play one round: D moves, G answers, the averages of G follow."""
-        knobs = schedules.at(self.config, self.images_seen, batch.global_size, self.steps_to(self.images_seen))
+        step = self.steps_to(self.images_seen)
+        knobs = schedules.at(self.config, self.images_seen, batch.global_size, step, self.warm)
         if self.config.objective.share_fakes:
             fakes = self.fakes(self.G.module, batch, Stream.LATENTS_D)
             terms = self.discriminator_phase(batch, fakes, knobs) | self.generator_phase(batch, fakes, knobs)
@@ -121,6 +123,7 @@ class Trainer:
         )
         share = self._share(batch)
         terms = _scaled(terms, share) | {"grad_norm/D": self.D.descend(loss * share, knobs.d_lr, knobs.beta2)}
+        follow_singular_values(self.D.net)
         if self.augment_p is not None:
             r = sum_over_processes(terms["augment/r"]) / self.num_processes
             terms["augment/p"] = self.augment_p
@@ -191,7 +194,7 @@ class Trainer:
         }
         if self.augment_p is not None:
             tensors["augment"] = {"p": self.augment_p}
-        return tensors, {"images_seen": self.images_seen, "meter": self.meter.state()}
+        return tensors, {"images_seen": self.images_seen, "warm": self.warm, "meter": self.meter.state()}
 
     def load_state(self, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any]) -> None:
         """The trainer stands where `state` was taken, bit for bit."""
@@ -201,7 +204,7 @@ class Trainer:
             _load_optimizer(player.optimizer, side, tensors["optimizers"])
         if self.augment_p is not None:
             self.augment_p = self.augment_p.copy_(tensors["augment"]["p"])
-        self.images_seen = state["images_seen"]
+        self.images_seen, self.warm = state["images_seen"], state.get("warm", False)
         self.meter.load_state(state["meter"])
 
 

@@ -15,7 +15,8 @@ from fastgan.distributed import Processes
 from fastgan.errors import UserError
 from fastgan.evaluate import Evaluator
 from fastgan.metrics import extractors
-from fastgan.metrics.fidelity import latents
+from fastgan.metrics.fidelity import labels_for, latents
+from fastgan.objectives import penalty_share
 from fastgan.progress import EpochProgress, Progress, RunProgress
 from fastgan.run_folder import RunFolder
 from fastgan.trainer import Event, Trainer
@@ -77,6 +78,8 @@ class Watch:
         means = self.processes.mean(trainer.meter.read())
         if self.board is None or self.progress is None:
             return
+        if (share := penalty_share(self.config, trainer.images_seen, means)) is not None:
+            means["penalty/share"] = share
         now = time.monotonic()
         seconds = now - self._last_time - sum(self._aside_s.values())
         speed = {"speed/images_per_s": (trainer.images_seen - self._last_log) / seconds}
@@ -104,12 +107,13 @@ class Watch:
 
     @torch.inference_mode()
     def grid(self, trainer: Trainer) -> None:
-        """G_ema's images of seeds 0, 1, 2 …"""
+        """G_ema's images of seeds 0, 1, 2 …, and of classes 0, 1, 2 … in turn if there are any."""
         if self.board is None or self._is_done("grid", trainer):
             return
         with self._aside("grid"):
             seeds = torch.arange(self.config.run.grid_side**2, device=self.processes.device)
-            images = trainer.ema.net(latents(seeds, self.config.networks.z_dim))
+            networks = self.config.networks
+            images = trainer.ema.net(latents(seeds, networks.z_dim), labels_for(seeds, networks.num_classes))
             self.board.grid(trainer.images_seen, images)
 
     def evaluate(self, trainer: Trainer) -> None:

@@ -241,3 +241,14 @@ def test_shared_values_are_equal() -> None:
     for one, other in (("ffhq64", "ffhq256"), ("imagenet32", "imagenet64")):
         a, b = flat(presets.get(one)), flat(presets.get(other))
         assert {field for field in a if a[field] != b[field]} <= different
+
+
+def test_fewshot(capsys: pytest.CaptureFixture[str]) -> None:
+    """The recipe for few images: R3GAN's losses at 64x64 in small, mirrored, augmentation adapts to 0.6."""
+    shown, config = dry_run(capsys, "--preset", "fewshot"), presets.get("fewshot")
+    assert shown["augment_p of ada"] == "0, then as augment_target makes it" and config.objective.augment_target == 0.6
+    assert shown["gamma of r1+r2"] == "2" and shown["g_lr"] == shown["d_lr"] == "0.0002 -> 5e-05"
+    assert config.objective.loss == "relativistic" and config.data.image_size == (64, 64) and config.data.mirror
+    sizes, large = (networks.sizes(presets.get(name)) for name in ("fewshot", "ffhq64"))
+    assert all(15 < big / small < 25 for small, big in zip(sizes, large, strict=True))
+    assert all(paper in (presets.fewshot.__doc__ or "") for paper in ("2501.05441", "2006.10738", "2006.06676"))
