@@ -237,7 +237,7 @@ def debug() -> Config:
     )
 
 
-DEFAULT = "mnist28"
+DEFAULT = "mnist28-fast"
 PRESETS: dict[str, Callable[[], Config]] = {
     recipe.__name__.replace("_", "-"): recipe
     for recipe in (
