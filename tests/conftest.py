@@ -1,4 +1,4 @@
-"""What several tests share: a tiny finished run, and handlers of signals put back."""
+"""What several tests share: a tiny finished run, an empty folder, handlers of signals put back."""
 
 import contextlib
 import signal
@@ -31,6 +31,16 @@ def keep_signal_handlers() -> Iterator[None]:
     """The signal handlers that `train.main` installs are gone after the test."""
     with _signal_handlers_kept():
         yield
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder, in which the test is run, without any data set in the cache."""
+    folder = tmp_path / "here"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("FASTGAN_CACHE", str(tmp_path / "cache"))
+    return folder
 
 
 @pytest.fixture(scope="session")

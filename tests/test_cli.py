@@ -20,16 +20,6 @@ pytestmark = pytest.mark.usefixtures("keep_signal_handlers", "here")
 Main = Callable[[Sequence[str]], int]
 
 
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder, in which the test is run."""
-    folder = tmp_path / "here"
-    folder.mkdir()
-    monkeypatch.chdir(folder)
-    monkeypatch.setenv("FASTGAN_CACHE", str(tmp_path / "cache"))
-    return folder
-
-
 def complaint(main: Main, args: Sequence[str], capsys: pytest.CaptureFixture[str]) -> str:
     """The one line on standard error with which the command ends; its exit code is 2."""
     assert main(args) == 2

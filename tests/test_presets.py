@@ -18,16 +18,6 @@ from fastgan.trainer import Trainer
 pytestmark = pytest.mark.usefixtures("keep_signal_handlers", "here")
 
 
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder, in which the test is run, without any data set."""
-    folder = tmp_path / "here"
-    folder.mkdir()
-    monkeypatch.chdir(folder)
-    monkeypatch.setenv("FASTGAN_CACHE", str(tmp_path / "cache"))
-    return folder
-
-
 def dry_run(capsys: pytest.CaptureFixture[str], *args: str) -> dict[str, str]:
     """What stands after each name below the settings."""
     assert train.main([*args, "--dry-run"]) == 0
