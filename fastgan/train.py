@@ -8,11 +8,18 @@ import sys
 import time
 from collections.abc import Sequence
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from fastgan import presets
 from fastgan.config import Config
 from fastgan.errors import EXIT_DIVERGED, EXIT_DONE, EXIT_STOPPED, EXIT_USER_ERROR, Diverged, Stopped, UserError
 from fastgan.flags import parse
+
+if TYPE_CHECKING:  # torch is imported when training begins, not for a mistake on the command line
+    from fastgan.data.images import ImageSource
+    from fastgan.distributed import Processes
+    from fastgan.run_folder import RunFolder
+    from fastgan.trainer import Trainer
 
 FEW_IMAGES = 2_000  # below it D learns the images by heart where it sees them unchanged (ADA, 2006.06676)
 
@@ -152,21 +159,16 @@ def _hint(config: Config, num_images: int) -> str | None:
     return f"{num_images:,} images are few: D will learn them by heart; {remedy}"
 
 
-def train(config: Config, stop: StopRequest) -> None:
-    """The run folder holds the trained run. An earlier session's run goes on from its last checkpoint.
+def _trainer(config: Config, processes: "Processes", folder: "RunFolder") -> "tuple[Trainer, ImageSource]":
+    """The run's trainer, where its last session left it or at its start, and its images; the folder is the run's.
 
-    Raises UserError, Diverged, and Stopped (after a checkpoint) where `stop` was asked for.
+    Raises UserError, before there is a folder where it can.
     """
     from fastgan import networks, transfer
     from fastgan.checkpoint import Checkpoints
     from fastgan.data.loaders import build_loader, open_source
-    from fastgan.distributed import Processes
-    from fastgan.run_folder import RunFolder
     from fastgan.trainer import Trainer
-    from fastgan.watch import Watch
 
-    processes = Processes(config.run.threads)
-    folder = RunFolder(config.run_dir)
     checkpoints = Checkpoints(folder.checkpoints)
     start = None if checkpoints.paths() else transfer.open_start(config)
     nets = networks.build(config, processes.device)
@@ -188,16 +190,31 @@ def train(config: Config, stop: StopRequest) -> None:
         processes.say(str(taken))
         if processes.is_main:
             taken.save(folder.transfer)
+    return trainer, source
+
+
+def train(config: Config, stop: StopRequest) -> None:
+    """The run folder holds the trained run. An earlier session's run goes on from its last checkpoint.
+
+    Raises UserError, Diverged, and Stopped (after a checkpoint) where `stop` was asked for.
+    """
+    from fastgan.distributed import Processes
+    from fastgan.run_folder import RunFolder
+    from fastgan.watch import Watch
+
+    processes = Processes(config.run.threads)
+    folder = RunFolder(config.run_dir)
+    trainer, source = _trainer(config, processes, folder)
     if trainer.images_seen >= trainer.total_images:
         processes.say(f"{folder.path} is complete: give more --epochs to train on")
         return
     watch = Watch(trainer, folder, source, processes)
     stop.after(config.run.minutes)
     try:
-        if snapshot is None:
+        if trainer.images_seen == 0:
             watch.grid(trainer)
-        if taken is not None:  # later sessions go on from here, without the other run
-            watch.checkpoint(trainer)
+            if config.transfer is not None:  # later sessions go on from here, without the other run
+                watch.checkpoint(trainer)
         trainer.run(watch.events(trainer), lambda: processes.any(bool(stop)))
         watch.finish(trainer)
     except Stopped:
