@@ -20,14 +20,14 @@ import tyro
 from fastgan import networks, presets
 from fastgan.board import append_row, grid, read_rows, save_png
 from fastgan.checkpoint import Checkpoints
-from fastgan.data.images import to_bytes
 from fastgan.data.loaders import build_loader, open_source
 from fastgan.distributed import keep_freed_memory
 from fastgan.errors import UserError
 from fastgan.evaluate import Evaluator
 from fastgan.flags import parse
 from fastgan.metrics import extractors
-from fastgan.metrics.fidelity import labels_for, latents
+from fastgan.metrics.fidelity import labels_for
+from fastgan.sample import images_of
 from fastgan.trainer import Trainer
 
 MARKS = (5, 10, 15, 20, 30, 45, 60, 90, 120, 180, 240, 300, 450, 600, 900, 1200, 1800, 2400, 3000, 3600, 5400, 7200)
@@ -114,9 +114,8 @@ class Racer:
         row: dict[str, Any] = {"seconds": self.seconds, "images_seen": self.trainer.images_seen}
         if self.evaluator is not None:
             row |= self.evaluator(net, self.num_images)
-        with torch.inference_mode():
-            seeds = torch.arange(64, device=self.device)
-            images = to_bytes(net(latents(seeds, self.config.networks.z_dim), labels_for(seeds, num_classes)))
+        labels = labels_for(torch.arange(64), num_classes)
+        images = images_of(net, [*range(64)], self.config.networks.z_dim, self.device, labels)
         save_png(self.folder / f"{round(self.seconds):06d}.png", grid(images))
         append_row(self.folder / "scores.jsonl", row)
         self.rows.append(row)

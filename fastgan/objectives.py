@@ -109,12 +109,14 @@ class GeneratorObjective(nn.Module):
         them with.
         """
         self.D.requires_grad_(False)
-        critic = partial(_critic, self.D, self.seed, self.config.augment, labels, index, Stream.AUGMENT_G, augment_p)
+        critic = _critic(
+            self.D, self.seed, self.config.augment, labels, index, Stream.AUGMENT_G, augment_p, Stream.NOISE_G
+        )
         real_logits = None
         if self.loss.g_needs_reals:
             with torch.no_grad():
-                real_logits = critic(Stream.NOISE_G)(reals)
-        fake_logits = critic(Stream.NOISE_G)(fakes)
+                real_logits = critic(reals)
+        fake_logits = critic(fakes)
         self.D.requires_grad_(True)
         loss = self.loss.g(real_logits, fake_logits).mean()
         return loss, {"loss/G": loss.detach()}

@@ -27,13 +27,19 @@ def cosine(start: float, end: float, images_seen: int, burn_in: int) -> float:
     return end + (start - end) * (1 + math.cos(math.pi * images_seen / burn_in)) / 2
 
 
-def ema_beta(images_seen: int, batch_size: int, half_life: float, ramp: float) -> float:
-    """G_ema's share of its old self after a batch: 0.5 ** (batch / half-life); 0 where there is no half-life.
+def moving(config: Config, start: float, end: float | None, images_seen: int) -> float:
+    """From `start` along the config's burn-in to `end`; without an end it stays."""
+    return start if end is None else cosine(start, end, images_seen, config.optimizer.burn_in)
 
-    Early on the half-life is at most `ramp` times the images seen, so that the first, random weights are soon gone.
-    """
-    half_life = min(half_life, ramp * images_seen)
+
+def decay(batch_size: int, half_life: float) -> float:
+    """G_ema's share of its old self after a batch: 0.5 ** (batch / half-life); 0 where there is no half-life."""
     return 0.5 ** (batch_size / half_life) if half_life > 0 else 0.0
+
+
+def ema_beta(images_seen: int, batch_size: int, half_life: float, ramp: float) -> float:
+    """`decay` where early on the half-life is at most `ramp` times the images seen: first, random weights go soon."""
+    return decay(batch_size, min(half_life, ramp * images_seen))
 
 
 def legacy_decay(lr: float, decay: float, step: int) -> float:
@@ -61,15 +67,14 @@ def _gamma(config: Config, gamma: float, step: int) -> float:
 
 def gamma_at(config: Config, images_seen: int) -> float:
     """The mean gamma of the steps around there."""
-    first, end = first_gamma(config), config.objective.gamma_end
-    return first if end is None else cosine(first, end, images_seen, config.optimizer.burn_in)
+    return moving(config, first_gamma(config), config.objective.gamma_end, images_seen)
 
 
 def _ema_betas(config: Config, images_seen: int, batch_size: int, warm: bool) -> tuple[float, ...]:
     optimizer = config.optimizer
     half_lives = optimizer.ema_half_lives or (0.0,)
     if warm:
-        return tuple(0.5 ** (batch_size / half_life) if half_life else 0.0 for half_life in half_lives)
+        return tuple(decay(batch_size, half_life) for half_life in half_lives)
     grown = [cosine(0.0, half_life, images_seen, optimizer.burn_in) for half_life in half_lives]
     return tuple(ema_beta(images_seen, batch_size, half_life, optimizer.ema_ramp) for half_life in grown)
 
@@ -81,13 +86,12 @@ def at(config: Config, images_seen: int, batch_size: int, step: int, warm: bool 
     """
     optimizer, objective = config.optimizer, config.objective
 
-    def moving(start: float, end: float | None) -> float:
-        return start if end is None else cosine(start, end, images_seen, optimizer.burn_in)
-
+    g_lr = moving(config, optimizer.g_lr, optimizer.g_lr_end, images_seen)
+    d_lr = moving(config, optimizer.d_lr, optimizer.d_lr_end, images_seen)
     return Knobs(
-        g_lr=legacy_decay(moving(optimizer.g_lr, optimizer.g_lr_end), optimizer.lr_decay, step),
-        d_lr=legacy_decay(moving(optimizer.d_lr, optimizer.d_lr_end), optimizer.lr_decay, step),
-        beta2=moving(optimizer.betas[1], optimizer.beta2_end),
+        g_lr=legacy_decay(g_lr, optimizer.lr_decay, step),
+        d_lr=legacy_decay(d_lr, optimizer.lr_decay, step),
+        beta2=moving(config, optimizer.betas[1], optimizer.beta2_end, images_seen),
         gamma=_gamma(config, gamma_at(config, images_seen), step),
         augment_p=cosine(0.0, objective.augment_p, images_seen, optimizer.burn_in),
         ema_betas=_ema_betas(config, images_seen, batch_size, warm),
