@@ -75,7 +75,7 @@ class NetworkConfig:
     stem: Literal[1, 2, 4] = 1
     """r3gan: stride of the one convolution between the pixels and the stages; above 1 for CPUs."""
     num_classes: int = 0
-    """r3gan: classes that G and D are told of each image, as the data set labels them; 0: none."""
+    """r3gan, dcgan: classes that G and D are told of each image, as the data set labels them; 0: none."""
     spectral_norm: bool = False
     """True: each linear layer and convolution of D is divided by its largest singular value."""
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
@@ -209,8 +209,10 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         _require_positive(self, "g_lr", "d_lr", "eps", "ema_ramp")
-        for beta in (*self.betas, self.beta2_end or 0.0):
+        for beta in self.betas:
             _require(0 <= beta < 1, "betas", self.betas, "give two numbers from 0 up to, not with, 1")
+        end = self.beta2_end
+        _require(end is None or 0 <= end < 1, "beta2_end", end, "give a number from 0 up to, not with, 1")
         _require(0 <= self.rho < 1, "rho", self.rho, "give a number from 0 up to, not with, 1")
         for name in ("lr_decay", "g_lr_end", "d_lr_end", "burn_in"):
             value = getattr(self, name)

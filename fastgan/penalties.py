@@ -31,7 +31,9 @@ def finite_difference_slopes(critic: Critic, images: Tensor, directions: Tensor,
     """The logits, and estimates of the squared norms: mean over directions u of ((D(x + s u) - D(x - s u)) / 2 s)^2.
 
     `directions` [K, B, C, H, W] have independent entries of mean 0 and variance 1, so that E (u . v)^2 = |v|^2. After
-    the approximate R1 of Lin 2025 (APT, 2501.08316, eq. 5), central instead of one-sided: its bias is O(step^2).
+    the approximate R1 of Lin 2025 (APT, 2501.08316, eq. 5), central instead of one-sided: its bias is O(step^2)
+    where D is smooth. Where it bends between the two ends, as with leaky ReLUs, the values are still near, but their
+    gradients in D's weights are noisy, the more so the smaller the step and the fewer the directions.
     """
     images = images.detach()
     moved = step * directions
