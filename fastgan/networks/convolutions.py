@@ -55,9 +55,9 @@ class Discriminator(nn.Module):
 
     def __init__(self, channels: int, stages: Sequence[int], base: tuple[int, int], num_classes: int = 0) -> None:
         super().__init__()
-        widths = [channels, *reversed(stages)]
-        pairs = itertools.pairwise(widths)
-        self.downs = nn.ModuleList(nn.Conv2d(c_in, c_out, 4, 2, 1) for c_in, c_out in pairs)
+        self.input = nn.Conv2d(channels, stages[-1], 4, 2, 1)
+        pairs = itertools.pairwise(stages)
+        self.downs = nn.ModuleList(nn.Conv2d(c_in, c_out, 4, 2, 1) for c_out, c_in in pairs)  # from `base` up
         features = base[0] * base[1] * stages[0]
         self.dense = nn.Linear(features, 1, bias=False)
         self.classes = nn.Linear(features, num_classes, bias=False) if num_classes else None
@@ -65,8 +65,8 @@ class Discriminator(nn.Module):
 
     def forward(self, images: Tensor, labels: Tensor | None = None, keys: Tensor | None = None) -> Tensor:
         """Logits [B] of images [B, C, H, W]; labels [B], int64, if there are classes."""
-        x = images
-        for down in self.downs:
+        x = F.leaky_relu(self.input(images), SLOPE)
+        for down in reversed(self.downs):
             x = F.leaky_relu(down(x), SLOPE)
         x = x.permute(0, 2, 3, 1).flatten(1)
         logits: Tensor = self.dense(x).squeeze(1)  # [B]
