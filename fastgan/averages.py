@@ -17,6 +17,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from fastgan.background import Files, Writer
 from fastgan.config import MAX_EMA_STD
 from fastgan.ema_profiles import fit
 from fastgan.errors import UserError
@@ -49,13 +50,25 @@ class Averages:
     def __init__(self, folder: Path, stds: Sequence[float]) -> None:
         self.folder, self.stds = folder, stds
 
-    def save(self, nets: Sequence[nn.Module], images_seen: int) -> None:
-        """One snapshot an average is on disk, the same bytes whenever training comes here. Raises OSError."""
-        for net, std in zip(nets, self.stds, strict=True):
-            tensors = {name: value.cpu().contiguous() for name, value in net.state_dict().items()}
-            buffers = sorted(set(tensors) - {name for name, _ in net.named_parameters()})
-            data = safetensors.torch.save(tensors, metadata={"buffers": json.dumps(buffers)})
-            write_atomically(self.folder / f"{images_seen:09d}-{_text(std)}.safetensors", data)
+    def save(self, nets: Sequence[nn.Module], images_seen: int, writer: Writer | None = None) -> None:
+        """One snapshot an average is on disk, or handed to `writer`; the same bytes whenever training comes here.
+
+        Raises OSError, or as the writer does.
+        """
+        parameters = {name for net in nets for name, _ in net.named_parameters()}
+
+        def write(files: Files) -> None:
+            for name, group in files.items():
+                tensors = {key: value.cpu().contiguous() for key, value in group.items()}
+                buffers = sorted(set(tensors) - parameters)
+                data = safetensors.torch.save(tensors, metadata={"buffers": json.dumps(buffers)})
+                write_atomically(self.folder / f"{images_seen:09d}-{name}.safetensors", data)
+
+        files = {_text(std): dict(net.state_dict()) for net, std in zip(nets, self.stds, strict=True)}
+        if writer is None:
+            write(files)
+        else:
+            writer.save("average", files, write)
 
     def stored(self) -> list[Stored]:
         """The snapshots, oldest first."""

@@ -8,18 +8,31 @@
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import safetensors.torch
+import torch
 from torch import Tensor
 
 from fastgan.errors import UserError
 from fastgan.files import write_synced
 
 STATE = "state.json"
+DTYPES = {  # as safetensors names them
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
 
 
 class Snapshot(NamedTuple):
@@ -123,12 +136,43 @@ def _remove(path: Path) -> None:
 def _write(folder: Path, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any]) -> None:
     files = {}
     for name, group in tensors.items():
-        data = safetensors.torch.save({key: value.detach().cpu().contiguous() for key, value in group.items()})
-        files[f"{name}.safetensors"] = sha256(data).hexdigest()
-        write_synced(folder / f"{name}.safetensors", data)
+        files[f"{name}.safetensors"] = _write_tensors(folder / f"{name}.safetensors", group)
     content = {"files": files, "state": state, "sha256": _hash_json(files, state)}
     write_synced(folder / STATE, json.dumps(content, indent=1).encode())
     _sync_folder(folder)
+
+
+def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> str:
+    """The tensors are on disk as safetensors; returns the file's SHA-256."""
+    digest = sha256()
+
+    def hashed() -> Iterator[bytes | memoryview]:
+        for piece in _pieces(tensors):
+            digest.update(piece)
+            yield piece
+
+    write_synced(path, hashed())
+    return digest.hexdigest()
+
+
+def _pieces(tensors: dict[str, Tensor]) -> Iterator[bytes | memoryview]:
+    """What a safetensors file of them holds: the length of the header, the header, each tensor.
+
+    safetensors' own `save` first lays all of it together, and lets no other thread of Python run meanwhile: training
+    would stand still.
+    """
+    names = sorted(tensors, key=lambda name: (-tensors[name].itemsize, name))  # each begins at a multiple of that
+    header: dict[str, dict[str, object]] = {}
+    end = 0
+    for name in names:
+        tensor, begin = tensors[name], end
+        end += tensor.numel() * tensor.itemsize
+        header[name] = {"dtype": DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    yield len(text).to_bytes(8, "little") + text
+    for name in names:
+        yield tensors[name].detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
 
 
 def _hash_json(*values: object) -> str:

@@ -2,13 +2,14 @@
 
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 
-def write_synced(path: Path, data: bytes) -> None:
-    """`path` holds `data`, also after a power cut. Raises OSError."""
+def write_synced(path: Path, data: bytes | Iterator[bytes | memoryview]) -> None:
+    """`path` holds `data`, or its pieces one after the other, also after a power cut. Raises OSError."""
     with path.open("wb") as file:
-        file.write(data)
+        file.writelines([data] if isinstance(data, bytes) else data)
         file.flush()
         os.fsync(file.fileno())
 

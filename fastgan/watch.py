@@ -1,6 +1,7 @@
 """What happens around the steps of a run: rows, grids, evaluations, checkpoints, and the console."""
 
 import contextlib
+import sys
 import time
 from collections.abc import Iterator
 
@@ -8,11 +9,12 @@ import torch
 
 from fastgan import curves
 from fastgan.averages import Averages
+from fastgan.background import Writer
 from fastgan.board import Board, peak_memory_gib, read_rows
 from fastgan.checkpoint import Checkpoints
 from fastgan.data.images import ImageSource
 from fastgan.distributed import Processes
-from fastgan.errors import UserError
+from fastgan.errors import Stopped, UserError
 from fastgan.evaluate import Evaluator
 from fastgan.metrics import extractors
 from fastgan.metrics.fidelity import labels_for, latents
@@ -31,12 +33,15 @@ class Watch:
         self.averages = Averages(folder.averages, self.config.optimizer.ema_stds)
         self.board = Board(folder, self.config, trainer.images_seen) if processes.is_main else None
         self.progress = _progress(trainer) if processes.is_main else None
+        self.writer = Writer() if processes.is_main else None
         self.evaluator = self._evaluator(source)
         if processes.is_main:
             self.averages.remove_partial()
         self._aside_s = {"grid": 0.0, "evaluation": 0.0, "checkpoint": 0.0}
+        self._pause_ms: dict[str, float] = {}  # what the last of each kind cost, until a row shows it
         self._last_log, self._last_time, self._last_wait = trainer.images_seen, time.monotonic(), 0.0
         self._done_at: dict[str, int] = {}
+        self._finite_at: int | None = None
         self.begin_epoch(trainer)
 
     def _evaluator(self, source: ImageSource) -> Evaluator | None:
@@ -69,12 +74,14 @@ class Watch:
         return events
 
     def step(self, trainer: Trainer) -> None:
-        if self.progress is not None:
+        """Raises what a write in the background raised."""
+        if self.progress is not None and self.writer is not None:
             self.progress.step(trainer.images_seen, trainer.epoch)
+            self.writer.raise_if_failed()
 
     def log(self, trainer: Trainer) -> None:
         """A row of means since the last row. Raises Diverged instead where they aren't finite."""
-        trainer.check_finite()
+        self._check_finite(trainer)
         means = self.processes.mean(trainer.meter.read())
         if self.board is None or self.progress is None:
             return
@@ -85,7 +92,7 @@ class Watch:
         speed = {"speed/images_per_s": (trainer.images_seen - self._last_log) / seconds}
         speed["speed/input_wait"] = (trainer.input_wait_s - self._last_wait) / seconds  # share of training's time
         speed["speed/peak_memory_gib"] = peak_memory_gib(self.processes.device)
-        speed |= {f"speed/{name}_s": spent for name, spent in self._aside_s.items()}
+        speed |= {f"speed/{name}_s": spent for name, spent in self._aside_s.items()} | self._saving()
         self.board.log(trainer.images_seen, means)
         self.board.performance(trainer.images_seen, speed)
         self.progress.losses(trainer.images_seen, trainer.epoch, means["loss/G"], means["loss/D"])
@@ -131,41 +138,85 @@ class Watch:
         self.progress.say(f"evaluation at {trainer.images_seen:,} images:  {shown}")
 
     def average(self, trainer: Trainer) -> None:
-        """A snapshot of each power-function average. Raises Diverged as `checkpoint` does."""
+        """A snapshot of each power-function average. Raises as `checkpoint` does."""
         if not self.averages.stds or self._is_done("average", trainer):
             return
-        trainer.check_finite()
-        if self.board is not None:
-            with self._aside("checkpoint"):
-                self.averages.save(trainer.power.nets, trainer.images_seen)
+        with self._pause("average"):
+            self._check_finite(trainer)
+            if self.writer is not None:
+                self.averages.save(trainer.power.nets, trainer.images_seen, self.writer)
 
     def checkpoint(self, trainer: Trainer) -> None:
-        """Raises Diverged where there is nothing worth keeping, UserError where it can't be written."""
+        """A checkpoint of this very place will be on disk: training may go on.
+
+        Raises Diverged where there is nothing worth keeping, and what an earlier write raised: UserError where it was a
+        checkpoint's.
+        """
         if self._is_done("checkpoint", trainer):
             return
-        trainer.check_finite()
-        if self.board is not None:
-            with self._aside("checkpoint"):
-                self.checkpoints.save(*trainer.state())
+        with self._pause("checkpoint"):
+            self._check_finite(trainer)
+            tensors, state = trainer.state()  # all processes take part
+            if self.writer is not None:
+                self.writer.save("checkpoint", tensors, lambda copies: self.checkpoints.save(copies, state))
 
     def finish(self, trainer: Trainer) -> None:
-        """Training has come to its end: what is due then."""
+        """Training has come to its end: what is due then, and it is on disk. Raises as `checkpoint` does."""
         self.end_epoch(trainer)
         self.grid(trainer)
         self.evaluate(trainer)
         self.average(trainer)
         self.checkpoint(trainer)
+        if self.writer is not None:
+            self.writer.close()
+            self.writer.raise_if_failed()
 
     def close(self, trainer: Trainer) -> None:
-        """Nothing more will happen; the GIF and the picture of the losses show all that has."""
-        if self.progress is not None:
-            self.progress.close()
-        if self.board is not None:
-            self.board.gif(trainer.images_seen)
-            path, rows = self.folder.path / "losses.png", read_rows(self.folder.log)
-            title = f"{self.config.preset}: losses"
-            curves.save(path, rows, trainer.loader.num_images, title, self.config.objective.loss)
-            self.board.close()
+        """Nothing more will happen: all is on disk; the GIF and the picture of the losses show what has.
+
+        Raises what a write raised, where training itself didn't fail: that says more, and the other is told of.
+        """
+        ending = sys.exception()
+        failed = ending is not None and not isinstance(ending, Stopped)
+        if self.writer is not None:
+            self.writer.close()
+        if isinstance(ending, Stopped):
+            self.processes.wait()  # a launcher ends all processes with the first
+        try:
+            with contextlib.suppress(*[OSError] * failed):  # a full disk was told of
+                self._show(trainer)
+        finally:
+            if self.writer is not None and not failed:
+                self.writer.raise_if_failed()
+        if self.writer is not None and self.writer.failure not in (None, ending):
+            print(self.writer.failure, flush=True)
+
+    def _show(self, trainer: Trainer) -> None:
+        """The last figures, the GIF and the picture of the losses; console and board are closed."""
+        if self.progress is None or self.board is None:
+            return
+        self.progress.close()
+        if saving := self._saving():
+            self.board.performance(trainer.images_seen, saving)
+        self.board.gif(trainer.images_seen)
+        path, rows = self.folder.path / "losses.png", read_rows(self.folder.log)
+        title = f"{self.config.preset}: losses"
+        curves.save(path, rows, trainer.loader.num_images, title, self.config.objective.loss)
+        self.board.close()
+
+    def _saving(self) -> dict[str, float]:
+        """What saving cost since this was asked last: the pause of training, and what the thread took to write."""
+        figures = {f"speed/{kind}_pause_ms": spent for kind, spent in self._pause_ms.items()}
+        self._pause_ms = {}
+        if self.writer is not None:
+            figures |= {f"speed/{kind}_write_s": spent for kind, spent in self.writer.finished().items()}
+        return figures
+
+    def _check_finite(self, trainer: Trainer) -> None:
+        """Raises Diverged where a loss or weight isn't finite; a place that was found good isn't looked at again."""
+        if self._finite_at != trainer.images_seen:
+            trainer.check_finite()
+            self._finite_at = trainer.images_seen
 
     def _is_done(self, what: str, trainer: Trainer) -> bool:
         """Whether it was done at this very place; from now on it was."""
@@ -179,6 +230,16 @@ class Watch:
         began = time.monotonic()
         yield
         self._aside_s[what] += time.monotonic() - began
+
+    @contextlib.contextmanager
+    def _pause(self, kind: str) -> Iterator[None]:
+        """The time of the block is what saving cost training."""
+        if self.processes.device.type == "cuda":
+            torch.cuda.synchronize(self.processes.device)  # steps that are still computed belong to training
+        before = self._aside_s["checkpoint"]
+        with self._aside("checkpoint"):
+            yield
+        self._pause_ms[kind] = 1000 * (self._aside_s["checkpoint"] - before)
 
 
 def _progress(trainer: Trainer) -> Progress:
