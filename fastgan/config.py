@@ -243,6 +243,16 @@ class RunConfig:
     """The most memory that `auto` gives to a resident data set."""
     workers: int | None = None
     """Processes (torch; 0: the training process) or threads (dali) that decode; without it, a process's threads."""
+    engine: Literal["auto", "ddp", "zero1", "zero2", "zero3"] = "auto"
+    """With several processes. ddp: each holds everything. DeepSpeed's zero1 divides the optimizers' states among them,
+    zero2 gradients, too, zero3 weights, too. auto: what Accelerate's configuration asks for, else ddp."""
+    offload: bool = False
+    """True: zero1 to zero3 keep the optimizers' states in the CPU's memory."""
+    micro_batch: int | Literal["auto"] | None = None
+    """Images that a process takes through the networks at a time; auto: as many as its GPU's memory holds; without it,
+    its whole share. It changes no result. Where memory runs out it is halved."""
+    timeout_s: float = 300.0
+    """With several processes: how long one may be out of reach, or stuck in a step, before the others end."""
     threads: int | None = None
     """CPU threads of a process; without it, the machine's cores divided by its processes."""
     console: Literal["run", "epochs"] = "run"
@@ -272,6 +282,9 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         _require_positive(self, "epochs", "log_every", "grid_side", "resident_gib", "keep_checkpoints", "eval_images")
+        _require_positive(self, "timeout_s")
+        micro = self.micro_batch
+        _require(micro in (None, "auto") or int(micro) > 0, "micro_batch", micro, "give a number above 0, or auto")
         for name in ("images", "minutes", "threads", "grid_every", "checkpoint_every", "ema_snapshot_every"):
             if getattr(self, name) is not None:
                 _require_positive(self, name)
@@ -304,6 +317,12 @@ class Config:
             penalty,
             f"D of {network} has BatchNorm, under which no image has a gradient of its own (WGAN-GP, section 4): "
             "give --penalty none or --network r3gan",
+        )
+        _require(
+            self.run.micro_batch is None or network not in BATCH_NORM_IN_D,
+            "micro_batch",
+            self.run.micro_batch,
+            f"D of {network} has BatchNorm, whose statistics are those of the whole batch: leave it out",
         )
         precision, form = self.networks.precision, self.objective.penalty_form
         _require(

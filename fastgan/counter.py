@@ -80,12 +80,13 @@ def uniform(key: Tensor, count: int) -> Tensor:
 
 
 def normal(key: Tensor, count: int) -> Tensor:
-    """Standard normal numbers, float32: [B] -> [B, count] (Box & Muller 1958, in float64)."""
+    """Standard normal numbers of torch's default dtype, float32: [B] -> [B, count] (Box & Muller 1958, in float64)."""
     pairs = (count + 1) // 2
     radius, angle = uniform(key, 2 * pairs).chunk(2, dim=1)
     radius = torch.sqrt(-2 * torch.log1p(-radius))
     angle = 2 * math.pi * angle
-    return torch.cat([radius * angle.cos(), radius * angle.sin()], dim=1)[:, :count].float()
+    numbers = torch.cat([radius * angle.cos(), radius * angle.sin()], dim=1)[:, :count]
+    return numbers.to(torch.get_default_dtype())
 
 
 def keep_mask(key: Tensor, count: int, drop_probability: float) -> Tensor:

@@ -1,41 +1,278 @@
-"""The processes of a run, through Accelerate: which one this is, where it computes, how gradients are shared."""
+"""The processes of a run: which one this is, where it computes, and the engine through which they train one network.
 
+The only place that knows of engines. A trainer reads the same with each: a `Player` trains its network, whether alone,
+with the gradients of all processes averaged (DDP, through Accelerate), or with states, gradients and weights divided
+among them as well (DeepSpeed's ZeRO 1, 2 and 3: Rajbhandari 2020, arXiv 1910.02054).
+"""
+
+import contextlib
 import ctypes
+import logging
 import os
 import platform
-from collections.abc import Callable
-from typing import TypeVar
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from datetime import timedelta
+from typing import Any, TypeVar
 
 import psutil
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator
-from torch import nn
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from fastgan.errors import UserError
 
 T = TypeVar("T")
+TIMEOUT_S = 600  # of an exchange between processes
+BUCKET = 50_000_000  # numbers that ZeRO exchanges at once
+
+
+class Player:
+    """A network, the module through which it is trained, and its optimizer: in one process, or in several by DDP."""
+
+    def __init__(self, net: nn.Module, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        self.net, self.module, self.optimizer = net, module, optimizer
+
+    def accumulating(self, is_last: bool) -> AbstractContextManager[None]:
+        """In it, a forward and backward pass adds to the gradients; after the step's last one they are shared."""
+        if is_last or not isinstance(self.module, DistributedDataParallel):
+            return contextlib.nullcontext()
+        alone: AbstractContextManager[None] = self.module.no_sync()
+        return alone
+
+    def backward(self, loss: Tensor) -> None:
+        """The loss's gradients are added to those of the weights."""
+        loss.backward()
+
+    def forget_gradients(self) -> None:
+        """What backward passes since the last step left behind is gone."""
+        self.optimizer.zero_grad()
+
+    def step(self, lr: float, beta2: float) -> Tensor:
+        """The weights have moved along the gradients, which are gone; returns their norm before that."""
+        self._set(lr, beta2)
+        norm = nn.utils.get_total_norm([p.grad for p in self.net.parameters() if p.grad is not None])
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return norm
+
+    def _set(self, lr: float, beta2: float) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+            if "betas" in group:
+                group["betas"] = (group["betas"][0], beta2)
+
+    def whole(self) -> AbstractContextManager[None]:
+        """In it, the network's weights are whole on every process; all processes must enter."""
+        return contextlib.nullcontext()
+
+    def weights(self) -> dict[str, Tensor]:
+        """The network's whole state, parameters and buffers by name; all processes must ask."""
+        return dict(self.net.state_dict())
+
+    def optimizer_state(self) -> dict[str, Tensor]:
+        """The optimizer's whole state, by `parameter's number/name`; all processes must ask."""
+        found = self.optimizer.state_dict()["state"]
+        return {f"{number}/{name}": value for number, values in found.items() for name, value in values.items()}
+
+    def load(self, weights: dict[str, Tensor], optimizer_state: dict[str, Tensor]) -> None:
+        """The network and its optimizer are as they were when these were taken, by any engine on any processes."""
+        self.net.load_state_dict(weights)
+        parameters = list(self.net.parameters())
+        for key, value in optimizer_state.items():
+            number, name = key.split("/")
+            parameter = parameters[int(number)]
+            # Each value lies as the optimizer would have made it: a fused one walks parameter and value in step.
+            if value.shape == parameter.shape:
+                place = torch.empty_like(parameter)
+            else:  # a fused optimizer has its step count on the device, too
+                fused = self.optimizer.defaults.get("fused")
+                place = torch.empty_like(value, device=parameter.device if fused else "cpu")
+            self.optimizer.state[parameter][name] = place.copy_(value)
+
+
+class ZeroPlayer(Player):
+    """A player whose states (`stage` 1), gradients (2) and weights (3) are divided among all processes."""
+
+    def __init__(
+        self, net: nn.Module, module: nn.Module, optimizer: torch.optim.Optimizer, stage: int, offload: bool
+    ) -> None:
+        self.stage = stage
+        self._parameters = list(net.parameters())
+        self._shapes = [parameter.shape for parameter in self._parameters]
+        net.to(memory_format=torch.contiguous_format)  # DeepSpeed sends weights as plain bytes
+        self._is_whole = False
+        self._engine = _zero_engine(module, optimizer, stage, offload)
+        super().__init__(net, self._engine, optimizer)
+
+    @contextlib.contextmanager
+    def accumulating(self, is_last: bool) -> Iterator[None]:
+        self._engine.set_gradient_accumulation_boundary(is_last)
+        with self.whole():
+            yield
+
+    def backward(self, loss: Tensor) -> None:
+        self._engine.backward(loss)
+
+    def forget_gradients(self) -> None:
+        self._engine.zero_grad()
+        self._engine.optimizer.zero_grad()
+
+    def step(self, lr: float, beta2: float) -> Tensor:
+        self._set(lr, beta2)
+        self._engine.step()
+        return torch.as_tensor(self._engine.get_global_grad_norm() or 0.0)
+
+    @contextlib.contextmanager
+    def whole(self) -> Iterator[None]:
+        outermost, self._is_whole = not self._is_whole, True
+        try:
+            with self._gathered() if outermost else contextlib.nullcontext():
+                yield
+        finally:
+            self._is_whole = not outermost
+
+    def _gathered(self, from_rank: int | None = None) -> AbstractContextManager[None]:
+        """Whole weights; on leaving, all processes have those of `from_rank`, or the ones before where it is None."""
+        if self.stage < 3:
+            return contextlib.nullcontext()
+        from deepspeed.runtime.zero.partition_parameters import GatheredParameters
+
+        gathered: AbstractContextManager[None] = GatheredParameters(self._parameters, modifier_rank=from_rank)
+        return gathered
+
+    def weights(self) -> dict[str, Tensor]:
+        with self.whole():
+            return {name: value.detach().clone() for name, value in self.net.state_dict().items()}
+
+    def optimizer_state(self) -> dict[str, Tensor]:
+        from deepspeed.utils import safe_get_full_optimizer_state
+
+        of_a_part: dict[str, Tensor] = next((state for state in self.optimizer.state.values() if state), {})
+        state: dict[str, Tensor] = {}
+        for number, parameter in enumerate(self._parameters):
+            for name, value in of_a_part.items():
+                if value.dim() == 0:  # the count of steps, which all parameters share
+                    state[f"{number}/{name}"] = value.clone()
+                else:
+                    whole = safe_get_full_optimizer_state(parameter, name)
+                    state[f"{number}/{name}"] = whole.reshape(self._shapes[number]).clone()
+        return state
+
+    def load(self, weights: dict[str, Tensor], optimizer_state: dict[str, Tensor]) -> None:
+        with self._gathered(from_rank=0):
+            self.net.load_state_dict(weights)
+        self._engine.optimizer.refresh_fp32_params()
+        names = {key.split("/")[1]: value for key, value in optimizer_state.items()}
+        zero = self._engine.optimizer
+        flats = zero.single_partition_of_fp32_groups if self.stage < 3 else zero.fp32_partitioned_groups_flat
+        for flat in flats:  # of this process's part; DeepSpeed makes its states in the first step
+            for name, value in names.items():
+                like = torch.zeros_like(flat, requires_grad=False)
+                self.optimizer.state[flat][name] = like if value.dim() else value.clone()
+        if names and self.stage < 3:
+            zero._lazy_init_hp_params_optimizer_state()
+        for key, value in optimizer_state.items():
+            number, name = key.split("/")
+            if value.dim():
+                self._set_state(self._parameters[int(number)], name, value)
+
+    def _set_state(self, parameter: nn.Parameter, name: str, value: Tensor) -> None:
+        from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
+
+        if self.stage < 3:
+            safe_set_full_optimizer_state(parameter, value, name)
+        else:
+            size = parameter.ds_tensor.numel()  # type: ignore[attr-defined]
+            padded = nn.functional.pad(value.flatten(), (0, size * dist.get_world_size() - value.numel()))
+            mine = padded[dist.get_rank() * size :][:size]
+            safe_set_local_optimizer_state(parameter, mine, name)
+
+
+def _zero_engine(module: nn.Module, optimizer: torch.optim.Optimizer, stage: int, offload: bool) -> Any:
+    """DeepSpeed's engine of the module. Raises UserError where DeepSpeed isn't installed."""
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    try:
+        import deepspeed
+    except ImportError:
+        raise UserError(f"engine is zero{stage}: DeepSpeed isn't installed; pip install 'fastgan[deepspeed]'") from None
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # it would be compiled on the user's machine
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    settings = {
+        "train_micro_batch_size_per_gpu": 1,  # for DeepSpeed's own records: the loss here is scaled by images
+        "gradient_clipping": 0.0,  # without this it clips at 1
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "zero_optimization": {
+            "stage": stage,
+            "reduce_bucket_size": BUCKET,
+            "allgather_bucket_size": BUCKET,
+            "stage3_prefetch_bucket_size": 0,
+            "stage3_param_persistence_threshold": 0,
+            **({"offload_optimizer": {"device": "cpu"}} if offload else {}),
+        },
+    }
+    engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=settings, dist_init_required=False)
+    if stage == 3:  # its hooks drop a layer's weights after each pass, in the midst of a double backward
+        engine.optimizer.parameter_offload._remove_module_hooks()
+    return engine
 
 
 class Processes:
     """One process of a run of `count`, number `rank`, computing on `device`."""
 
-    def __init__(self, threads: int | None = None) -> None:
+    def __init__(self, threads: int | None = None, engine: str = "auto", offload: bool = False) -> None:
+        self.engine = _asked_by_launcher() if engine == "auto" else engine
+        self.offload = offload
         _set_threads(threads)
         keep_freed_memory()
-        self._accelerator = Accelerator(cpu=not torch.cuda.is_available())
+        patience = InitProcessGroupKwargs(timeout=timedelta(seconds=TIMEOUT_S))
+        # Else DDP arranges gradients anew after a process's first step, and three or more processes add them up in
+        # another order: a resumed run would differ in its last bits.
+        steady = DistributedDataParallelKwargs(find_unused_parameters=True)
+        # What these two say, of layouts and of DeepSpeed's own calls, no user can mend.
+        warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides", UserWarning)
+        warnings.filterwarnings("ignore", "`torch.distributed..* is deprecated", FutureWarning)
+        self._accelerator = Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=[patience, steady])
         self.rank: int = self._accelerator.process_index
         self.count: int = self._accelerator.num_processes
         self.device: torch.device = self._accelerator.device
         self.is_main: bool = self._accelerator.is_main_process
+        self._vote: tuple[dist.Work, Tensor] | None = None
+        self._voters: dist.ProcessGroup | None = None
+        if self.count > 1:
+            group = dist.new_group(backend="gloo")
+            assert isinstance(group, dist.ProcessGroup)
+            self._voters = group
 
-    def wrap(self, module: nn.Module) -> nn.Module:
-        """The module, whose backward pass now averages gradients over all processes."""
-        wrapped: nn.Module = self._accelerator.prepare_model(module)
-        return wrapped
-
-    def any(self, flag: bool) -> bool:
-        """Whether the flag is set on any process: the same answer on all of them, who must all ask."""
+    def player(self, net: nn.Module, module: nn.Module, optimizer: torch.optim.Optimizer) -> Player:
+        """The network's player, by the run's engine; one process needs none."""
         if self.count == 1:
-            return flag
-        return bool(self._accelerator.reduce(torch.tensor(float(flag), device=self.device), reduction="sum") > 0)
+            return Player(net, module, optimizer)
+        if self.engine.startswith("zero"):
+            return ZeroPlayer(net, module, optimizer, int(self.engine.removeprefix("zero")), self.offload)
+        return Player(net, self._accelerator.prepare_model(module), optimizer)
+
+    def vote(self, number: int) -> int:
+        """The largest number of all processes when they last asked, 0 the first time: all must ask, after each step.
+
+        It is the same on all, and nobody waits: this time's numbers are gathered while the next step runs.
+        """
+        if self._voters is None:
+            return number
+        last, votes = self._vote, torch.tensor(number)
+        work = dist.all_reduce(votes, dist.ReduceOp.MAX, group=self._voters, async_op=True)
+        assert work is not None
+        self._vote = work, votes
+        if last is None:
+            return 0
+        last[0].wait()
+        return int(last[1])
 
     def mean(self, values: dict[str, float]) -> dict[str, float]:
         """Each value's mean over all processes, who must all ask, with the same names."""
@@ -44,12 +281,21 @@ class Processes:
         mine = torch.tensor(list(values.values()), dtype=torch.float64, device=self.device)
         return dict(zip(values, self._accelerator.reduce(mine, reduction="mean").tolist(), strict=True))
 
+    def smallest(self, number: int) -> int:
+        """The smallest of all processes' numbers; all must ask."""
+        if self.count == 1:
+            return number
+        mine = torch.tensor(number)
+        dist.all_reduce(mine, dist.ReduceOp.MIN, group=self._voters)
+        return int(mine)
+
     def main_first(self, make: Callable[[], T]) -> T:
-        """What `make` returns; the main process makes it before the others do."""
-        if self.is_main:
+        """What `make` returns; on each machine one process makes it before the others do."""
+        first = self._accelerator.is_local_main_process
+        if first:
             made = make()
         self.wait()
-        return made if self.is_main else make()
+        return made if first else make()
 
     def say(self, text: str) -> None:
         """The main process prints the line."""
@@ -62,9 +308,18 @@ class Processes:
 
     def end(self) -> None:
         """The process group is closed; nothing may be sent after."""
+        if self._vote is not None:
+            self._vote[0].wait()
         self._accelerator.end_training()
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
+
+
+def _asked_by_launcher() -> str:
+    """The engine that Accelerate's configuration names; Accelerate itself isn't to start it: it knows one network."""
+    if os.environ.pop("ACCELERATE_USE_DEEPSPEED", "false") != "true":
+        return "ddp"
+    return f"zero{os.environ.get('ACCELERATE_DEEPSPEED_ZERO_STAGE', '2')}".replace("zero0", "ddp")
 
 
 def _set_threads(threads: int | None) -> None:

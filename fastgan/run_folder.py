@@ -6,6 +6,7 @@ checkpoints/       see checkpoint.py               tensorboard/        the same 
 grids/             a PNG each                      training.gif        all grids
 losses.png         both losses                     evaluation.jsonl    what `fastgan evaluate` measured
 averages/          see averages.py                 transfer.json       what was taken over from another run
+micro_batch.json   see micro_batch.py
 """
 
 import json
@@ -37,7 +38,7 @@ class RunFolder:
         self.checkpoints, self.averages = path / "checkpoints", path / "averages"
         self.tensorboard = path / "tensorboard"
         self.grids, self.gif = path / "grids", path / "training.gif"
-        self.transfer = path / "transfer.json"
+        self.transfer, self.micro_batch = path / "transfer.json", path / "micro_batch.json"
 
     def read_config(self) -> Config:
         """The settings of the run. Raises UserError where the folder holds none."""

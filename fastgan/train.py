@@ -36,12 +36,14 @@ def parse_config(args: Sequence[str], prog: str = "fastgan train") -> Config:
 
 
 class StopRequest:
-    """SIGTERM, Ctrl-C or the clock ask for a stop after the current step; a second Ctrl-C ends at once."""
+    """SIGTERM, SIGUSR1, Ctrl-C or the clock ask for a stop after the current step; a second Ctrl-C ends at once."""
+
+    NONE, CLOCK, SIGNAL = range(3)  # who asked; the last goes before the others
 
     def __init__(self) -> None:
         self.signalled = False
         self._deadline = math.inf
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
             signal.signal(number, self._handle)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
@@ -53,8 +55,16 @@ class StopRequest:
         """Ask for a stop in so many minutes from now; None: never."""
         self._deadline = math.inf if minutes is None else time.monotonic() + 60 * minutes
 
-    def __bool__(self) -> bool:
-        return self.signalled or time.monotonic() >= self._deadline
+    @property
+    def asked(self) -> int:
+        if self.signalled:
+            return self.SIGNAL
+        return self.CLOCK if time.monotonic() >= self._deadline else self.NONE
+
+    def heed(self, asked: int) -> bool:
+        """Whether to stop, by what any process was asked: all of them stop alike."""
+        self.signalled = self.signalled or asked == self.SIGNAL
+        return asked > self.NONE
 
 
 def _end_with_launcher() -> None:
@@ -62,91 +72,6 @@ def _end_with_launcher() -> None:
     if sys.platform == "linux" and "ACCELERATE_MIXED_PRECISION" in os.environ:
         pr_set_pdeathsig = 1
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
-
-
-def plan(config: Config) -> str:
-    """What the run would be: settings, networks' sizes, schedules' first and last values, epochs and steps.
-
-    A data set that its preset leaves to the user need not be here yet. Raises UserError as training would.
-    """
-    from fastgan import networks
-    from fastgan.data import order
-    from fastgan.data.loaders import num_images as images_of
-
-    G_size, D_size = networks.sizes(config)
-    transfer, warm = _transfer(config)
-    total, steps, data = config.run.images, None, config.data
-    try:
-        num_images = images_of(config)
-    except UserError as error:
-        if data.data != presets.get(config.preset).data.data:
-            raise
-        known, length = f"not here yet: {error}", "" if total else f"{config.run.epochs:g} epochs, "
-        if total and not data.keep_partial_batch:
-            steps = order.num_steps(total, total, data.batch_size, keep_partial=False)
-    else:
-        total = config.total_images(num_images)
-        steps = order.num_steps(total, num_images, data.batch_size, data.keep_partial_batch)
-        known, length = f"{num_images:,} images an epoch", f"{total / num_images:g} epochs, "
-    length += (f"{total:,} images, " if total else "") + (f"{steps:,} steps, " if steps else "")
-    return "\n".join(
-        (
-            config.to_json(),
-            f"G: {G_size:,} parameters",
-            f"D: {D_size:,} parameters",
-            *transfer,
-            *_schedule(config, total, steps, warm),
-            f"data: {known}",
-            f"run: batches of {data.batch_size:,}, {length}into {config.run_dir}",
-        )
-    )
-
-
-def _transfer(config: Config) -> tuple[list[str], bool]:
-    """What would be taken over from another run, and whether it is all of G; a run that goes on takes nothing over."""
-    from fastgan import networks, transfer
-    from fastgan.checkpoint import Checkpoints
-    from fastgan.run_folder import RunFolder
-
-    if config.transfer is None or Checkpoints(RunFolder(config.run_dir).checkpoints).paths():
-        return [], False
-    start = transfer.open_start(config)
-    assert start is not None
-    found = transfer.compare(config, networks.build(config), start)
-    return [str(found)], not found.G.anew
-
-
-def _schedule(config: Config, total: int | None, steps: int | None, warm: bool) -> list[str]:
-    """What moves: a line each, its value at the start and, where that is known, at the end of the run."""
-    from fastgan import schedules
-
-    objective, batch_size, every = config.objective, config.data.batch_size, config.objective.penalty_every
-    ends = [schedules.at(config, 0, batch_size, 0, warm)]
-    if total:
-        last = (steps or -(-total // batch_size)) - 1
-        ends.append(schedules.at(config, total, batch_size, last - last % every, warm))
-
-    def line(name: str, values: list[float], note: str = "") -> str:
-        shown = [f"{value:,.0f}" if value >= 1000 else f"{value:.6g}" for value in values]
-        return f"{name}: {' -> '.join(dict.fromkeys(shown))}{note}"
-
-    names = ("g_lr", "d_lr", *(["beta2"] if config.optimizer.optimizer == "adam" else []))
-    lines = [line(name, [getattr(knobs, name) for knobs in ends]) for name in names]
-    if objective.penalty != "none":
-        note = "" if every == 1 else f", every {every} steps {every} times that"
-        if objective.gamma is None:
-            note += ", its own" if objective.penalty == "wgan-gp" else ", by the rule 0.0002 * pixels / batch size"
-        lines.append(line(f"gamma of {objective.penalty}", [knobs.gamma / every for knobs in ends], note))
-    if objective.augment_target is not None:
-        lines.append(f"augment_p of {objective.augment}: {objective.augment_p:g}, then as augment_target makes it")
-    elif objective.augment != "none":
-        lines.append(line(f"augment_p of {objective.augment}", [knobs.augment_p for knobs in ends]))
-    for betas in list(zip(*(knobs.ema_betas for knobs in ends), strict=True))[: len(config.optimizer.ema_half_lives)]:
-        half_lives = [-batch_size / math.log2(beta) if beta else 0.0 for beta in betas]
-        lines.append(line("ema_half_life", half_lives, " images"))
-    if config.optimizer.burn_in:
-        lines.append(f"burn_in: {config.optimizer.burn_in:,} images")
-    return lines
 
 
 def _hint(config: Config, num_images: int) -> str | None:
@@ -164,7 +89,7 @@ def _trainer(config: Config, processes: "Processes", folder: "RunFolder") -> "tu
 
     Raises UserError, before there is a folder where it can.
     """
-    from fastgan import networks, transfer
+    from fastgan import micro_batch, networks, transfer
     from fastgan.checkpoint import Checkpoints
     from fastgan.data.loaders import build_loader, open_source
     from fastgan.trainer import Trainer
@@ -178,7 +103,7 @@ def _trainer(config: Config, processes: "Processes", folder: "RunFolder") -> "tu
         checkpoints.remove_partial()
     source = processes.main_first(lambda: open_source(config))  # one process gets a known set
     loader = build_loader(config, source, processes.device, processes.rank, processes.count, processes.say)
-    trainer = Trainer(config, nets, loader, processes.wrap, processes.count)
+    trainer = Trainer(config, nets, loader, processes.player, processes.count)
     snapshot = checkpoints.latest(processes.say) if start is None else None
     if snapshot is not None:
         trainer.load_state(snapshot.tensors, snapshot.state)
@@ -190,6 +115,7 @@ def _trainer(config: Config, processes: "Processes", folder: "RunFolder") -> "tu
         processes.say(str(taken))
         if processes.is_main:
             taken.save(folder.transfer)
+    micro_batch.settle(trainer, folder, processes)
     return trainer, source
 
 
@@ -202,7 +128,7 @@ def train(config: Config, stop: StopRequest) -> None:
     from fastgan.run_folder import RunFolder
     from fastgan.watch import Watch
 
-    processes = Processes(config.run.threads)
+    processes = Processes(config.run.threads, config.run.engine, config.run.offload)
     folder = RunFolder(config.run_dir)
     trainer, source = _trainer(config, processes, folder)
     if trainer.images_seen >= trainer.total_images:
@@ -215,7 +141,7 @@ def train(config: Config, stop: StopRequest) -> None:
             watch.grid(trainer)
             if config.transfer is not None:  # later sessions go on from here, without the other run
                 watch.checkpoint(trainer)
-        trainer.run(watch.events(trainer), lambda: processes.any(bool(stop)))
+        trainer.run(watch.events(trainer), lambda: stop.heed(processes.vote(stop.asked)))
         watch.finish(trainer)
     except Stopped:
         watch.checkpoint(trainer)
@@ -233,6 +159,8 @@ def main(args: Sequence[str] | None = None) -> int:
     try:
         config = parse_config(sys.argv[1:] if args is None else args)
         if config.run.dry_run:
+            from fastgan.plan import plan
+
             print(plan(config))
         else:
             train(config, stop)

@@ -1,9 +1,10 @@
 """The training of two players: the step, its two phases, the loop around them."""
 
+import itertools
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,31 +15,16 @@ from fastgan.config import Config
 from fastgan.counter import Stream
 from fastgan.data.batch import Batch, Loader
 from fastgan.data.order import num_steps
+from fastgan.distributed import Player
 from fastgan.ema import Ema
-from fastgan.errors import Diverged, Stopped
+from fastgan.errors import Diverged, Stopped, UserError
 from fastgan.meter import Meter
-from fastgan.networks.layers import follow_singular_values, sum_over_processes
+from fastgan.networks.layers import BatchNorm, follow_singular_values, sum_over_processes
 from fastgan.objectives import DiscriminatorObjective, GeneratorObjective, Terms
 from fastgan.schedules import Knobs
 
-
-class Player:
-    """A network, the module through which it is trained (what the engine wraps), and its optimizer."""
-
-    def __init__(self, net: nn.Module, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        self.net, self.module, self.optimizer = net, module, optimizer
-
-    def descend(self, loss: Tensor, lr: float, beta2: float) -> Tensor:
-        """The weights move one step down the loss; returns the gradient's norm."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-            if "betas" in group:
-                group["betas"] = (group["betas"][0], beta2)
-        self.optimizer.zero_grad()
-        loss.backward()
-        norm = nn.utils.get_total_norm([p.grad for p in self.net.parameters() if p.grad is not None])
-        self.optimizer.step()
-        return norm
+T = TypeVar("T")
+Engine = Callable[[nn.Module, nn.Module, torch.optim.Optimizer], Player]  # of a network, its module and its optimizer
 
 
 @dataclass(frozen=True)
@@ -53,23 +39,30 @@ class Event:
 
 
 class Trainer:
-    """Two players, G's average, and how far they have come. `wrap` is what the engine does to a module."""
+    """Two players, G's average, and how far they have come.
+
+    `engine` makes the players. A process's share of a batch goes through the networks `micro_batch` images at a time,
+    or as a whole where that is None; what is learned is the same.
+    """
 
     def __init__(
         self,
         config: Config,
         nets: tuple[nn.Module, nn.Module],
         loader: Loader,
-        wrap: Callable[[nn.Module], nn.Module] = lambda module: module,
+        engine: Engine = Player,
         num_processes: int = 1,
+        micro_batch: int | None = None,
     ) -> None:
-        self.config, self.loader, self.num_processes = config, loader, num_processes
+        self.config, self.loader, self.num_processes, self.micro_batch = config, loader, num_processes, micro_batch
         G, D = (net.train() for net in nets)
-        self.G = Player(G, wrap(G), _optimizer(G, config))
-        self.D = Player(D, wrap(DiscriminatorObjective(D, config)), _optimizer(D, config))
-        self.g_objective = GeneratorObjective(D, config)
         self.ema = Ema(G, max(1, len(config.optimizer.ema_half_lives)))
         self.power = Ema(G, len(config.optimizer.ema_stds))
+        # BatchNorm wants the whole batch at once; one pass of G that serves both phases is a whole one, too.
+        self.splits_g = not config.objective.share_fakes and not has_batch_norm(G)
+        self.G = engine(G, G, _optimizer(G, config))
+        self.D = engine(D, DiscriminatorObjective(D, config), _optimizer(D, config))
+        self.g_objective = GeneratorObjective(D, config)
         self.meter = Meter()
         self.images_seen = 0
         self.warm = False  # whether all first weights of G are another run's: then its averages needn't forget them
@@ -77,6 +70,7 @@ class Trainer:
         if config.objective.augment_target is not None:
             self.augment_p = torch.tensor(config.objective.augment_p, device=next(G.parameters()).device)
         self.input_wait_s = 0.0  # since the start of the process: time in which the step had no batch
+        self.on_short_memory: Callable[[int], None] = lambda micro_batch: None
 
     @property
     def total_images(self) -> int:
@@ -88,6 +82,11 @@ class Trainer:
         """The number, from 1, of the epoch that the last step belonged to."""
         return max(0, self.images_seen - 1) // self.loader.num_images + 1
 
+    @property
+    def max_share(self) -> int:
+        """The most images of a batch that one process has."""
+        return -(-self.config.data.batch_size // self.num_processes)
+
     def steps_to(self, images_seen: int) -> int:
         """The steps from the start of training to where so many images have been seen."""
         data = self.config.data
@@ -97,51 +96,134 @@ class Trainer:
         """Play one round: D moves, G answers, the averages of G follow."""
         step = self.steps_to(self.images_seen)
         knobs = schedules.at(self.config, self.images_seen, batch.global_size, step, self.warm)
-        if self.config.objective.share_fakes:
-            fakes = self.fakes(self.G.module, batch, Stream.LATENTS_D)
-            terms = self.discriminator_phase(batch, fakes, knobs) | self.generator_phase(batch, fakes, knobs)
-        else:
-            with torch.no_grad():
-                fakes = self.fakes(self.G.net, batch, Stream.LATENTS_D)
-            terms = self.discriminator_phase(batch, fakes, knobs)
-            terms |= self.generator_phase(batch, self.fakes(self.G.module, batch, Stream.LATENTS_G), knobs)
+        fakes = self.fakes(self.G.module, batch, Stream.LATENTS_D) if self.config.objective.share_fakes else None
+        terms = self.discriminator_phase(batch, fakes, knobs)
+        terms |= self.generator_phase(batch, fakes, knobs)
         self.images_seen += batch.global_size
-        self.ema.update(self.G.net, knobs.ema_betas)
-        self.power.update(self.G.net, knobs.power_betas)
+        with self.G.whole():
+            self.ema.update(self.G.net, knobs.ema_betas)
+            self.power.update(self.G.net, knobs.power_betas)
         return terms
 
     def fakes(self, G: nn.Module, batch: Batch, stream: Stream) -> Tensor:
         """As many images as the batch has, of latents that its image numbers decide."""
         z = counter.normal(counter.keys(self.config.seed, stream, batch.index), self.config.networks.z_dim)
-        images: Tensor = G(z, batch.labels)
+        with self.G.whole():
+            images: Tensor = G(z, batch.labels)
         return images
 
-    def discriminator_phase(self, batch: Batch, fakes: Tensor, knobs: Knobs) -> Terms:
-        """D has moved one step; G is as it was."""
-        loss, terms = self.D.module(
-            batch.reals, fakes.detach(), batch.labels, batch.index, knobs.gamma, self._strength(knobs)
-        )
-        share = self._share(batch)
-        terms = _scaled(terms, share) | {"grad_norm/D": self.D.descend(loss * share, knobs.d_lr, knobs.beta2)}
-        follow_singular_values(self.D.net)
+    def discriminator_phase(self, batch: Batch, fakes: Tensor | None, knobs: Knobs) -> Terms:
+        """D has moved one step; G is as it was. Where `fakes` is None the phase makes its own."""
+        if fakes is None and not self.splits_g:
+            with torch.no_grad():
+                fakes = self.fakes(self.G.net, batch, Stream.LATENTS_D)
+        made = fakes
+        terms = self._within_memory(self.D, lambda: self._d_gradients(batch, made, knobs))
+        terms["grad_norm/D"] = self.D.step(knobs.d_lr, knobs.beta2)
+        with self.D.whole():
+            follow_singular_values(self.D.net)
         if self.augment_p is not None:
             r = sum_over_processes(terms["augment/r"]) / self.num_processes
             terms["augment/p"] = self.augment_p
             self.augment_p = adapt(self.augment_p, r, batch.global_size, self.config.objective.augment_target or 0.0)
         return terms
 
-    def generator_phase(self, batch: Batch, fakes: Tensor, knobs: Knobs) -> Terms:
-        """G has moved one step; D is as it was."""
-        loss, terms = self.g_objective(batch.reals, fakes, batch.labels, batch.index, self._strength(knobs))
-        share = self._share(batch)
-        return _scaled(terms, share) | {"grad_norm/G": self.G.descend(loss * share, knobs.g_lr, knobs.beta2)}
+    def _d_gradients(self, batch: Batch, fakes: Tensor | None, knobs: Knobs) -> Terms:
+        """The gradients of D's objective are there, of the whole batch, with fakes made here if none are given."""
+        parts, terms = self._parts(batch), Terms()
+        for number, (place, part) in enumerate(parts, start=1):
+            if fakes is None:
+                with torch.no_grad():
+                    mine = self.fakes(self.G.net, part, Stream.LATENTS_D)
+            else:
+                mine = fakes[place].detach()
+            with self.D.accumulating(is_last=number == len(parts)):
+                strength = self._strength(knobs)
+                loss, found = self.D.module(part.reals, mine, part.labels, part.index, knobs.gamma, strength)
+                self.D.backward(loss * self._share(part))
+            _add(terms, found, self._share(part))
+        return terms
+
+    def generator_phase(self, batch: Batch, fakes: Tensor | None, knobs: Knobs) -> Terms:
+        """G has moved one step; D is as it was. Where `fakes` is None the phase makes its own."""
+        if fakes is None and self.splits_g:
+            terms = self._within_memory(self.G, lambda: self._g_gradients(self._parts(batch), knobs))
+        else:
+            with self.G.accumulating(is_last=True):
+                if fakes is None:
+                    fakes = self.fakes(self.G.module, batch, Stream.LATENTS_G)
+                made = fakes
+                slopes, terms = self._within_memory(self.G, lambda: self._answer(batch, made, knobs))
+                self.G.backward((made * slopes).sum())
+        return terms | {"grad_norm/G": self.G.step(knobs.g_lr, knobs.beta2)}
+
+    def _g_gradients(self, parts: list[tuple[slice, Batch]], knobs: Knobs) -> Terms:
+        """The gradients of G's objective are there, where each part's fakes are made by themselves."""
+        terms = Terms()
+        for number, (_, part) in enumerate(parts, start=1):
+            with self.G.accumulating(is_last=number == len(parts)):
+                fakes = self.fakes(self.G.module, part, Stream.LATENTS_G)
+                with self.D.whole():
+                    loss, found = self.g_objective(part.reals, fakes, part.labels, part.index, self._strength(knobs))
+                    self.G.backward(loss * self._share(part))
+            _add(terms, found, self._share(part))
+        return terms
+
+    def _answer(self, batch: Batch, fakes: Tensor, knobs: Knobs) -> tuple[Tensor, Terms]:
+        """The gradient of G's objective in fakes that are made already, [B, C, H, W], and its terms."""
+        slopes: list[Tensor] = []
+        terms = Terms()
+        for place, part in self._parts(batch):
+            mine = fakes[place].detach().requires_grad_()
+            with self.D.whole():
+                loss, found = self.g_objective(part.reals, mine, part.labels, part.index, self._strength(knobs))
+                slopes += torch.autograd.grad(loss * self._share(part), mine)
+            _add(terms, found, self._share(part))
+        return torch.cat(slopes), terms
+
+    def _parts(self, batch: Batch) -> list[tuple[slice, Batch]]:
+        """The parts that go through the networks at a time: as many in all processes, in each of about equal size."""
+        if self.micro_batch is None:
+            return [(slice(None), batch)]
+        largest = -(-batch.global_size // self.num_processes)
+        count = min(-(-largest // self.micro_batch), max(1, batch.global_size // self.num_processes))
+        ends = [len(batch.pixels) * number // count for number in range(count + 1)]
+        places = [slice(start, end) for start, end in itertools.pairwise(ends)]
+        return [(place, batch.part(place)) for place in places]
+
+    def _within_memory(self, player: Player, work: Callable[[], T]) -> T:
+        """What the work returns; it is done again in smaller parts where memory runs out. Raises UserError."""
+        while True:
+            try:
+                return work()
+            except torch.OutOfMemoryError as error:
+                self._halve(error)  # the work's tensors are free when this block ends
+            player.forget_gradients()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+
+    def _halve(self, error: Exception) -> None:
+        """The micro-batch is half of what it was. Raises UserError where it can't be, or where others wait."""
+        now = min(self.max_share, self.micro_batch or self.max_share)
+        if now == 1 or has_batch_norm(self.D.net):
+            raise UserError(
+                f"memory runs out with batch_size {self.config.data.batch_size} and micro_batch {now}, and there is "
+                f"no smaller one ({error}): use smaller networks, images or batches, or more GPUs"
+            ) from None
+        self.micro_batch = -(-now // 2)
+        self.on_short_memory(self.micro_batch)
+        if self.num_processes > 1:  # the others wait in the middle of this step
+            raise UserError(
+                f"memory runs out with micro_batch {now}: the run has noted {self.micro_batch}; give the same command "
+                "again, it goes on from the last checkpoint"
+            ) from None
 
     def _strength(self, knobs: Knobs) -> Tensor | float:
         """The probability of each operation of the augmentation."""
         return knobs.augment_p if self.augment_p is None else self.augment_p
 
     def _share(self, batch: Batch) -> float:
-        """Makes a mean over processes the mean over images, also where their parts of the batch differ in size."""
+        """Makes a sum over parts and mean over processes the mean over images, whatever the parts' sizes."""
         return len(batch.pixels) * self.num_processes / batch.global_size
 
     def run(self, events: Iterable[Event] = (), should_stop: Callable[[], bool] = lambda: False) -> None:
@@ -164,9 +246,8 @@ class Trainer:
     def check_finite(self) -> None:
         """Raises Diverged where a loss since the last check, or a weight now, isn't a finite number."""
         place = self.meter.first_nonfinite()
-        if place is None and not all(
-            bool(p.isfinite().all()) for net in self._nets().values() for p in net.parameters()
-        ):
+        nets = (self.G.net, self.D.net, *self._averages().values())
+        if place is None and not all(bool(p.isfinite().all()) for net in nets for p in net.parameters()):
             place = self.images_seen
         if place is not None:
             step = self.steps_to(place) + 1
@@ -175,22 +256,22 @@ class Trainer:
                 "and --d-lr, or another --seed; checkpoints, if any, were written before and are good"
             )
 
-    def _nets(self) -> dict[str, nn.Module]:
+    def _averages(self) -> dict[str, nn.Module]:
         averages = {f"G_ema{number or ''}": net for number, net in enumerate(self.ema.nets)}
-        averages |= {f"G_power{number}": net for number, net in enumerate(self.power.nets)}
-        return {"G": self.G.net, "D": self.D.net} | averages
+        return averages | {f"G_power{number}": net for number, net in enumerate(self.power.nets)}
 
     def state(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
-        """All that training goes on from: tensors by file and name, and what JSON holds.
+        """All that training goes on from: tensors by file and name, and what JSON holds; all processes must ask.
 
+        It is the same for every engine and number of processes.
         There is no random state: every random number is a function of the seed and of the images seen.
         """
-        tensors = {name: dict(net.state_dict()) for name, net in self._nets().items()}
+        tensors = {"G": self.G.weights(), "D": self.D.weights()}
+        tensors |= {name: dict(net.state_dict()) for name, net in self._averages().items()}
         tensors["optimizers"] = {
-            f"{side}/{number}/{name}": value
+            f"{side}/{key}": value
             for side, player in (("G", self.G), ("D", self.D))
-            for number, values in player.optimizer.state_dict()["state"].items()
-            for name, value in values.items()
+            for key, value in player.optimizer_state().items()
         }
         if self.augment_p is not None:
             tensors["augment"] = {"p": self.augment_p}
@@ -198,18 +279,27 @@ class Trainer:
 
     def load_state(self, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any]) -> None:
         """The trainer stands where `state` was taken, bit for bit."""
-        for name, net in self._nets().items():
+        for name, net in self._averages().items():
             net.load_state_dict(tensors[name])
         for side, player in (("G", self.G), ("D", self.D)):
-            _load_optimizer(player.optimizer, side, tensors["optimizers"])
+            start = f"{side}/"
+            mine = {k.removeprefix(start): v for k, v in tensors["optimizers"].items() if k.startswith(start)}
+            player.load(tensors[side], mine)
         if self.augment_p is not None:
             self.augment_p = self.augment_p.copy_(tensors["augment"]["p"])
         self.images_seen, self.warm = state["images_seen"], state.get("warm", False)
         self.meter.load_state(state["meter"])
 
 
-def _scaled(terms: Terms, factor: float) -> Terms:
-    return {name: term * factor for name, term in terms.items()}
+def has_batch_norm(net: nn.Module) -> bool:
+    """Whether an image's output depends on the others of its batch."""
+    return any(isinstance(layer, BatchNorm) for layer in net.modules())
+
+
+def _add(terms: Terms, more: Terms, factor: float) -> None:
+    """The terms have grown by `factor` times the others."""
+    for name, term in more.items():
+        terms[name] = term * factor if name not in terms else terms[name] + term * factor
 
 
 def _optimizer(net: nn.Module, config: Config) -> torch.optim.Optimizer:
@@ -218,18 +308,3 @@ def _optimizer(net: nn.Module, config: Config) -> torch.optim.Optimizer:
     if optimizer.optimizer == "rmsprop":
         return torch.optim.RMSprop(parameters, lr=0.0, alpha=optimizer.rho, eps=optimizer.eps)
     return torch.optim.Adam(parameters, lr=0.0, betas=optimizer.betas, eps=optimizer.eps, fused=True)
-
-
-def _load_optimizer(optimizer: torch.optim.Optimizer, side: str, tensors: dict[str, Tensor]) -> None:
-    """Each value lies as the optimizer would have made it: a fused one walks parameter and value in step."""
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    for name, value in tensors.items():
-        owner, number, key = name.split("/")
-        if owner != side:
-            continue
-        parameter = parameters[int(number)]
-        if value.shape == parameter.shape:
-            place = torch.empty_like(parameter)
-        else:  # a fused optimizer has its step count on the device, too
-            place = torch.empty_like(value, device=parameter.device if optimizer.defaults.get("fused") else "cpu")
-        optimizer.state[parameter][key] = place.copy_(value)

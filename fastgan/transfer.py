@@ -93,8 +93,8 @@ def compare(config: Config, nets: tuple[nn.Module, nn.Module], start: Snapshot) 
 @torch.no_grad()
 def take_over(trainer: Trainer, start: Snapshot, transfer: Transfer) -> None:
     """G and D have the other run's weights where they agree, the averages those of its first one."""
-    _copy(trainer.G.net, start.tensors["G"], transfer.G.taken)
-    _copy(trainer.D.net, start.tensors["D"], transfer.D.taken)
+    for player, side, taken in ((trainer.G, "G", transfer.G.taken), (trainer.D, "D", transfer.D.taken)):
+        player.load(player.weights() | {name: start.tensors[side][name] for name in taken}, {})
     for average in (*trainer.ema.nets, *trainer.power.nets):
         _copy(average, start.tensors["G_ema"], transfer.G.taken)
     trainer.warm = not transfer.G.anew

@@ -12,8 +12,9 @@ from fastgan import networks, presets, schedules
 from fastgan.config import OptimizerConfig
 from fastgan.data import sources
 from fastgan.data.loaders import build_loader
+from fastgan.distributed import Player
 from fastgan.errors import UserError
-from fastgan.trainer import Player, Trainer, _optimizer
+from fastgan.trainer import Trainer, _optimizer
 
 G_LR, D_LR, DECAY, RHO, EPS = 4e-3, 1e-3, 0.05, 0.9, 1e-7
 
@@ -56,7 +57,8 @@ def test_rmsprop_is_kerass_recursion():
     weights = [p.detach().clone() for p in net.parameters()]
     means = [torch.zeros_like(w) for w in weights]
     for step in range(20):
-        player.descend((net(x) - y).square().mean(), schedules.at(config, 32 * step, 32, step).g_lr, beta2=0.5)
+        player.backward((net(x) - y).square().mean())
+        player.step(schedules.at(config, 32 * step, 32, step).g_lr, beta2=0.5)
         error = 2 * (x @ weights[0].T + weights[1] - y) / y.numel()
         for number, gradient in enumerate((error.T @ x, error.sum(0))):
             means[number] = RHO * means[number] + (1 - RHO) * gradient**2
@@ -217,7 +219,8 @@ def test_adam_with_a_moving_beta2_is_its_recursion():
     for step in range(10):
         slope = torch.randn(1, 3, dtype=torch.float64, generator=generator)
         beta2 = schedules.cosine(0.5, 0.99, step, 8)
-        player.descend((net.weight * slope).sum(), 0.01, beta2)
+        player.backward((net.weight * slope).sum())
+        player.step(0.01, beta2)
         mean = beta2 * mean + (1 - beta2) * slope**2
         corrected = (mean / (1 - beta2 ** (step + 1))).sqrt()
         weight = weight - 0.01 * slope / (corrected + config.optimizer.eps)  # beta1 is 0

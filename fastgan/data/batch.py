@@ -24,8 +24,13 @@ class Batch:
 
     @property
     def reals(self) -> Tensor:
-        """The images as D sees them: [B, C, H, W] in [-1, 1], float32."""
+        """The images as D sees them: [B, C, H, W] in [-1, 1], of torch's default dtype (float32)."""
         return to_unit_range(self.pixels)
+
+    def part(self, place: slice) -> "Batch":
+        """Some of these images, still of the same global batch."""
+        labels = None if self.labels is None else self.labels[place]
+        return Batch(self.pixels[place], labels, self.index[place], self.global_size)
 
 
 class Loader(Protocol):

@@ -84,8 +84,8 @@ def decoded(decode: Callable[[int], np.ndarray], items: Tensor, shape: tuple[int
 
 
 def to_unit_range(images: Tensor) -> Tensor:
-    """uint8 pixels as float32 in [-1, 1]."""
-    return images.float().mul_(2 / 255).sub_(1)
+    """uint8 pixels in [-1, 1], of torch's default dtype, float32."""
+    return images.to(torch.get_default_dtype()).mul_(2 / 255).sub_(1)
 
 
 def to_bytes(images: Tensor) -> Tensor:

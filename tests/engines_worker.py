@@ -1,0 +1,106 @@
+"""What each process of tests/test_engines.py does: train small players by several engines, and keep their states.
+
+`python tests/engines_worker.py CASES.json FOLDER` in one process, or by torchrun in several.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+from fastgan import networks
+from fastgan.checkpoint import Checkpoints
+from fastgan.config import Config, DataConfig, NetworkConfig, ObjectiveConfig, OptimizerConfig
+from fastgan.data import sources
+from fastgan.data.loaders import build_loader
+from fastgan.distributed import Processes
+from fastgan.trainer import Trainer
+
+CPU = torch.device("cpu")
+
+
+def config(split_g: bool = False) -> Config:
+    """All that could differ: BatchNorm in G, exact R1 and R2, adaptive augmentation, two averages, 13 images a batch.
+
+    Where G is to be split it is R3GAN's, without BatchNorm. Adam's epsilon keeps it from turning the rounding of
+    gradients that are 0 but for it into steps of full size.
+    """
+    convolutions = NetworkConfig(network="dcgan", z_dim=8, stages=(8, 4))
+    blocks = NetworkConfig(network="r3gan", z_dim=8, stages=(8, 8, 8), blocks=1, group_width=0)
+    return Config(
+        data=DataConfig(data="toy", image_size=(28, 28), channels=1, batch_size=13, keep_partial_batch=False),
+        networks=blocks if split_g else convolutions,
+        objective=ObjectiveConfig(
+            loss="relativistic", penalty="r1+r2", gamma=0.1, augment="ada", augment_p=0.2, augment_target=0.6
+        ),
+        optimizer=OptimizerConfig(
+            g_lr=1e-3, d_lr=1e-3, betas=(0.0, 0.99), eps=1e-4, ema_half_lives=(100,), ema_stds=(0.1,)
+        ),
+    )
+
+
+def let_zero_compute_in_float64() -> None:
+    """DeepSpeed keeps weights and exchanges gradients in float32, whose rounding a leaky ReLU's bend may magnify."""
+    import deepspeed
+    from deepspeed.runtime.base_optimizer import ZeROOptimizer
+    from deepspeed.runtime.engine import DeepSpeedEngine
+    from deepspeed.runtime.zero.partition_parameters import InsertPostInitMethodToModuleSubClasses as Init
+
+    initialize = deepspeed.initialize
+
+    def without_reduce_scatter(config: dict, **others: object) -> object:
+        config["zero_optimization"]["reduce_scatter"] = False  # it knows no float64
+        return initialize(config=config, **others)
+
+    deepspeed.initialize = without_reduce_scatter
+    ZeROOptimizer._configure_master_weights = lambda *_, **__: torch.get_default_dtype()
+    DeepSpeedEngine.communication_data_type = property(lambda _: torch.get_default_dtype())
+    Init._set_dtype = lambda self, *_: setattr(self, "dtype", torch.float)
+
+
+def build(processes: Processes, case: dict) -> Trainer:
+    torch.set_default_dtype(torch.float64 if case.get("double") else torch.float32)
+    chosen = config(case.get("split_g", False))
+    loader = build_loader(chosen, sources.load("toy"), CPU, processes.rank, processes.count)
+    processes.engine = case["engine"]
+    nets = networks.build(chosen)
+    return Trainer(chosen, nets, loader, processes.player, processes.count, case.get("micro_batch"))
+
+
+def train(trainer: Trainer, steps: int) -> None:
+    for _ in range(steps):
+        trainer.train_step(trainer.loader.batch(trainer.images_seen))
+
+
+def run(processes: Processes, case: dict, folder: Path) -> None:
+    """The state after `steps` more steps, kept by the case's name; where `resume` is set, of one resumed half-way."""
+    trainer = build(processes, case)
+    if (start := case.get("start")) is not None:
+        snapshot = Checkpoints(folder / start).latest()
+        trainer.load_state(snapshot.tensors, snapshot.state)
+    if case.get("resume"):
+        train(trainer, case["steps"] // 2)
+        state = trainer.state()
+        trainer = build(processes, case)
+        trainer.load_state(*state)
+        train(trainer, case["steps"] - case["steps"] // 2)
+    else:
+        train(trainer, case["steps"])
+    tensors, state = trainer.state()
+    if processes.is_main:
+        Checkpoints(folder / case["name"]).save(tensors, state)
+    processes.wait()
+
+
+def main(cases: Path, folder: Path) -> None:
+    processes = Processes(threads=1)
+    if processes.count > 1:
+        let_zero_compute_in_float64()
+    for case in json.loads(cases.read_text()):
+        run(processes, case, folder)
+    processes.end()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

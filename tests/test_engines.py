@@ -1,0 +1,115 @@
+"""Every engine, on one, two and three processes, with and without micro-batches, learns what one process learns."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from fastgan.checkpoint import Checkpoints
+
+WORKER = Path(__file__).parent / "engines_worker.py"
+STEPS = 20
+SIZES = {1: (None, 7, 4), 2: (None, 4, 2), 3: (None, 3, 1)}  # by processes: micro-batches of 1, 2 and 4 to a step
+ENGINES = {1: ("ddp",), 2: ("ddp", "zero1", "zero2", "zero3"), 3: ("ddp",)}
+
+
+def name(count: int, engine: str, size: int | None, split_g: bool = False) -> str:
+    return f"{count}-{engine}-{size}{'-split' if split_g else ''}"
+
+
+def cases(count: int) -> list[dict]:
+    """All that so many processes do: whole runs in float64, resumed ones in float32, and those that take over."""
+    found = []
+    for engine in ENGINES[count]:
+        for size in SIZES[count]:
+            whole = {"engine": engine, "micro_batch": size, "double": True, "steps": STEPS}
+            found.append({"name": name(count, engine, size), **whole})
+            if size != SIZES[count][1]:
+                found.append({"name": name(count, engine, size, split_g=True), "split_g": True, **whole})
+        for resume in (False, True):
+            found.append({"name": f"{count}-{engine}-{resume}", "engine": engine, "steps": STEPS, "resume": resume})
+    if count == 2:
+        for engine in ("ddp", "zero2"):
+            found.append({"name": f"half-{engine}", "engine": engine, "double": True, "steps": STEPS // 2})
+        found.append(taking_over("zero2", 2))
+    found += [taking_over("ddp", count)] if count != 2 else []
+    return found
+
+
+def taking_over(start: str, count: int) -> dict:
+    """What two processes of an engine began, so many of DDP end."""
+    whole = {"start": f"half-{start}", "engine": "ddp", "double": True, "steps": STEPS - STEPS // 2}
+    return {"name": f"{start}-to-{count}", **whole}
+
+
+def run(count: int, chosen: list[dict], folder: Path) -> None:
+    path = folder / f"cases-{count}.json"
+    path.write_text(json.dumps(chosen))
+    several = ["-m", "torch.distributed.run", "--nproc-per-node", str(count), "--rdzv-backend", "c10d"]
+    several += ["--rdzv-endpoint", "localhost:0"]
+    command = [sys.executable, *(several if count > 1 else []), str(WORKER), str(path), str(folder)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    answer = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False, env=environment)
+    assert answer.returncode == 0, answer.stderr[-9000:]
+    assert "Warning: Grad strides" not in answer.stderr
+
+
+@pytest.fixture(scope="module")
+def states(tmp_path_factory) -> Path:
+    """Where the states of all cases are."""
+    pytest.importorskip("deepspeed")
+    folder = tmp_path_factory.mktemp("states")
+    run(2, cases(2), folder)
+    run(1, cases(1), folder)
+    run(3, cases(3), folder)
+    return folder
+
+
+def tensors(folder: Path, case: str) -> dict[str, torch.Tensor]:
+    snapshot = Checkpoints(folder / case).latest()
+    assert snapshot is not None
+    return {f"{group}/{key}": value for group, values in snapshot.tensors.items() for key, value in values.items()}
+
+
+def assert_near(found: dict[str, torch.Tensor], right: dict[str, torch.Tensor], tolerance: float = 1e-6) -> None:
+    """Each tensor of the networks, averages and optimizers differs by less than `tolerance` of its own size."""
+    assert found.keys() == right.keys()
+    for key, value in right.items():
+        distance = (found[key].double() - value.double()).norm()
+        assert distance <= tolerance * value.double().norm(), key
+
+
+@pytest.mark.parametrize(
+    ("count", "engine", "size", "split_g"),
+    [
+        (count, engine, size, split_g)
+        for count in SIZES
+        for engine in ENGINES[count]
+        for size in SIZES[count]
+        for split_g in (False, True)
+        if not (split_g and size == SIZES[count][1])
+    ],
+)
+def test_learns_what_one_process_learns(states, count, engine, size, split_g):
+    """In float64 to 1e-6 of each weight, average and optimizer state. BatchNorm, in G, is over the global batch."""
+    right = tensors(states, name(1, "ddp", None, split_g))
+    assert_near(tensors(states, name(count, engine, size, split_g)), right)
+
+
+@pytest.mark.parametrize(("count", "engine"), [(count, engine) for count in ENGINES for engine in ENGINES[count]])
+def test_resume_is_bit_for_bit(states, count, engine):
+    """A run resumed half-way, in float32, ends with the very weights of one that wasn't."""
+    found, right = (tensors(states, f"{count}-{engine}-{resume}") for resume in (True, False))
+    assert found.keys() == right.keys()
+    for key, value in right.items():
+        assert torch.equal(found[key], value), key
+
+
+@pytest.mark.parametrize(("start", "count"), [("ddp", 1), ("ddp", 3), ("zero2", 2)])
+def test_other_processes_and_engines_go_on(states, start, count):
+    """What two processes began, by DDP or ZeRO 2, one or three end, or two by DDP, as if one had done it all."""
+    assert_near(tensors(states, f"{start}-to-{count}"), tensors(states, name(1, "ddp", None)))
