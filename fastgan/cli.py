@@ -16,6 +16,7 @@ usage: fastgan VERB [options]     (fastgan VERB --help lists a verb's options)
   train            train a GAN on one process; on several: accelerate launch fastgan/train.py
   evaluate RUN     measure a run's images against the real ones
   sample RUN       make images of chosen seeds
+  plan             what a run would need on other GPUs, and how long it would take: --gpus 8 --gpu h100
   sweep gamma      three short runs at a quarter, once and four times gamma, and a table: takes train's options
   ema RUN          make averages of lengths chosen after a run with --ema-stds: --length 0.08
 
@@ -33,6 +34,12 @@ def _train(args: Sequence[str]) -> int:
     from fastgan import train
 
     return train.main(args)
+
+
+def _plan(args: Sequence[str]) -> int:
+    from fastgan import plan
+
+    return plan.main(args)
 
 
 def _sweep(args: Sequence[str]) -> int:
@@ -112,7 +119,15 @@ def _data_info(args: Sequence[str]) -> int:
 
 
 DATA_VERBS = {"get": _data_get, "prepare": _data_prepare, "info": _data_info}
-VERBS = {"train": _train, "sweep": _sweep, "evaluate": _evaluate, "sample": _sample, "ema": _ema, "data": _data}
+VERBS = {
+    "train": _train,
+    "plan": _plan,
+    "sweep": _sweep,
+    "evaluate": _evaluate,
+    "sample": _sample,
+    "ema": _ema,
+    "data": _data,
+}
 
 
 def main(args: Sequence[str] | None = None) -> int:
