@@ -11,10 +11,9 @@ import logging
 import os
 import platform
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any
 
 import psutil
 import torch
@@ -24,10 +23,10 @@ from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwar
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from fastgan.agreement import Agreement
 from fastgan.errors import UserError
+from fastgan.watchdog import LIMIT_S, collective_timeout
 
-T = TypeVar("T")
-TIMEOUT_S = 600  # of an exchange between processes
 BUCKET = 50_000_000  # numbers that ZeRO exchanges at once
 
 
@@ -226,12 +225,21 @@ def _zero_engine(module: nn.Module, optimizer: torch.optim.Optimizer, stage: int
 class Processes:
     """One process of a run of `count`, number `rank`, computing on `device`."""
 
-    def __init__(self, threads: int | None = None, engine: str = "auto", offload: bool = False) -> None:
+    def __init__(
+        self,
+        threads: int | None = None,
+        engine: str = "auto",
+        offload: bool = False,
+        together: Agreement | None = None,
+        limit_s: float = LIMIT_S,
+    ) -> None:
         self.engine = _asked_by_launcher() if engine == "auto" else engine
         self.offload = offload
         _set_threads(threads)
         keep_freed_memory()
-        patience = InitProcessGroupKwargs(timeout=timedelta(seconds=TIMEOUT_S))
+        if together is not None and together.store is not None:
+            _open_group(together, limit_s)
+        patience = InitProcessGroupKwargs(timeout=collective_timeout(limit_s))
         # Else DDP arranges gradients anew after a process's first step, and three or more processes add them up in
         # another order: a resumed run would differ in its last bits.
         steady = DistributedDataParallelKwargs(find_unused_parameters=True)
@@ -289,14 +297,6 @@ class Processes:
         dist.all_reduce(mine, dist.ReduceOp.MIN, group=self._voters)
         return int(mine)
 
-    def main_first(self, make: Callable[[], T]) -> T:
-        """What `make` returns; on each machine one process makes it before the others do."""
-        first = self._accelerator.is_local_main_process
-        if first:
-            made = make()
-        self.wait()
-        return made if first else make()
-
     def say(self, text: str) -> None:
         """The main process prints the line."""
         if self.is_main:
@@ -313,6 +313,21 @@ class Processes:
         self._accelerator.end_training()
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
+
+
+def _open_group(together: Agreement, limit_s: float) -> None:
+    """The process group that Accelerate will find: in a part of the store where no earlier attempt left addresses.
+
+    A restart by torchrun finds those otherwise, and gloo then calls on processes that are gone.
+    """
+    assert together.store is not None
+    dist.init_process_group(
+        "nccl" if torch.cuda.is_available() else "gloo",
+        store=dist.PrefixStore("group", together.store.clone()),
+        rank=together.rank,
+        world_size=together.count,
+        timeout=collective_timeout(limit_s),
+    )
 
 
 def _asked_by_launcher() -> str:

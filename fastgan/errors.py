@@ -3,6 +3,7 @@
 EXIT_DONE = 0
 EXIT_USER_ERROR = 2  # the command, the data or the disk must be mended first
 EXIT_DIVERGED = 3  # the losses are no longer finite: the same command would fail again
+EXIT_LOST = 69  # another process is gone or stuck: the same command goes on from the last checkpoint
 EXIT_STOPPED = 75  # stopped on request after a checkpoint: the same command goes on
 
 
@@ -12,6 +13,10 @@ class UserError(ValueError):
 
 class Diverged(RuntimeError):
     """The losses or weights are no longer finite."""
+
+
+class Lost(RuntimeError):
+    """Another process of the run is gone or stuck; the text says which, and what to do."""
 
 
 class Stopped(Exception):

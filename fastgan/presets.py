@@ -117,9 +117,7 @@ def stacked_mnist_fast() -> Config:
     """
     return Config(
         preset="stacked-mnist-fast",
-        data=DataConfig(
-            data="stacked-mnist", image_size=(32, 32), channels=3, batch_size=64, keep_partial_batch=False
-        ),
+        data=DataConfig(data="stacked-mnist", image_size=(32, 32), channels=3, batch_size=64, keep_partial_batch=False),
         networks=NetworkConfig(network="dcgan", z_dim=64, stages=(128, 64, 32)),
         objective=ObjectiveConfig(loss="nonsaturating", penalty="r1", gamma=0.1, penalty_every=4, share_fakes=True),
         optimizer=OptimizerConfig(

@@ -12,14 +12,28 @@ from typing import TYPE_CHECKING
 
 from fastgan import presets
 from fastgan.config import Config
-from fastgan.errors import EXIT_DIVERGED, EXIT_DONE, EXIT_STOPPED, EXIT_USER_ERROR, Diverged, Stopped, UserError
+from fastgan.errors import (
+    EXIT_DIVERGED,
+    EXIT_DONE,
+    EXIT_LOST,
+    EXIT_STOPPED,
+    EXIT_USER_ERROR,
+    Diverged,
+    Lost,
+    Stopped,
+    UserError,
+)
 from fastgan.flags import parse
+from fastgan.status import report
 
 if TYPE_CHECKING:  # torch is imported when training begins, not for a mistake on the command line
+    from fastgan.agreement import Agreement
+    from fastgan.checkpoint import Snapshot
     from fastgan.data.images import ImageSource
     from fastgan.distributed import Processes
     from fastgan.run_folder import RunFolder
     from fastgan.trainer import Trainer
+    from fastgan.watchdog import Watchdog
 
 FEW_IMAGES = 2_000  # below it D learns the images by heart where it sees them unchanged (ADA, 2006.06676)
 
@@ -84,13 +98,17 @@ def _hint(config: Config, num_images: int) -> str | None:
     return f"{num_images:,} images are few: D will learn them by heart; {remedy}"
 
 
-def _trainer(config: Config, processes: "Processes", folder: "RunFolder") -> "tuple[Trainer, ImageSource]":
+def _trainer(
+    config: Config, processes: "Processes", folder: "RunFolder", together: "Agreement", watchdog: "Watchdog"
+) -> "tuple[Trainer, ImageSource]":
     """The run's trainer, where its last session left it or at its start, and its images; the folder is the run's.
 
     Raises UserError, before there is a folder where it can.
     """
     from fastgan import micro_batch, networks, transfer
+    from fastgan.agreement import data_facts
     from fastgan.checkpoint import Checkpoints
+    from fastgan.data import loaders
     from fastgan.data.loaders import build_loader, open_source
     from fastgan.trainer import Trainer
 
@@ -98,13 +116,24 @@ def _trainer(config: Config, processes: "Processes", folder: "RunFolder") -> "tu
     start = None if checkpoints.paths() else transfer.open_start(config)
     nets = networks.build(config, processes.device)
     taken = None if start is None else transfer.compare(config, nets, start)
-    if processes.is_main:
-        folder.open(config)
-        checkpoints.remove_partial()
-    source = processes.main_first(lambda: open_source(config))  # one process gets a known set
+
+    def open_images() -> "ImageSource":
+        opened = open_source(config)
+        loaders.check(config, opened, processes.count)
+        return opened
+
+    def open_folder() -> "Snapshot | None":
+        if processes.is_main:
+            folder.open(config)
+            checkpoints.remove_partial()
+        return checkpoints.latest(processes.say) if start is None else None
+
+    source = together.make("data set", open_images, data_facts, main_first=True)  # one process gets a known set
+    snapshot = together.make(
+        "run folder", open_folder, lambda found: {"run folder": {"checkpoint": found and found.path.name}}
+    )
     loader = build_loader(config, source, processes.device, processes.rank, processes.count, processes.say)
-    trainer = Trainer(config, nets, loader, processes.player, processes.count)
-    snapshot = checkpoints.latest(processes.say) if start is None else None
+    trainer = Trainer(config, nets, loader, processes.player, processes.count, at=watchdog.at)
     if snapshot is not None:
         trainer.load_state(snapshot.tensors, snapshot.state)
         processes.say(f"resuming {folder.path} at {trainer.images_seen:,} of {trainer.total_images:,} images")
@@ -122,19 +151,41 @@ def _trainer(config: Config, processes: "Processes", folder: "RunFolder") -> "tu
 def train(config: Config, stop: StopRequest) -> None:
     """The run folder holds the trained run. An earlier session's run goes on from its last checkpoint.
 
-    Raises UserError, Diverged, and Stopped (after a checkpoint) where `stop` was asked for.
+    Raises UserError, Diverged, Lost, and Stopped (after a checkpoint) where `stop` was asked for.
     """
+    from fastgan import agreement
+    from fastgan.watchdog import Watchdog
+
+    together = agreement.of_launch(min(agreement.LIMIT_S, max(30.0, config.run.timeout_s)))
+    watchdog = Watchdog(together.store, together.rank, together.count, config.run.timeout_s).start()
+    try:
+        together.make("launch", lambda: agreement.launch_facts(config), lambda facts: facts)
+        _train(config, stop, together, watchdog)
+    except Exception as error:
+        text = watchdog.explain(error)
+        if text is not None:
+            raise Lost(text) from error
+        watchdog.leave(str(error) or type(error).__name__)
+        raise
+    finally:
+        watchdog.close()
+
+
+def _train(config: Config, stop: StopRequest, together: "Agreement", watchdog: "Watchdog") -> None:
     from fastgan.distributed import Processes
     from fastgan.run_folder import RunFolder
     from fastgan.watch import Watch
 
-    processes = Processes(config.run.threads, config.run.engine, config.run.offload)
+    run = config.run
+    processes = Processes(run.threads, run.engine, run.offload, together, run.timeout_s)
     folder = RunFolder(config.run_dir)
-    trainer, source = _trainer(config, processes, folder)
+    trainer, source = _trainer(config, processes, folder, together, watchdog)
     if trainer.images_seen >= trainer.total_images:
         processes.say(f"{folder.path} is complete: give more --epochs to train on")
         return
-    watch = Watch(trainer, folder, source, processes)
+    if trainer.images_seen:
+        watchdog.saved(trainer.images_seen)
+    watch = Watch(trainer, folder, source, processes, watchdog.saved)
     stop.after(config.run.minutes)
     try:
         if trainer.images_seen == 0:
@@ -153,17 +204,36 @@ def train(config: Config, stop: StopRequest) -> None:
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Train as the command line says; returns the exit code."""
+    """Train as the command line says; returns the exit code, which FASTGAN_STATUS's file holds too."""
     _end_with_launcher()
-    stop = StopRequest()
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # no C++ stack traces for a lost connection
+    report("start")
+    code = _run(StopRequest(), sys.argv[1:] if args is None else args)
+    report(f"exit {code}")
+    if code == EXIT_LOST:  # what is left of the group would be waited for
+        sys.stderr.flush()
+        os._exit(code)
+    return code
+
+
+def _run(stop: StopRequest, args: Sequence[str]) -> int:
     try:
-        config = parse_config(sys.argv[1:] if args is None else args)
+        try:
+            config = parse_config(args)
+        except UserError as error:
+            if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+                raise
+            from fastgan.agreement import announce  # the others don't wait for this process
+
+            raise announce(error) from None
         if config.run.dry_run:
             from fastgan.plan import plan
 
             print(plan(config))
         else:
             train(config, stop)
+    except Lost as error:
+        return _complain(f"error: {error}", EXIT_LOST)
     except UserError as error:
         return _complain(f"error: {error}", EXIT_USER_ERROR)
     except Diverged as error:

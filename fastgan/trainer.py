@@ -23,6 +23,7 @@ from fastgan.networks.layers import BatchNorm, follow_singular_values, sum_over_
 from fastgan.objectives import DiscriminatorObjective, GeneratorObjective, Terms
 from fastgan.schedules import Knobs
 
+EVENT_S = 3600.0  # for what happens between steps, an evaluation say: the processes that have no part in it wait
 T = TypeVar("T")
 Engine = Callable[[nn.Module, nn.Module, torch.optim.Optimizer], Player]  # of a network, its module and its optimizer
 
@@ -53,8 +54,10 @@ class Trainer:
         engine: Engine = Player,
         num_processes: int = 1,
         micro_batch: int | None = None,
+        at: Callable[[str, int, float | None], None] = lambda phase, images_seen, limit_s: None,
     ) -> None:
         self.config, self.loader, self.num_processes, self.micro_batch = config, loader, num_processes, micro_batch
+        self._at = at
         G, D = (net.train() for net in nets)
         self.ema = Ema(G, max(1, len(config.optimizer.ema_half_lives)))
         self.power = Ema(G, len(config.optimizer.ema_stds))
@@ -114,6 +117,7 @@ class Trainer:
 
     def discriminator_phase(self, batch: Batch, fakes: Tensor | None, knobs: Knobs) -> Terms:
         """D has moved one step; G is as it was. Where `fakes` is None the phase makes its own."""
+        self.at("D's phase")
         if fakes is None and not self.splits_g:
             with torch.no_grad():
                 fakes = self.fakes(self.G.net, batch, Stream.LATENTS_D)
@@ -146,6 +150,7 @@ class Trainer:
 
     def generator_phase(self, batch: Batch, fakes: Tensor | None, knobs: Knobs) -> Terms:
         """G has moved one step; D is as it was. Where `fakes` is None the phase makes its own."""
+        self.at("G's phase")
         if fakes is None and self.splits_g:
             terms = self._within_memory(self.G, lambda: self._g_gradients(self._parts(batch), knobs))
         else:
@@ -234,14 +239,21 @@ class Trainer:
         events = tuple(events)
         while (before := self.images_seen) < self.total_images:
             began = time.monotonic()
+            self.at("reading a batch")
             batch = self.loader.batch(before)
             self.input_wait_s += time.monotonic() - began
             self.meter.add(self.train_step(batch), before)
             for event in events:
                 if event.is_due(before, self.images_seen):
+                    self.at(event.action.__name__, EVENT_S)
                     event.action(self)
+            self.at("the end of the step")
             if should_stop() and self.images_seen < self.total_images:
                 raise Stopped(f"stopped on request at {self.images_seen:,} images")
+
+    def at(self, phase: str, limit_s: float | None = None) -> None:
+        """This process begins `phase`, in which it may be for `limit_s`; None: as long as in any."""
+        self._at(phase, self.images_seen, limit_s)
 
     def check_finite(self) -> None:
         """Raises Diverged where a loss since the last check, or a weight now, isn't a finite number."""

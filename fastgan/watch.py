@@ -3,9 +3,11 @@
 import contextlib
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from fastgan import curves
 from fastgan.averages import Averages
@@ -27,7 +29,15 @@ from fastgan.trainer import Event, Trainer
 class Watch:
     """Watches one trainer from where it stands now; the main process writes, the others only take part in means."""
 
-    def __init__(self, trainer: Trainer, folder: RunFolder, source: ImageSource, processes: Processes) -> None:
+    def __init__(
+        self,
+        trainer: Trainer,
+        folder: RunFolder,
+        source: ImageSource,
+        processes: Processes,
+        saved: Callable[[int], None] = lambda images_seen: None,
+    ) -> None:
+        self.saved = saved
         self.config, self.folder, self.processes = trainer.config, folder, processes
         self.checkpoints = Checkpoints(folder.checkpoints, self.config.run.keep_checkpoints)
         self.averages = Averages(folder.averages, self.config.optimizer.ema_stds)
@@ -42,6 +52,7 @@ class Watch:
         self._last_log, self._last_time, self._last_wait = trainer.images_seen, time.monotonic(), 0.0
         self._done_at: dict[str, int] = {}
         self._finite_at: int | None = None
+        self._taken_part: int | None = None  # in which checkpoint last
         self.begin_epoch(trainer)
 
     def _evaluator(self, source: ImageSource) -> Evaluator | None:
@@ -158,7 +169,14 @@ class Watch:
             self._check_finite(trainer)
             tensors, state = trainer.state()  # all processes take part
             if self.writer is not None:
-                self.writer.save("checkpoint", tensors, lambda copies: self.checkpoints.save(copies, state))
+                self.writer.save("checkpoint", tensors, lambda copies: self._write(copies, state))
+            elif self._taken_part is not None:
+                self.saved(self._taken_part)  # the main process has written it by now
+        self._taken_part = trainer.images_seen
+
+    def _write(self, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any]) -> None:
+        self.checkpoints.save(tensors, state)
+        self.saved(state["images_seen"])
 
     def finish(self, trainer: Trainer) -> None:
         """Training has come to its end: what is due then, and it is on disk. Raises as `checkpoint` does."""

@@ -1,0 +1,330 @@
+"""Notices within a bounded time that a process of the run is gone or stuck, says which and where, and ends this one.
+
+A collective whose partner is gone can't be interrupted: with NCCL it hangs without an exception, with gloo where the
+cable is cut. So each process tells the launch's store every few seconds where it is, and one that waits for too long
+looks up who is behind or silent, prints one line and ends with EXIT_LOST. What started it can start it again.
+"""
+
+import contextlib
+import json
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, NamedTuple
+
+import torch
+from torch.distributed import Store
+
+from fastgan.errors import EXIT_LOST
+from fastgan.status import report
+
+LIMIT_S = 300.0
+PREPARING_S = 1800.0  # what comes before the second step: data are got and decoded, networks compiled
+BEAT_S = 2.0
+MISSED_BEATS = 4  # a process that misses so many is taken for dead once a collective has failed
+
+
+class Place(NamedTuple):
+    """Where this process is: in which phase, at which image, since when, for how long it may be there."""
+
+    phase: str
+    images_seen: int
+    moves: int  # phases begun since images_seen changed
+    since: float
+    limit_s: float
+
+
+@dataclass
+class Beat:
+    """What another process last said of itself, and when it said something new, by this process's clock."""
+
+    host: str
+    phase: str
+    images_seen: int
+    moves: int
+    in_phase_s: float
+    left_s: float  # until it has been there for too long
+    ended: str | None  # where it has ended: a line that says why
+    number: int
+    heard: float
+
+    @property
+    def where(self) -> str:
+        return f"{self.phase} at {self.images_seen:,} images"
+
+
+class Watchdog:
+    """Watches a run of `count` processes from process `rank`, through a clone of `store`, in which there is nothing of
+    earlier attempts (agreement.py); nothing is watched where it is alone.
+
+    A dead process, or a store out of reach, ends this one after `limit_s` and a few beats at most, whatever the phase.
+    A process that lives ends it once it has been longer in a phase than the phase's own limit, and others wait for it.
+    """
+
+    def __init__(
+        self,
+        store: Store | None,
+        rank: int,
+        count: int,
+        limit_s: float = LIMIT_S,
+        preparing_s: float = PREPARING_S,
+        end: Callable[[int], object] = os._exit,
+    ) -> None:
+        self.rank, self.count, self.limit_s, self.preparing_s = rank, count, limit_s, preparing_s
+        self.beat_s = min(BEAT_S, limit_s / 10)
+        self._store = None if store is None or count == 1 else store.clone()
+        self._host, self._end = socket.gethostname(), end
+        self._ended: str | None = None  # why, once that is known; `_told`: what of it the others can read
+        self._told: str | None = None
+        self._checkpoint: int | None = None
+        self._first: int | None = None  # images seen when the first step began
+        self._place = Place("starting", 0, 0, time.monotonic(), max(limit_s, preparing_s))
+        self._reached = time.monotonic()
+        self._beats: dict[int, Beat | None] = {}  # None: it has never said anything
+        self._asked_since = self._reached
+        self._asked = self._explaining = self._closed = False
+        self._wake = threading.Event()
+        self._threads = [threading.Thread(target=part, daemon=True) for part in (self._talk, self._watch)]
+
+    def start(self) -> "Watchdog":
+        """It watches from now on."""
+        if self._store is not None:
+            for thread in self._threads:
+                thread.start()
+        return self
+
+    def close(self) -> None:
+        """It watches no more: this process has done what the others wait for."""
+        self._closed = True
+        self._wake.set()
+        if self._store is not None and self._threads[0].is_alive():
+            self._threads[0].join(timeout=self.beat_s)
+
+    def at(self, phase: str, images_seen: int, limit_s: float | None = None) -> None:
+        """This process begins `phase`, in which it may be for `limit_s` (None: the run's limit; longer before step 2).
+
+        All processes say the same phases in the same order. Nothing is sent from here.
+        """
+        before = self._place
+        moves = before.moves + 1 if images_seen == before.images_seen else 0
+        if limit_s is None:
+            if self._first is None and images_seen > 0:
+                self._first = images_seen
+            begins = self._first is None or images_seen == self._first
+            limit_s = max(self.limit_s, self.preparing_s) if begins else self.limit_s
+        self._place = Place(phase, images_seen, moves, time.monotonic(), limit_s)
+
+    def saved(self, images_seen: int) -> None:
+        """There is a checkpoint of so many images: the last line names it."""
+        self._checkpoint = images_seen
+        report(f"checkpoint {images_seen}")
+
+    def leave(self, reason: str) -> None:
+        """This process ends for the reason; the others needn't wait to find out. Takes a beat at most."""
+        self._tell(f"rank {self.rank} on {self._host} ended: {reason}")
+
+    def _tell(self, text: str) -> None:
+        self._ended = self._ended or text
+        if self._store is not None and not self._closed:
+            self._wake.set()
+            end = time.monotonic() + self.beat_s
+            while self._told != self._ended and time.monotonic() < end:
+                time.sleep(0.01)
+
+    def explain(self, error: BaseException) -> str | None:
+        """One line that says why a collective failed; None where `error` is something else.
+
+        Takes a few beats where the partner hasn't said why it ended.
+        """
+        if not is_lost(error):
+            return None
+        if self._store is None or self._closed:
+            return f"the exchange between the processes failed ({_first_line(error)}); {self._remedy()}"
+        silence_s = MISSED_BEATS * self.beat_s
+        end = time.monotonic() + silence_s + 2 * self.beat_s
+        self._explaining = True
+        self._ask()
+        while (text := self._gone(silence_s)) is None and time.monotonic() < end:
+            self._wake.set()
+            time.sleep(self.beat_s / 4)
+        if text is None:
+            place = f"{self._place.phase} at {self._place.images_seen:,} images"
+            text = (
+                f"the exchange between the processes broke in {place} ({_first_line(error)}), though all of them live: "
+                "look at the network between the hosts"
+            )
+        self._tell(text)
+        return f"{text}; {self._remedy()}"
+
+    # -- the thread that talks to the store, and may be stuck in it
+
+    def _talk(self) -> None:
+        number = 0
+        while not self._closed:
+            number += 1
+            self._wake.clear()
+            with contextlib.suppress(RuntimeError):  # `_reached` tells
+                self._send(number)
+                self._reached = time.monotonic()
+                if self._asked or self._waited() > self.limit_s / 2:
+                    self._ask()
+                    self._read()
+                else:
+                    self._beats = {}
+            self._wake.wait(self.beat_s)
+        if self._ended is None:
+            with contextlib.suppress(RuntimeError):
+                self._ended = f"rank {self.rank} on {self._host} was done"
+                self._send(number + 1)
+
+    def _send(self, number: int) -> None:
+        assert self._store is not None
+        place, in_phase_s, ended = self._place, self._waited(), self._ended
+        words = {
+            "host": self._host,
+            "phase": place.phase,
+            "images_seen": place.images_seen,
+            "moves": place.moves,
+            "in_phase_s": in_phase_s,
+            "left_s": min(place.limit_s - in_phase_s, 1e9),
+            "ended": ended,
+            "number": number,
+        }
+        self._store.set(self._key(self.rank), json.dumps(words))
+        self._told = ended
+
+    def _read(self) -> None:
+        """What the others say now is in `_beats`."""
+        assert self._store is not None
+        found: dict[int, Beat | None] = {}
+        for rank in range(self.count):
+            if rank == self.rank:
+                continue
+            before, key = self._beats.get(rank), self._key(rank)
+            if not self._store.check([key]):
+                found[rank] = None
+                continue
+            words: dict[str, Any] = json.loads(self._store.get(key))
+            old = before is not None and before.number == words["number"]
+            found[rank] = Beat(**words, heard=before.heard if old and before else time.monotonic())
+        self._beats = found
+
+    def _ask(self) -> None:
+        """From now on the others are listened to; silence counts from here."""
+        if not self._asked:
+            self._asked, self._asked_since = True, time.monotonic()
+
+    def _key(self, rank: int) -> str:
+        return f"watchdog/{rank}"
+
+    # -- the thread that judges, and never waits
+
+    def _watch(self) -> None:
+        while not self._closed:
+            time.sleep(self.beat_s / 2)
+            waited = self._waited()
+            if self._explaining or self._ended is not None:  # this process ends anyway
+                continue
+            if waited <= self.limit_s / 2:
+                self._asked = False  # it went on
+            text = self._gone(self.limit_s / 2) if waited > self.limit_s else None
+            if text is None and waited > self._place.limit_s:
+                text = self._stuck(waited)
+            if text is not None and not self._closed:
+                self._give_up(text)
+
+    def _give_up(self, text: str) -> None:
+        print(f"fastgan: error: {text}; {self._remedy()}", file=sys.stderr, flush=True)
+        self._tell(text)
+        report(f"exit {EXIT_LOST}")
+        self._end(EXIT_LOST)
+
+    def _gone(self, silence_s: float) -> str | None:
+        """Who has ended, or has been silent for so long; None where nobody has, as far as is known."""
+        now = time.monotonic()
+        if now - self._reached > silence_s:
+            return (
+                f"the main host's store ({store_address()}) is out of reach for {now - self._reached:.0f} s; "
+                f"rank {self.rank} on {self._host} waits in {self._place.phase} at {self._place.images_seen:,} images"
+            )
+        beats = dict(self._beats)
+        for _, beat in sorted(beats.items()):
+            if beat is not None and beat.ended is not None:
+                return beat.ended
+        silent = [
+            (rank, beat)
+            for rank, beat in sorted(beats.items())
+            if now - (self._asked_since if beat is None else beat.heard) > silence_s
+        ]
+        if not silent:
+            return None
+        rank, beat = silent[0]
+        others = f" (and {len(silent) - 1} more)" if len(silent) > 1 else ""
+        if beat is None:
+            who = f"rank {rank}{others} has not come"
+        else:
+            who = (
+                f"rank {rank} on {beat.host}{others} has not been heard of for {now - beat.heard:.0f} s "
+                f"(last: {beat.where})"
+            )
+        place = self._place
+        return f"{who}; rank {self.rank} on {self._host} waits in {place.phase} at {place.images_seen:,} images"
+
+    def _stuck(self, waited: float) -> str | None:
+        """Who keeps the others waiting though it lives; None where it may still be at it."""
+        mine = self._place
+        beats = {rank: beat for rank, beat in self._beats.items() if beat is not None}
+        if len(beats) < self.count - 1:
+            return None
+        places = {rank: (beat.images_seen, beat.moves) for rank, beat in beats.items()}
+        places[self.rank] = (mine.images_seen, mine.moves)
+        last = min(places.values())
+        behind = sorted(rank for rank, place in places.items() if place == last)
+        if any(rank != self.rank and beats[rank].left_s > 0 for rank in behind):
+            return None
+        if len(behind) == self.count:
+            return (
+                f"all {self.count} ranks wait in {mine.phase} at {mine.images_seen:,} images for {waited:.0f} s: "
+                "the exchange between them hangs; look at the network between the hosts"
+            )
+        rank, others = behind[0], f" (and {len(behind) - 1} more)" if len(behind) > 1 else ""
+        if rank == self.rank:
+            host, where, spent = self._host, f"{mine.phase} at {mine.images_seen:,} images", waited
+        else:
+            host, where, spent = beats[rank].host, beats[rank].where, beats[rank].in_phase_s
+        return f"rank {rank} on {host}{others} is stuck in {where} for {spent:.0f} s, and the others wait for it"
+
+    def _waited(self) -> float:
+        return time.monotonic() - self._place.since
+
+    def _remedy(self) -> str:
+        if self._checkpoint is None:
+            return "start the same command again: it goes on from the last checkpoint, if there is one"
+        return f"start the same command again: it goes on from the checkpoint of {self._checkpoint:,} images"
+
+
+def is_lost(error: BaseException) -> bool:
+    """Whether a collective, or the store under it, failed because a partner or the way to it is gone."""
+    if isinstance(error, torch.distributed.DistError):
+        return True
+    text = str(error)
+    signs = ("gloo/transport", "Connection closed by peer", "Connection reset by peer", "NCCL", "ProcessGroup")
+    return isinstance(error, RuntimeError) and any(sign in text for sign in signs)
+
+
+def collective_timeout(limit_s: float = LIMIT_S, preparing_s: float = PREPARING_S) -> timedelta:
+    """For the process group: longer than any phase's limit, so that the watchdog's line comes first."""
+    return timedelta(seconds=2 * max(limit_s, preparing_s))
+
+
+def store_address() -> str:
+    return f"{os.environ.get('MASTER_ADDR', '?')}:{os.environ.get('MASTER_PORT', '?')}"
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

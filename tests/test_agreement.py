@@ -1,0 +1,247 @@
+"""What several processes settle before they train: the same line on all of them where something is wrong."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+from conftest import refusal
+from torch.distributed import TCPStore
+
+from fastgan import agreement, presets
+from fastgan.agreement import Agreement, judge, launch_facts
+from fastgan.data import sources
+from fastgan.errors import EXIT_USER_ERROR, UserError
+
+LAUNCH = """
+import sys
+from fastgan import agreement, train
+from fastgan.data.loaders import open_source
+from fastgan.errors import UserError
+
+print("begun", flush=True)
+try:
+    config = train.parse_config(sys.argv[3:])
+except UserError as error:
+    print(agreement.announce(error))
+    sys.exit(2)
+if sys.argv[1] == "old":
+    made = agreement.launch_facts(config)
+    facts = {"setting": made["setting"], "version": made["version"] | {"torch": "2.11.0"}}
+else:
+    facts = agreement.launch_facts(config)
+try:
+    together = agreement.of_launch(limit_s=25)
+    together.settle("launch", facts)
+    if sys.argv[2] != "-":
+        config = train.parse_config([*sys.argv[3:], "--data", sys.argv[2]])
+    together.make("data set", lambda: open_source(config), agreement.data_facts, main_first=True)
+except UserError as error:
+    print(error)
+    sys.exit(2)
+"""
+
+
+@pytest.fixture
+def store():
+    return TCPStore("127.0.0.1", 0, 1, True, timedelta(seconds=20), wait_for_workers=False)
+
+
+def together(store, *work, limit_s=10.0):
+    """What `work(agreement)` of each rank returns or raises, all at the same time."""
+    ends: list[object] = [None] * len(work)
+
+    def run(rank: int) -> None:
+        try:
+            ends[rank] = work[rank](Agreement(store.clone(), rank, len(work), limit_s))
+        except UserError as error:
+            ends[rank] = str(error)
+
+    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(len(work))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=30)
+        assert not thread.is_alive()
+    return ends
+
+
+def settle(facts, error=None):
+    return lambda group: group.settle("launch", facts, error)
+
+
+def test_equal_processes_agree_at_once(store):
+    """Three processes with the same config go on within half a second."""
+    facts = launch_facts(presets.debug())
+    began = time.monotonic()
+    assert together(store, *[settle(facts)] * 3) == [None] * 3
+    assert time.monotonic() - began < 0.5
+
+
+def test_other_settings_are_told_on_all(store):
+    """Field, both values, who has which, and the remedy, in the same line everywhere."""
+    config = presets.debug()
+    others = [config, replace(config, seed=7), config]
+    ends = together(store, *[settle(launch_facts(each)) for each in others])
+    assert len(set(ends)) == 1
+    assert re.fullmatch(
+        r"the processes don't agree: setting seed is 7 on rank 1 \(.+\), 0 on rank 0 \(.+\): "
+        "give every host the same command",
+        ends[0],
+    )
+
+
+def test_where_and_on_what_a_host_runs_may_differ():
+    """Paths and the number of threads are each host's own."""
+    config = presets.debug()
+    other = replace(config, run=replace(config.run, threads=3, loader="torch"))
+    assert launch_facts(config) == launch_facts(other)
+    longer = replace(config, run=replace(config.run, log_every=17))
+    assert launch_facts(config) != launch_facts(longer)
+
+
+def test_error_of_one_ends_all(store):
+    """A process that failed early is heard, whichever it is; those that did not fail don't wait for the limit."""
+    for rank in range(2):
+        work = [settle({}), settle({})]
+        work[rank] = settle({}, "the disk is full: free some space")
+        began = time.monotonic()
+        first, second = together(TCPStore("127.0.0.1", 0, 1, True, wait_for_workers=False), *work)
+        assert first == second and "the disk is full: free some space" in first
+        assert time.monotonic() - began < 5
+
+
+def test_errors_of_different_hosts_name_them():
+    """On one host an error needs no name before it, on two it has the host's; the same error on all is told once."""
+
+    def said(*hosts_and_errors):
+        return {
+            rank: {"host": host, "facts": {}, "error": error} for rank, (host, error) in enumerate(hosts_and_errors)
+        }
+
+    assert judge(said(("a", None), ("a", "no MNIST"))) == "no MNIST"
+    assert judge(said(("a", None), ("b", "no MNIST"))) == "rank 1 (b): no MNIST"
+    assert judge(said(("a", "no MNIST"), ("b", "no MNIST"))) == "no MNIST"
+    assert judge(said(("a", "one"), ("b", "two"), ("b", "two"))) == "rank 0 (a): one; ranks 1, 2 (b): two"
+    assert judge(said(("a", None), ("b", None))) == ""
+
+
+def test_many_differences_are_counted():
+    """The line stays one that can be read: three differences, then how many more; unknown commits don't count."""
+    facts = {"version": {"torch": "2.14", "commit": None} | dict.fromkeys("abcd", 1)}
+    other = {"version": {"torch": "2.11", "commit": "f00"} | dict.fromkeys("abcd", 2)}
+    text = judge({0: {"host": "a", "facts": facts, "error": None}, 1: {"host": "b", "facts": other, "error": None}})
+    assert text.startswith("the processes don't agree: version torch is 2.11 on rank 1 (b), 2.14 on rank 0 (a); ")
+    assert text.endswith("; 2 more: install the same on every host")
+    assert "commit" not in text
+
+
+def test_main_process_works_first(store):
+    """With main_first the others begin when rank 0 is done, and don't where it failed."""
+    order: list[int] = []
+
+    def work(group):
+        def get() -> int:
+            if group.rank == 0:
+                time.sleep(0.3)
+            order.append(group.rank)
+            return group.rank
+
+        return group.make("data set", get, main_first=True)
+
+    assert together(store, work, work, work) == [0, 1, 2]
+    assert order[0] == 0
+
+    def failing(group):
+        def get() -> None:
+            order.append(group.rank)
+            raise FileNotFoundError(2, "No such file or directory", "images.zip")
+
+        return group.make("other data set", get, main_first=True)
+
+    order.clear()
+    assert together(store, failing, failing) == ["No such file or directory (images.zip)"] * 2
+    assert order == [0]
+
+
+def test_process_that_never_comes_is_named(store, monkeypatch):
+    """Those that came end within the limit, and say who didn't."""
+    monkeypatch.setattr(agreement, "GRACE_S", 0.2)
+    began = time.monotonic()
+    text = refusal(lambda: Agreement(store, 0, 3, 1.0).settle("launch", {}))
+    assert "rank 1, 2 has not come" in text and time.monotonic() - began < 5
+    other = TCPStore("127.0.0.1", 0, 1, True, wait_for_workers=False)
+    assert "rank 0 has not come" in refusal(lambda: Agreement(other, 1, 3, 0.5).settle("launch", {}))
+
+
+def test_attempts_do_not_mix(store):
+    """What an earlier attempt left in the store, a launcher's restart say, means nothing to the next one."""
+
+    def meet(rank: int) -> None:
+        group = Agreement(agreement._meet(store.clone(), rank, 2, 10.0), rank, 2)
+        try:
+            group.settle("launch", {}, errors[rank])
+        except UserError as error:
+            ends.append(str(error))
+
+    for errors in (["the disk is full", None], [None, None], [None, "no such folder"]):
+        ends: list[str] = []
+        threads = [threading.Thread(target=meet, args=(rank,)) for rank in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(timeout=30)
+        assert ends == [error for error in errors if error] * 2
+    began = time.monotonic()
+    assert "rank 1 has not come within 0.5 s" in refusal(lambda: agreement._meet(store, 0, 2, 0.5))
+    assert "rank 0 has not come within 0.5 s" in refusal(lambda: agreement._meet(store, 1, 2, 0.5))
+    assert time.monotonic() - began < 5
+
+
+def test_alone_only_its_own_error_counts():
+    """A single process needs no store; its work is done, its error is raised."""
+    assert Agreement().make("data set", lambda: 3, main_first=True) == 3
+    assert agreement.of_launch().store is None
+    assert refusal(lambda: Agreement().settle("launch", {}, "no")) == "no"
+
+
+def test_data_facts_tell_sets_apart():
+    """The number of images, their kind and their content count."""
+    source = sources.open_named("toy")
+    found = agreement.data_facts(source)
+    assert json.loads(json.dumps(found)) == found
+    assert found["data set"]["images"] == len(source) and found["data set"]["content"] == source.content_hash()
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "wanted"),
+    [
+        (("new", "-"), ("new", "-", "--seed", "1"), "setting seed is 1 on rank 1"),
+        (("new", "-"), ("new", "-", "--batch-size", "x"), "batch-size"),
+        (("new", "-", "--batch-size", "-3"), ("new", "-"), "batch_size is -3"),
+        (("new", "-"), ("old", "-"), "version torch is 2.11.0 on rank 1"),
+        (("new", "-"), ("new", "nowhere"), "no data set 'nowhere'"),
+    ],
+)
+def test_wrong_launch_ends_on_all_with_one_line(store, first, second, wanted):
+    """Processes with other settings, versions or without the images: the same line, exit 2, within 30 seconds."""
+    processes = []
+    for rank, words in enumerate((first, second)):
+        environment = os.environ | {"WORLD_SIZE": "2", "RANK": str(rank), "TORCHELASTIC_USE_AGENT_STORE": "True"}
+        environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-c", LAUNCH, *words[:2], "--preset", "debug", *words[2:]]
+        processes.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment))
+    for process in processes:
+        assert process.stdout.readline() == "begun\n"
+    began = time.monotonic()
+    lines = [process.communicate(timeout=60)[0] for process in processes]
+    assert time.monotonic() - began < 30
+    assert lines[0] == lines[1] and lines[0].count("\n") == 1
+    assert wanted in lines[0]
+    assert [process.returncode for process in processes] == [EXIT_USER_ERROR] * 2

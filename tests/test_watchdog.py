@@ -1,0 +1,224 @@
+"""Processes of a run that die, hang or lose each other, and what the others say; the store is a real one."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from datetime import timedelta
+
+import pytest
+import torch
+from torch.distributed import TCPStore
+
+from fastgan import status
+from fastgan.watchdog import EXIT_LOST, Watchdog, is_lost
+
+LIMIT_S = 2.0
+BOUND_S = LIMIT_S + 4  # until the other process has ended, on a busy machine
+
+TRAINING = """
+import os, sys, time
+from datetime import timedelta
+import torch
+import torch.distributed as dist
+from fastgan.watchdog import EXIT_LOST, Watchdog
+
+rank, port, fate = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+store = dist.TCPStore("127.0.0.1", port, 2, False, timedelta(seconds=20), wait_for_workers=False)
+dog = Watchdog(store, rank, 2, 2.0, preparing_s=2.0).start()
+dist.init_process_group("gloo", store=store, rank=rank, world_size=2, timeout=timedelta(seconds=60))
+try:
+    for step in range(100):
+        dog.at("reading a batch", 100 * step)
+        if rank == 1 and step == 3:
+            print("fate", flush=True)
+            if fate == "sleeps":
+                time.sleep(60)
+            if fate == "fails":
+                raise ValueError("a broken disk")
+            time.sleep(60)  # until the test kills or stops it
+        dog.at("D's phase", 100 * step)
+        dist.all_reduce(torch.ones(4))
+        dog.saved(100 * step)
+except Exception as error:
+    text = dog.explain(error)
+    if text is None:
+        dog.leave(str(error))
+        os._exit(1)
+    print(f"fastgan: error: {text}", file=sys.stderr, flush=True)
+    os._exit(EXIT_LOST)
+"""
+
+
+@pytest.fixture
+def store():
+    """What a launcher's agent holds."""
+    return TCPStore("127.0.0.1", 0, 1, True, timedelta(seconds=20), wait_for_workers=False)
+
+
+@pytest.fixture
+def start(store):
+    """Starts two processes that exchange something at each step; the second one's fate comes at its fourth."""
+    processes: list[subprocess.Popen] = []
+
+    def started(fate: str) -> list[subprocess.Popen]:
+        for rank in range(2):
+            command = [sys.executable, "-c", TRAINING, str(rank), str(store.port), fate]
+            pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+            environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+            processes.append(subprocess.Popen(command, env=environment, **pipes))
+        assert processes[1].stdout.readline() == "fate\n"
+        return processes
+
+    yield started
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+def last_line(process: subprocess.Popen) -> tuple[str, float]:
+    """The one line about it, and how long that took; it ended with its own exit code."""
+    began = time.monotonic()
+    said = process.communicate(timeout=60)[1]
+    lines = [line for line in said.splitlines() if line.startswith("fastgan: ")]
+    assert len(lines) == 1, said
+    assert process.returncode == EXIT_LOST
+    return lines[0], time.monotonic() - began
+
+
+def test_sleeping_process_is_named_with_its_phase(start):
+    """Where one process sleeps, both end within the bound and name it, its phase and the checkpoint to go on from."""
+    first, second = start("sleeps")
+    line, spent = last_line(first)
+    assert spent < BOUND_S
+    for process_line in (line, last_line(second)[0]):
+        assert "rank 1 on" in process_line and "is stuck in reading a batch at 300 images" in process_line
+        assert process_line.endswith("start the same command again: it goes on from the checkpoint of 200 images")
+
+
+def test_killed_process_is_named_with_its_last_place(start):
+    """After kill -9 the other one ends within a few beats, and says where the killed one was last."""
+    first, second = start("is killed")
+    time.sleep(1)  # its last beats say where it is
+    second.kill()
+    line, spent = last_line(first)
+    assert spent < BOUND_S
+    assert "rank 1 on" in line and "has not been heard of" in line
+    assert "(last: reading a batch at 300 images); rank 0 on" in line and "waits in D's phase at 300 images" in line
+
+
+def test_frozen_process_is_noticed(start):
+    """A process that stands still without closing its connections, as behind a cut cable, is noticed too."""
+    first, second = start("is stopped")
+    second.send_signal(signal.SIGSTOP)
+    line, spent = last_line(first)
+    assert spent < BOUND_S
+    assert "rank 1 on" in line and "has not been heard of" in line
+
+
+def test_reason_of_a_process_that_failed_is_handed_on(start):
+    """Where a process ends with an error of its own, the others' line says which."""
+    first, second = start("fails")
+    line, spent = last_line(first)
+    assert spent < BOUND_S
+    assert "rank 1 on" in line and "ended: a broken disk" in line
+    second.communicate(timeout=30)
+    assert second.returncode == 1
+
+
+def test_store_out_of_reach_is_named(monkeypatch, capsys):
+    """Without the main host's store a process ends as well, and says what it can't reach."""
+    monkeypatch.setenv("MASTER_ADDR", "main-host")
+    monkeypatch.setenv("MASTER_PORT", "29500")
+    command = textwrap.dedent(
+        """
+        import time
+        from torch.distributed import TCPStore
+        store = TCPStore("127.0.0.1", 0, 1, True, wait_for_workers=False)
+        print(store.port, flush=True)
+        time.sleep(60)
+        """
+    )
+    host = subprocess.Popen([sys.executable, "-c", command], stdout=subprocess.PIPE, text=True)
+    client = TCPStore("127.0.0.1", int(host.stdout.readline()), 2, False, timedelta(20), wait_for_workers=False)
+    codes: list[int] = []
+    dog = Watchdog(client, 1, 2, 1.0, preparing_s=1.0, end=codes.append).start()
+    dog.at("G's phase", 500)
+    host.send_signal(signal.SIGSTOP)  # answers nothing, closes nothing
+    end = time.monotonic() + 10
+    while not codes and time.monotonic() < end:
+        time.sleep(0.05)
+    host.kill()
+    host.communicate()
+    dog.close()
+    said = capsys.readouterr().err
+    assert codes[0] == EXIT_LOST
+    assert "the main host's store (main-host:29500) is out of reach" in said and "G's phase at 500 images" in said
+
+
+def test_busy_process_is_waited_for(store):
+    """A process may be in a phase for as long as the phase's own limit says: nobody gives up on it before."""
+    codes: list[int] = []
+    dogs = [Watchdog(store, rank, 2, 0.6, preparing_s=0.6, end=codes.append).start() for rank in range(2)]
+    dogs[0].at("an evaluation", 100, limit_s=30.0)
+    dogs[1].at("an evaluation", 100, limit_s=30.0)
+    dogs[1].at("D's phase", 100)
+    time.sleep(2)
+    assert codes == []
+    dogs[0].at("D's phase", 100)
+    time.sleep(0.2)
+    for dog in dogs:
+        dog.at("G's phase", 200)
+        dog.close()
+    assert codes == []
+
+
+def test_exchange_that_hangs_for_all_blames_nobody(store, capsys):
+    """Where all processes wait at the same place, the line says so."""
+    codes: list[int] = []
+    dogs = [Watchdog(store, rank, 2, 0.8, preparing_s=0.8, end=codes.append).start() for rank in range(2)]
+    for dog in dogs:
+        dog.at("D's phase", 100)
+    end = time.monotonic() + 10
+    while not codes and time.monotonic() < end:
+        time.sleep(0.05)
+    for dog in dogs:
+        dog.close()
+    assert "all 2 ranks wait in D's phase at 100 images" in capsys.readouterr().err
+
+
+def test_alone_there_is_nothing_to_watch():
+    """A single process has no threads and no limits."""
+    dog = Watchdog(None, 0, 1, 0.1).start()
+    dog.at("D's phase", 0)
+    dog.leave("it ends")
+    dog.close()
+    assert not any(thread.is_alive() for thread in dog._threads)
+
+
+def test_place_costs_nothing(store):
+    """To say where a process is takes microseconds: a step may say it several times."""
+    dog = Watchdog(store, 0, 2)
+    began = time.perf_counter()
+    for step in range(10_000):
+        dog.at("D's phase", step)
+    assert (time.perf_counter() - began) / 10_000 < 50e-6
+
+
+def test_only_failures_of_the_exchange_are_explained():
+    """Errors of other kinds go on as they are."""
+    assert Watchdog(None, 0, 1).explain(ValueError("no")) is None
+    assert not is_lost(RuntimeError("shape mismatch"))
+    assert is_lost(torch.distributed.DistBackendError("NCCL error"))
+    closed = RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer [10.0.0.2]:1")
+    assert "Connection closed by peer" in Watchdog(None, 0, 1).explain(closed)
+
+
+def test_status_file_holds_checkpoints_and_exit_codes(tmp_path, monkeypatch):
+    """Who started the process can read what launchers hide."""
+    monkeypatch.setenv(status.STATUS, str(tmp_path / "status"))
+    Watchdog(None, 0, 1).saved(1200)
+    status.report("exit 69")
+    assert (tmp_path / "status").read_text() == "checkpoint 1200\nexit 69\n"
