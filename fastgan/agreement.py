@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import uuid4
 
 from fastgan.config import Config, flat
-from fastgan.errors import UserError
+from fastgan.errors import Lost, UserError
 
 if TYPE_CHECKING:
     from torch.distributed import Store
@@ -29,6 +29,7 @@ Facts = Mapping[str, Mapping[str, object]]  # by kind, then by name
 
 LIMIT_S = 120.0  # for the processes of a launch to come: launchers start them at the same time, but imports take time
 WORK_S = 3600.0  # for one to finish its work, a download perhaps
+ABSENT = "absent: "  # what a verdict begins with where nobody made a mistake
 ERRORS_S = 1.0  # for more errors to come after the first
 GRACE_S = 10.0  # for all to read the verdict before the store goes with its host's launcher
 PACKAGES = ("torch", "accelerate", "deepspeed")
@@ -39,6 +40,10 @@ REMEDIES = {
     "data set": "give every host the same images",
     "run folder": "put --run-dir where every host sees the same files",
 }
+
+
+class Absent(Lost):
+    """A process hasn't come, or is gone: the same command may go well the next time."""
 
 
 class Agreement:
@@ -74,7 +79,10 @@ class Agreement:
         return made  # type: ignore[return-value]
 
     def settle(self, name: str, facts: Facts, error: str | None = None) -> None:
-        """All processes have the same facts, and none an error. Raises the same UserError on all where it isn't so."""
+        """All processes have the same facts, and none an error. Raises the same UserError on all where it isn't so.
+
+        Raises Absent where a process doesn't come, or the store has gone.
+        """
         if self.store is None:
             if error is not None:
                 raise UserError(error)
@@ -84,7 +92,11 @@ class Agreement:
             verdict = self._exchange(name, json.dumps(mine, default=str))
         except RuntimeError as reason:  # the store went with the main host
             text = str(reason).splitlines()[0][:200]
-            verdict = error or f"the main process ended or can't be reached ({text}): see what it said"
+            if error is None:
+                raise Absent(f"the main process ended or can't be reached ({text}): see what it said") from None
+            verdict = error
+        if verdict.startswith(ABSENT):
+            raise Absent(verdict.removeprefix(ABSENT))
         if verdict:
             raise UserError(verdict)
 
@@ -101,7 +113,7 @@ class Agreement:
                     time.sleep(0.05)
             return verdict
         if not self._wait_for(self._key(name, "verdict")):
-            return f"rank 0 has not come to agree on the {name} within {self.limit_s:g} s: see what its console says"
+            return f"{ABSENT}rank 0 has not come to agree on the {name} in {self.limit_s:g} s: see its console"
         verdict = self.store.get(self._key(name, "verdict")).decode()
         self.store.add(self._key(name, "read"), 1)
         return verdict
@@ -123,7 +135,9 @@ class Agreement:
                 return judge(said)
             if over:
                 absent = ", ".join(str(rank) for rank in range(self.count) if rank not in said)
-                return f"rank {absent} has not come to agree on the {name} within {self.limit_s:g} s: see its console"
+                return (
+                    f"{ABSENT}rank {absent} has not come to agree on the {name} in {self.limit_s:g} s: see its console"
+                )
             time.sleep(0.02)
 
     def _failed_before(self, name: str) -> bool:
@@ -155,7 +169,7 @@ class Agreement:
 def of_launch(limit_s: float = LIMIT_S) -> Agreement:
     """The agreement of the processes that a launcher started with this one, as their environment tells.
 
-    Raises UserError where the main process can't be reached within the limit, another program has its port, or a
+    Raises Absent where the main process can't be reached within the limit, another program has its port, or a
     process doesn't come.
     """
     count, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
@@ -172,14 +186,14 @@ def of_launch(limit_s: float = LIMIT_S) -> Agreement:
     except RuntimeError as error:
         text = str(error).splitlines()[0][:200]
         remedy = "give another --main_process_port" if hosts_it else "is the main host up, and its port open?"
-        raise UserError(f"no store at {host}:{port} for rank {rank} ({text}): {remedy}") from None
+        raise Absent(f"no store at {host}:{port} for rank {rank} ({text}): {remedy}") from None
     return Agreement(_meet(store, rank, count, limit_s), rank, count)
 
 
 def _meet(store: "Store", rank: int, count: int, limit_s: float) -> "Store":
     """The part of the store that belongs to those who meet here: earlier attempts may have left their keys in it.
 
-    Each process says a name of its own, until rank 0 answers to it with the attempt's. Raises UserError where one
+    Each process says a name of its own, until rank 0 answers to it with the attempt's. Raises Absent where one
     doesn't come within the limit.
     """
     from torch.distributed import PrefixStore
@@ -191,7 +205,7 @@ def _meet(store: "Store", rank: int, count: int, limit_s: float) -> "Store":
         store.set(f"fastgan/hello/{rank}", mine)
         while not store.check([f"fastgan/attempt/{mine}"]):
             if time.monotonic() > end:
-                raise UserError(f"rank 0 {absent}")
+                raise Absent(f"rank 0 {absent}")
             time.sleep(0.02)
         attempt = store.get(f"fastgan/attempt/{mine}").decode()
         store.set(f"fastgan/{attempt}/here/{rank}", "")
@@ -204,7 +218,7 @@ def _meet(store: "Store", rank: int, count: int, limit_s: float) -> "Store":
                 store.set(f"fastgan/attempt/{name}", attempt)
         missing -= {other for other in missing if store.check([f"fastgan/{attempt}/here/{other}"])}
         if missing and time.monotonic() > end:
-            raise UserError(f"rank {', '.join(map(str, sorted(missing)))} {absent}")
+            raise Absent(f"rank {', '.join(map(str, sorted(missing)))} {absent}")
         time.sleep(0.02)
     return PrefixStore(f"fastgan/{attempt}", store)
 
@@ -218,6 +232,8 @@ def announce(error: UserError, limit_s: float = LIMIT_S) -> UserError:
         of_launch(limit_s).settle("launch", {}, str(error))
     except UserError as agreed:
         return agreed
+    except RuntimeError:  # the others aren't there to hear of it
+        pass
     return error
 
 

@@ -1,7 +1,11 @@
 """Means of what the steps report, kept on the device until somebody asks."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
+
+from fastgan.networks.layers import all_values, place
 
 
 class Meter:
@@ -37,12 +41,21 @@ class Meter:
         self._sums, self._times, self.count = {}, {}, 0
         return means
 
-    def state(self) -> dict[str, object]:
-        sums = {name: float(total) for name, total in self._sums.items()}
-        return {"sums": sums, "times": dict(self._times), "count": self.count}
+    def state(self) -> dict[str, Any]:
+        """Of all processes, who must all ask: each one's sums."""
+        totals = [] if not self._sums else all_values(torch.stack(list(self._sums.values()))).tolist()
+        return {"sums": [dict(zip(self._sums, row, strict=True)) for row in totals], "times": dict(self._times)} | {
+            "count": self.count
+        }
 
-    def load_state(self, state: dict[str, object]) -> None:
-        sums, times, count = state["sums"], state["times"], state["count"]
-        assert isinstance(sums, dict) and isinstance(times, dict) and isinstance(count, int)
-        self._sums = {name: torch.tensor(total, dtype=torch.float64) for name, total in sums.items()}
-        self._times, self.count = dict(times), count
+    def load_state(self, state: dict[str, Any]) -> None:
+        """This process has its own sums again; other processes than then share the means of all."""
+        (rank, count), sums = place(), state["sums"]
+        sums = sums if isinstance(sums, list) else [sums]  # as checkpoints of one process once had them
+        mine = sums[rank] if len(sums) == count else mean_of(sums)
+        self._sums = {name: torch.tensor(total, dtype=torch.float64) for name, total in mine.items()}
+        self._times, self.count = dict(state["times"]), state["count"]
+
+
+def mean_of(rows: list[dict[str, float]]) -> dict[str, float]:
+    return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]} if rows else {}

@@ -174,6 +174,7 @@ def train(config: Config, stop: StopRequest) -> None:
 def _train(config: Config, stop: StopRequest, together: "Agreement", watchdog: "Watchdog") -> None:
     from fastgan.distributed import Processes
     from fastgan.run_folder import RunFolder
+    from fastgan.trainer import EVENT_S
     from fastgan.watch import Watch
 
     run = config.run
@@ -193,12 +194,14 @@ def _train(config: Config, stop: StopRequest, together: "Agreement", watchdog: "
             if config.transfer is not None:  # later sessions go on from here, without the other run
                 watch.checkpoint(trainer)
         trainer.run(watch.events(trainer), lambda: stop.heed(processes.vote(stop.asked)))
+        trainer.at("finishing", EVENT_S)
         watch.finish(trainer)
     except Stopped:
         watch.checkpoint(trainer)
         raise
     finally:
         watch.close(trainer)
+    processes.wait()  # a main process that dies while it finishes is started again with the others
     processes.say(f"done: {trainer.images_seen:,} images seen; everything is in {folder.path}")
     processes.end()
 
@@ -210,7 +213,8 @@ def main(args: Sequence[str] | None = None) -> int:
     report("start")
     code = _run(StopRequest(), sys.argv[1:] if args is None else args)
     report(f"exit {code}")
-    if code == EXIT_LOST:  # what is left of the group would be waited for
+    if code != EXIT_DONE and "LOCAL_WORLD_SIZE" in os.environ:  # what is left of the group may be waited for
+        sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
     return code

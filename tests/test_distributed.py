@@ -1,6 +1,7 @@
 """Several processes against one, as `accelerate launch` starts them."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -85,3 +86,15 @@ def test_threads_are_the_share_of_the_cores(monkeypatch, environment, wanted, th
     monkeypatch.setattr(torch, "set_num_threads", chosen.append)
     distributed._set_threads(wanted)
     assert chosen == ([] if threads is None else [threads])
+
+
+def test_resumed_processes_log_what_undisturbed_ones_do(tmp_path):
+    """Resumed between two rows, two processes write the very rows that they wrote before."""
+    options = ("--log-every", "96", "--checkpoint-every", "64", "--keep-checkpoints", "9")
+    assert launch(tmp_path / "run", 2, *options).returncode == 0
+    rows = read_rows(tmp_path / "run" / "log.jsonl")
+    for path in Checkpoints(tmp_path / "run" / "checkpoints").paths()[2:]:  # the second is of 128 images
+        shutil.rmtree(path)
+    answer = launch(tmp_path / "run", 2, *options)
+    assert "at 128 of 320 images" in answer.stdout
+    assert read_rows(tmp_path / "run" / "log.jsonl") == rows

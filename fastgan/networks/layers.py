@@ -57,6 +57,20 @@ def sum_over_processes(x: Tensor) -> Tensor:
     return total
 
 
+def place() -> tuple[int, int]:
+    """This process's number, and how many there are."""
+    return (dist.get_rank(), dist.get_world_size()) if _several_processes() else (0, 1)
+
+
+@torch.no_grad()
+def all_values(x: Tensor) -> Tensor:
+    """All processes' tensors, who must all ask, in their order: [...] -> [processes, ...]."""
+    rank, count = place()
+    values = torch.zeros(count, *x.shape, dtype=x.dtype, device=x.device)
+    values[rank] = x
+    return sum_over_processes(values)
+
+
 class BatchNorm(nn.modules.batchnorm._BatchNorm):
     """Batch normalization (Ioffe & Szegedy 2015) over the global batch: its statistics are those of all processes.
 
