@@ -238,8 +238,8 @@ class Job:
                 self.cable.cut(whole=True)
                 whole = True
             self._notice(fault, marks, spent)
-            # A short cut, or a rank killed while the others still wait for it to come, harms nobody else. One checkpoint
-            # more may have been under way.
+            # A short cut, or a rank killed while the others still wait for it to come, harms nobody else.
+            # One checkpoint more may have been under way.
             further = newest(self.run_dir) >= fault.at_images + 2 * self.options.checkpoint_every
             if whole and (fault.back_s is not None or further):
                 break
