@@ -1,4 +1,6 @@
-"""Time to quality: presets on one data set, and when each of them has which score.
+"""Time to quality: recipes on one data set, and when each of them has which score.
+
+A recipe is a preset, or a preset and options of training in one word: `"mnist28-fast --batch-size 32"`.
 
 Two things are measured, and kept in a folder. The speed: seconds of training an image, in rounds in turn on equal
 threads, on a machine with nothing else to do. The course: scores after so many images, from several seeds; it depends
@@ -8,6 +10,7 @@ slice that was under way. A score's time is its images times the speed.
 
 import functools
 import json
+import shlex
 import statistics
 import sys
 import time
@@ -19,7 +22,7 @@ import harness
 import torch
 import tyro
 
-from fastgan import networks, presets
+from fastgan import networks
 from fastgan.board import append_row, grid, read_rows, save_png
 from fastgan.checkpoint import Checkpoints
 from fastgan.data.loaders import build_loader, open_source
@@ -31,6 +34,7 @@ from fastgan.flags import parse
 from fastgan.metrics import extractors
 from fastgan.metrics.fidelity import labels_for
 from fastgan.sample import images_of
+from fastgan.train import parse_config
 from fastgan.trainer import Trainer
 
 MARKS = tuple(int(digits * 10**zeros) for zeros in range(4, 8) for digits in (1, 1.5, 2, 3, 5, 7))
@@ -39,16 +43,16 @@ ROUNDS, ROUND_S = 9, 5.0  # of the speed: the first round warms up
 
 @dataclass(frozen=True)
 class Options:
-    """Train presets on equal terms and compare when they reach which score."""
+    """Train recipes on equal terms and compare when they reach which score."""
 
-    presets: Annotated[tuple[str, ...], tyro.conf.Positional] = ("mnist28", "mnist28-fast")
+    recipes: Annotated[tuple[str, ...], tyro.conf.Positional] = ("mnist28", "mnist28-fast")
     """The reference first."""
     minutes: tuple[float, ...] = (60, 5)
-    """How long each of them trains, by its speed."""
+    """How long each of them trains, by its speed; one number is for all."""
     seeds: tuple[int, ...] = (0, 1, 2)
-    """Each preset trains once with each."""
+    """Each recipe trains once with each."""
     data: str | None = None
-    """The data set, where it isn't the presets' own."""
+    """The data set, where it isn't the recipes' own."""
     threads: int | None = None
     """CPU threads of the courses; without it, torch's, as for the speed."""
     slice_images: int = 20_000
@@ -59,12 +63,14 @@ class Options:
     """What goes on from here."""
     until: float | None = None
     """End this call after so many minutes; the same command goes on."""
+    theme: str = "quality"
+    """What the result's file name begins with."""
     save: bool = False
     """Write the table and the plot into results/."""
 
 
-def build_trainer(options: Options, preset: str, seed: int) -> Trainer:
-    config = presets.get(preset)
+def build_trainer(options: Options, recipe: str, seed: int) -> Trainer:
+    config = parse_config(["--preset", *shlex.split(recipe)])
     config = replace(config, seed=seed, data=replace(config.data, data=options.data or config.data.data))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return Trainer(config, networks.build(config, device), build_loader(config, open_source(config), device))
@@ -75,15 +81,16 @@ def train_step(trainer: Trainer) -> None:
 
 
 def speeds(options: Options) -> dict[str, list[float]]:
-    """Images a second of each preset in each round, from the folder where they have been measured."""
+    """Images a second of each recipe in each round, from the folder where all have been measured together."""
     path = options.folder / "speeds.json"
-    if not path.exists():
-        trainers = {preset: build_trainer(options, preset, 0) for preset in options.presets}
-        measures = {preset: functools.partial(_speed, trainer) for preset, trainer in trainers.items()}
+    measured: dict[str, list[float]] = json.loads(path.read_text()) if path.exists() else {}
+    if any(recipe not in measured for recipe in options.recipes):
+        trainers = {recipe: build_trainer(options, recipe, 0) for recipe in options.recipes}
+        measures = {recipe: functools.partial(_speed, trainer) for recipe, trainer in trainers.items()}
         values = harness.in_turn(measures, ROUNDS)
+        measured = {name: value[1:] for name, value in values.items()}
         options.folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, json.dumps({name: value[1:] for name, value in values.items()}).encode())
-    measured: dict[str, list[float]] = json.loads(path.read_text())
+        write_atomically(path, json.dumps(measured).encode())
     return measured
 
 
@@ -95,14 +102,15 @@ def _speed(trainer: Trainer) -> float:
 
 
 class Racer:
-    """One preset with one seed on its way to `limit` images, and its scores: `rows`, each at a `mark` of images."""
+    """One recipe with one seed on its way to `limit` images, and its scores: `rows`, each at a `mark` of images."""
 
-    def __init__(self, options: Options, preset: str, seed: int, limit: int) -> None:
-        self.preset, self.seed, self.num_images = preset, seed, options.images
+    def __init__(self, options: Options, recipe: str, seed: int, limit: int) -> None:
+        self.recipe, self.seed, self.num_images = recipe, seed, options.images
         self.marks = sorted({*(mark for mark in MARKS if mark < limit), limit})
-        self.folder = options.folder / f"{preset}-{seed}"
+        name = "".join(c if c.isalnum() or c in "-." else "_" for c in recipe)
+        self.folder = options.folder / f"{name}-{seed}"
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.trainer = build_trainer(options, preset, seed)
+        self.trainer = build_trainer(options, recipe, seed)
         self.config = self.trainer.config
         self.device = next(self.trainer.G.net.parameters()).device
         self.extractor = extractors.name_for(self.config)
@@ -119,7 +127,7 @@ class Racer:
             extractor = extractors.load(self.extractor, self.device, None)
             return Evaluator(self.config, open_source(self.config), extractor, self.device)
         except UserError as error:
-            print(f"{self.preset} has no scores, only grids and speed: {error}")
+            print(f"{self.recipe} has no scores, only grids and speed: {error}")
             return None
 
     @property
@@ -148,7 +156,7 @@ class Racer:
         append_row(self.folder / "scores.jsonl", row)
         self.rows.append(row)
         shown = {name: round(value, 3) for name, value in row.items() if name in ("fd_digits", "confident_digits")}
-        print(f"{self.preset} seed {self.seed}: {mark:,} images, {shown}", flush=True)
+        print(f"{self.recipe} seed {self.seed}: {mark:,} images, {shown}", flush=True)
 
 
 def race(options: Options, racers: list[Racer]) -> None:
@@ -169,45 +177,45 @@ def course(racers: list[Racer], metric: str) -> dict[int, list[float]]:
     return dict(sorted(scores.items()))
 
 
-def table(by_preset: dict[str, list[Racer]], speed: dict[str, float], metric: str) -> str:
-    columns = ("preset", "parameters G / D", "images/s", "seconds of training", "images", "seeds", metric, "sure of")
+def table(by_recipe: dict[str, list[Racer]], speed: dict[str, float], metric: str) -> str:
+    columns = ("recipe", "parameters G / D", "images/s", "seconds of training", "images", "seeds", metric, "sure of")
     lines = [f"| {' | '.join(columns)} |", "|" + " --- |" * len(columns)]
-    for preset, racers in by_preset.items():
+    for recipe, racers in by_recipe.items():
         sizes = " / ".join(f"{size:,}" for size in networks.sizes(racers[0].config))
         sure = course(racers, "confident_digits")
         for mark, scores in course(racers, metric).items():
             share = f"{statistics.median(sure[mark]):.3f}" if mark in sure else ""
-            when = f"{mark / speed[preset]:.1f} | {mark:,} | {len(scores)}"
-            cells = (preset, sizes, f"{speed[preset]:.0f}", when, harness.spread(scores, 2), share)
+            when = f"{mark / speed[recipe]:.1f} | {mark:,} | {len(scores)}"
+            cells = (recipe, sizes, f"{speed[recipe]:.0f}", when, harness.spread(scores, 2), share)
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def verdicts(by_preset: dict[str, list[Racer]], speed: dict[str, float], metric: str) -> list[str]:
-    """How much earlier than the reference each other preset has its score, at the time given and at its last mark."""
-    (reference, racers), *others = by_preset.items()
+def verdicts(by_recipe: dict[str, list[Racer]], speed: dict[str, float], metric: str) -> list[str]:
+    """How much earlier than the reference each other recipe has its score, at the time given and at its last mark."""
+    (reference, racers), *others = by_recipe.items()
     ends = course(racers, metric)
     said = []
     for mark in sorted({racers[0].marks[-1], *list(ends)[-1:]} & set(ends)):
         goal, end = statistics.median(ends[mark]), mark / speed[reference]
         said.append(f"{reference} has {metric} {goal:.2f} after {end:.0f} s ({len(ends[mark])} seeds).")
-        for preset, found in others:
+        for recipe, found in others:
             reached = [mark for mark, scores in course(found, metric).items() if statistics.median(scores) <= goal]
-            first = reached[0] / speed[preset] if reached else 0.0
+            first = reached[0] / speed[recipe] if reached else 0.0
             when = f"after {first:.1f} s, {end / first:.0f} times as fast" if reached else "not yet"
-            said.append(f"{preset} has it {when}.")
+            said.append(f"{recipe} has it {when}.")
     return said
 
 
-def plot(path: Path, by_preset: dict[str, list[Racer]], speed: dict[str, float], metric: str) -> None:
+def plot(path: Path, by_recipe: dict[str, list[Racer]], speed: dict[str, float], metric: str) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
     axes = figure.add_subplot()
-    for number, (preset, racers) in enumerate(by_preset.items()):
+    for number, (recipe, racers) in enumerate(by_recipe.items()):
         for racer in racers:
-            points = [(row["mark"] / speed[preset], row[metric]) for row in racer.rows if metric in row]
-            label = preset if racer is racers[0] else None
+            points = [(row["mark"] / speed[recipe], row[metric]) for row in racer.rows if metric in row]
+            label = recipe if racer is racers[0] else None
             axes.plot(*zip(*points, strict=True), color=f"C{number}", marker="o", ms=3, label=label)
     axes.set(xscale="log", yscale="log", xlabel="seconds of training", ylabel=metric, title="time to quality")
     axes.grid(alpha=0.3, which="both")
@@ -216,29 +224,32 @@ def plot(path: Path, by_preset: dict[str, list[Racer]], speed: dict[str, float],
 
 
 def main(options: Options) -> None:
-    if len(options.presets) != len(options.minutes):
-        raise UserError(f"minutes is {options.minutes}: give one number for each of {', '.join(options.presets)}")
+    times = options.minutes * len(options.recipes) if len(options.minutes) == 1 else options.minutes
+    if len(options.recipes) != len(times):
+        raise UserError(f"minutes is {options.minutes}: give one number for each of {', '.join(options.recipes)}")
     keep_freed_memory()  # as training does
     measured = speeds(options)
-    speed = {preset: statistics.median(measured[preset]) for preset in options.presets}
-    for preset in options.presets:
-        print(f"{preset}: {harness.spread(measured[preset], 0)} images/s, {harness.processor()}", flush=True)
-    title = "Time to quality: " + " against ".join(options.presets)
+    speed = {recipe: statistics.median(measured[recipe]) for recipe in options.recipes}
+    for recipe in options.recipes:
+        print(f"{recipe}: {harness.spread(measured[recipe], 0)} images/s, {harness.processor()}", flush=True)
+    title = "Time to quality: " + " against ".join(options.recipes)
     machine = harness.processor()  # of the speed
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    by_preset = {
-        preset: [Racer(options, preset, seed, round(60 * minutes * speed[preset])) for seed in options.seeds]
-        for preset, minutes in zip(options.presets, options.minutes, strict=True)
+    by_recipe = {
+        recipe: [Racer(options, recipe, seed, round(60 * minutes * speed[recipe])) for seed in options.seeds]
+        for recipe, minutes in zip(options.recipes, times, strict=True)
     }
-    race(options, [racer for racers in by_preset.values() for racer in racers])
-    extractor = by_preset[options.presets[0]][0].extractor
+    race(options, [racer for racers in by_recipe.values() for racer in racers])
+    extractor = by_recipe[options.recipes[0]][0].extractor
     metric = "fid_inception" if extractor == "inception" else f"fd_{extractor}"
-    text = "\n".join([table(by_preset, speed, metric), "", *verdicts(by_preset, speed, metric)])
+    text = "\n".join([table(by_recipe, speed, metric), "", *verdicts(by_recipe, speed, metric)])
     print(text)
     if options.save:
-        path = harness.save(f"quality-{options.presets[-1]}", title, f"{text}\n\nSpeed measured on {machine}.")
-        plot(path.with_suffix(".png"), by_preset, speed, metric)
+        path = harness.save(
+            f"{options.theme}-{options.recipes[0].split()[0]}", title, f"{text}\n\nSpeed measured on {machine}."
+        )
+        plot(path.with_suffix(".png"), by_recipe, speed, metric)
         print(path)
 
 

@@ -63,7 +63,7 @@ def build(processes: Processes, case: dict) -> Trainer:
     torch.set_default_dtype(torch.float64 if case.get("double") else torch.float32)
     chosen = config(case.get("split_g", False))
     loader = build_loader(chosen, sources.load("toy"), CPU, processes.rank, processes.count)
-    processes.engine = case["engine"]
+    processes.engine, processes.offload = case["engine"], case.get("offload", False)
     nets = networks.build(chosen)
     return Trainer(chosen, nets, loader, processes.player, processes.count, case.get("micro_batch"))
 

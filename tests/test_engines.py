@@ -36,6 +36,7 @@ def cases(count: int) -> list[dict]:
         for engine in ("ddp", "zero2"):
             found.append({"name": f"half-{engine}", "engine": engine, "double": True, "steps": STEPS // 2})
         found.append(taking_over("zero2", 2))
+        found.append({"name": "offload", "engine": "zero2", "offload": True, "double": True, "steps": STEPS})
     found += [taking_over("ddp", count)] if count != 2 else []
     return found
 
@@ -98,6 +99,11 @@ def test_learns_what_one_process_learns(states, count, engine, size, split_g):
     """In float64 to 1e-6 of each weight, average and optimizer state. BatchNorm, in G, is over the global batch."""
     right = tensors(states, name(1, "ddp", None, split_g))
     assert_near(tensors(states, name(count, engine, size, split_g)), right)
+
+
+def test_states_on_the_host_change_nothing(states):
+    """Optimizers' states kept in the CPU's memory by ZeRO 2."""
+    assert_near(tensors(states, "offload"), tensors(states, name(1, "ddp", None)))
 
 
 @pytest.mark.parametrize(("count", "engine"), [(count, engine) for count in ENGINES for engine in ENGINES[count]])
