@@ -21,6 +21,7 @@ from fastgan.errors import UserError
 from fastgan.files import write_synced
 
 STATE = "state.json"
+BEST = "best"  # the folder, in a run's, of the one checkpoint that is best by a metric
 DTYPES = {  # as safetensors names them
     torch.float64: "F64",
     torch.float32: "F32",

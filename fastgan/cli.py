@@ -16,6 +16,9 @@ usage: fastgan VERB [options]     (fastgan VERB --help lists a verb's options)
   train            train a GAN on one process; on several: accelerate launch fastgan/train.py
   evaluate RUN     measure a run's images against the real ones
   sample RUN       make images of chosen seeds
+  walk RUN         walk from seed to seed, as a GIF or a video
+  report RUN ...   one page of a run, or of several side by side: curves, metrics, pictures
+  doctor [RUN]     what a run's log says of its health, and the remedy; without a run: check the installation
   plan             what a run would need on other GPUs, and how long it would take: --gpus 8 --gpu h100
   sweep gamma      three short runs at a quarter, once and four times gamma, and a table: takes train's options
   ema RUN          make averages of lengths chosen after a run with --ema-stds: --length 0.08
@@ -48,6 +51,12 @@ def _sweep(args: Sequence[str]) -> int:
     return sweep.main(args)
 
 
+def _doctor(args: Sequence[str]) -> int:
+    from fastgan import doctor
+
+    return doctor.main(args)
+
+
 def _evaluate(args: Sequence[str]) -> int:
     from fastgan.evaluate import EvaluateOptions, evaluate
     from fastgan.flags import parse
@@ -61,6 +70,22 @@ def _sample(args: Sequence[str]) -> int:
     from fastgan.sample import SampleOptions, sample
 
     sample(parse(SampleOptions, args, prog="fastgan sample"))
+    return EXIT_DONE
+
+
+def _walk(args: Sequence[str]) -> int:
+    from fastgan.flags import parse
+    from fastgan.walk import WalkOptions, walk
+
+    walk(parse(WalkOptions, args, prog="fastgan walk"))
+    return EXIT_DONE
+
+
+def _report(args: Sequence[str]) -> int:
+    from fastgan.flags import parse
+    from fastgan.report import ReportOptions, report
+
+    report(parse(ReportOptions, args, prog="fastgan report"))
     return EXIT_DONE
 
 
@@ -123,8 +148,11 @@ VERBS = {
     "train": _train,
     "plan": _plan,
     "sweep": _sweep,
+    "doctor": _doctor,
     "evaluate": _evaluate,
     "sample": _sample,
+    "walk": _walk,
+    "report": _report,
     "ema": _ema,
     "data": _data,
 }

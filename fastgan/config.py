@@ -263,6 +263,8 @@ class RunConfig:
     """Images between two grids; without it, one an epoch."""
     grid_side: int = 4
     """Rows and columns of a grid."""
+    histograms: bool = False
+    """True: with each grid, histograms of the weights of G's average and D in TensorBoard."""
     checkpoint_every: int | None = None
     """Images between two checkpoints; without it, one an epoch."""
     keep_checkpoints: int = 3
@@ -272,9 +274,17 @@ class RunConfig:
     eval_every: int | None = None
     """Images between two evaluations; without it, at the end of training only; 0: none."""
     eval_images: int = 10_000
-    """Generated images in an evaluation; real ones: as many as the data set has, up to 50,000."""
-    extractor: Literal["auto", "inception", "digits"] = "auto"
-    """Features that evaluation compares; auto: digits for gray 28x28 images and stacked-mnist, else inception."""
+    """Generated images in the evaluation at the end; real ones: all that the data set has."""
+    eval_curve_images: int = 2_000
+    """Generated images in each evaluation before, at most eval_images, and of a tenth of the subsets for
+    kernel distances; modes are counted in eval_images always."""
+    best_by: str | None = None
+    """A metric by which the best checkpoint of all evaluations is kept, in best/: fd_digits, say."""
+    patience: int | None = None
+    """Stop after so many evaluations in a row none of which is the best by best_by."""
+    extractor: Literal["auto", "inception", "efficientnet", "dinov2", "digits"] = "auto"
+    """Features that evaluation compares; auto: digits for gray 28x28 images and stacked-mnist, else inception where its
+    weights are at hand, else efficientnet where it is installed."""
     inception_weights: Path | None = None
     """The Inception weights' file; without it, torch-fidelity's cache or its download."""
     dry_run: bool = False
@@ -282,12 +292,15 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         _require_positive(self, "epochs", "log_every", "grid_side", "resident_gib", "keep_checkpoints", "eval_images")
-        _require_positive(self, "timeout_s")
+        _require_positive(self, "timeout_s", "eval_curve_images")
         micro = self.micro_batch
         _require(micro in (None, "auto") or int(micro) > 0, "micro_batch", micro, "give a number above 0, or auto")
-        for name in ("images", "minutes", "threads", "grid_every", "checkpoint_every", "ema_snapshot_every"):
+        every = ("grid_every", "checkpoint_every", "ema_snapshot_every")
+        for name in ("images", "minutes", "threads", "patience", *every):
             if getattr(self, name) is not None:
                 _require_positive(self, name)
+        wanted = "it counts evaluations without a better metric: give --best-by and --eval-every, too, or leave it out"
+        _require(self.patience is None or bool(self.best_by and self.eval_every), "patience", self.patience, wanted)
         _require((self.workers or 0) >= 0, "workers", self.workers, "give a whole number, 0 or more")
         _require((self.eval_every or 0) >= 0, "eval_every", self.eval_every, "give a number of images, 0 or more")
 

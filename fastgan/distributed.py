@@ -233,8 +233,9 @@ class Processes:
         together: Agreement | None = None,
         limit_s: float = LIMIT_S,
     ) -> None:
-        self.engine = _asked_by_launcher() if engine == "auto" else engine
-        self.offload = offload
+        asked, asked_offload = _asked_by_launcher()
+        self.engine = asked if engine == "auto" else engine
+        self.offload = offload or (engine == "auto" and asked_offload)
         _set_threads(threads)
         keep_freed_memory()
         if together is not None and together.store is not None:
@@ -297,6 +298,26 @@ class Processes:
         dist.all_reduce(mine, dist.ReduceOp.MIN, group=self._voters)
         return int(mine)
 
+    def gather(self, mine: Tensor) -> Tensor:
+        """All processes' tensors [N, ...], on the CPU, in a row by rank, the same on all; N may differ."""
+        if self.count == 1:
+            return mine
+        sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.count)]
+        dist.all_gather(sizes, torch.tensor([len(mine)]), group=self._voters)
+        most = int(torch.cat(sizes).max())
+        padded = torch.cat([mine, mine.new_zeros(most - len(mine), *mine.shape[1:])])
+        parts = [torch.empty_like(padded) for _ in range(self.count)]
+        dist.all_gather(parts, padded, group=self._voters)
+        return torch.cat([part[: int(size)] for part, size in zip(parts, sizes, strict=True)])
+
+    def total(self, mine: Tensor) -> Tensor:
+        """The sum of all processes' tensors, on the CPU and of one shape, the same on all; all must ask."""
+        if self.count == 1:
+            return mine
+        summed = mine.clone()
+        dist.all_reduce(summed, group=self._voters)
+        return summed
+
     def say(self, text: str) -> None:
         """The main process prints the line."""
         if self.is_main:
@@ -330,11 +351,16 @@ def _open_group(together: Agreement, limit_s: float) -> None:
     )
 
 
-def _asked_by_launcher() -> str:
-    """The engine that Accelerate's configuration names; Accelerate itself isn't to start it: it knows one network."""
+def _asked_by_launcher() -> tuple[str, bool]:
+    """The engine that Accelerate's configuration names, and whether it keeps states on the host.
+
+    Accelerate itself isn't to start it, as it knows one network only: it finds no such wish from now on.
+    """
     if os.environ.pop("ACCELERATE_USE_DEEPSPEED", "false") != "true":
-        return "ddp"
-    return f"zero{os.environ.get('ACCELERATE_DEEPSPEED_ZERO_STAGE', '2')}".replace("zero0", "ddp")
+        return "ddp", False
+    stage = os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")
+    offload = os.environ.get("ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE", "none") == "cpu"
+    return ("ddp" if stage == "0" else f"zero{stage}"), offload
 
 
 def _set_threads(threads: int | None) -> None:

@@ -5,7 +5,9 @@ sessions.jsonl     versions, commit, command       performance.jsonl   images/s,
 checkpoints/       see checkpoint.py               tensorboard/        the same figures, and the grids
 grids/             a PNG each                      training.gif        all grids
 losses.png         both losses                     evaluation.jsonl    what `fastgan evaluate` measured
+metrics.jsonl      evaluations in training          best/               the best checkpoint, by --best-by
 averages/          see averages.py                 transfer.json       what was taken over from another run
+real_and_fake.png, classes.png, walk.png           of the last grid; report.html: `fastgan report`
 micro_batch.json   see micro_batch.py
 """
 

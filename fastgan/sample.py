@@ -52,19 +52,22 @@ class SampleOptions:
     """Folder for the PNG files."""
     grid: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """One picture of all images instead of a file each."""
-    class_number: Annotated[int | None, tyro.conf.arg(name="class")] = None
-    """The class of all images, by number, of a run with classes; without it, classes take turns: seed % classes."""
+    class_number: Annotated[str | None, tyro.conf.arg(name="class")] = None
+    """The class of all images, by number, of a run with classes; of several (0-9), each seed is shown in each: in a
+    grid, a row a class and a column a seed. Without it, classes take turns: seed % classes."""
+    truncation: float | None = None
+    """For networks with a mapping to truncate; fastgan's have none."""
     which: Which = field(default_factory=Which)
 
 
-def parse_seeds(text: str) -> list[int]:
-    """The numbers of a list like `1,5,8-11`. Raises UserError for anything else."""
+def parse_seeds(text: str, name: str = "seeds", example: str = "0-63 or 1,5,8-11") -> list[int]:
+    """The numbers of a list like `1,5,8-11`. Raises UserError, which bears `name`, for anything else."""
     seeds: list[int] = []
     for part in text.split(","):
         match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
         first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
         if first > last or last > 2**63 - 1:
-            raise UserError(f"seeds is {text!r}: give numbers and rising ranges, like 0-63 or 1,5,8-11")
+            raise UserError(f"{name} is {text!r}: give numbers and rising ranges, like {example}")
         seeds += range(first, last + 1)
     return seeds
 
@@ -104,17 +107,18 @@ def _name(average: int, count: int) -> str:
     return f"G_ema{average or ''}"
 
 
-def _labels(seeds: list[int], num_classes: int, class_number: int | None) -> Tensor | None:
-    """The seeds' classes [N]. Raises UserError for a class that the run doesn't have."""
-    if class_number is None:
-        return labels_for(torch.tensor(seeds), num_classes)
-    if not num_classes:
-        raise UserError(f"class is {class_number}: the run has no classes, leave it out")
-    if not 0 <= class_number < num_classes:
-        raise UserError(
-            f"class is {class_number}: the run has {num_classes} classes, give a number from 0 to {num_classes - 1}"
-        )
-    return torch.full([len(seeds)], class_number)
+def parse_classes(text: str, config: Config) -> list[int]:
+    """The numbers of classes like `7` or `0-9`. Raises UserError for one that the run doesn't have."""
+    count = config.networks.num_classes
+    if not count:
+        raise UserError(f"class is {text}: the run has no classes, leave it out")
+    of_run = f"class is {text}: the run has {count} classes, give a number from 0 to {count - 1}"
+    if re.fullmatch(r"-\d+", text):
+        raise UserError(of_run)
+    classes = parse_seeds(text, "class", "7 or 0-9")
+    if max(classes) >= count:
+        raise UserError(of_run)
+    return classes
 
 
 @torch.inference_mode()
@@ -128,19 +132,33 @@ def images_of(G: nn.Module, seeds: list[int], z_dim: int, device: torch.device, 
     return torch.cat(images)
 
 
+def _asked(options: SampleOptions, config: Config) -> tuple[list[int], Tensor | None, list[str], int | None]:
+    """The seeds, classes and file names of all images, and the columns of their grid where classes have rows."""
+    if options.truncation is not None:
+        raise UserError(f"truncation is {options.truncation:g}: this run's G has no mapping to truncate; leave it out")
+    seeds = parse_seeds(options.seeds)
+    classes = [] if options.class_number is None else parse_classes(options.class_number, config)
+    if len(classes) <= 1:
+        names = [f"seed-{seed:06d}.png" for seed in seeds]
+        labels = labels_for(torch.tensor(seeds), config.networks.num_classes)
+        return seeds, torch.full([len(seeds)], classes[0]) if classes else labels, names, None
+    names = [f"class-{number:03d}-seed-{seed:06d}.png" for number in classes for seed in seeds]
+    return seeds * len(classes), torch.tensor(classes).repeat_interleave(len(seeds)), names, len(seeds)
+
+
 def sample(options: SampleOptions) -> list[Path]:
     """PNG files of the seeds in `out`, or one grid; their paths."""
-    seeds = parse_seeds(options.seeds)
+    parse_seeds(options.seeds)  # what is wrong with them is said before anything is read
     _, config, snapshot, G = open_run(options.run, options.which)
     device = to_device()
-    labels = _labels(seeds, config.networks.num_classes, options.class_number)
+    seeds, labels, names, columns = _asked(options, config)
     images = images_of(G.to(device), seeds, config.networks.z_dim, device, labels)
     try:
         if options.grid:
             paths = [options.out / "grid.png"]
-            save_png(paths[0], grid(images))
+            save_png(paths[0], grid(images, columns))
         else:
-            paths = [options.out / f"seed-{seed:06d}.png" for seed in seeds]
+            paths = [options.out / name for name in names]
             for path, image in zip(paths, images.permute(0, 2, 3, 1).numpy(), strict=True):
                 save_png(path, image)
     except OSError as error:

@@ -9,16 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastgan import curves
+from fastgan import curves, health
 from fastgan.averages import Averages
 from fastgan.background import Writer
-from fastgan.board import Board, peak_memory_gib, read_rows
-from fastgan.checkpoint import Checkpoints
+from fastgan.board import Board, append_row, peak_memory_gib, read_rows
+from fastgan.checkpoint import BEST, Checkpoints
 from fastgan.data.images import ImageSource
 from fastgan.distributed import Processes
-from fastgan.errors import Stopped, UserError
-from fastgan.evaluate import Evaluator
-from fastgan.metrics import extractors
+from fastgan.errors import Diverged, Stopped
+from fastgan.evaluate import CURVE, CURVE_KID_SUBSETS, Evaluator, best_of, check_metric, load_together, made_by
+from fastgan.gallery import Gallery
 from fastgan.metrics.fidelity import labels_for, latents
 from fastgan.objectives import penalty_share
 from fastgan.progress import EpochProgress, Progress, RunProgress
@@ -42,12 +42,14 @@ class Watch:
         self.checkpoints = Checkpoints(folder.checkpoints, self.config.run.keep_checkpoints)
         self.averages = Averages(folder.averages, self.config.optimizer.ema_stds)
         self.board = Board(folder, self.config, trainer.images_seen) if processes.is_main else None
+        self.gallery = Gallery(self.board, self.config, source, processes.device) if self.board else None
         self.progress = _progress(trainer) if processes.is_main else None
         self.writer = Writer() if processes.is_main else None
         self.evaluator = self._evaluator(source)
+        self.measure_health = health.Health(self.config, source, processes.device)
         if processes.is_main:
             self.averages.remove_partial()
-        self._aside_s = {"grid": 0.0, "evaluation": 0.0, "checkpoint": 0.0}
+        self._aside_s = {"grid": 0.0, "evaluation": 0.0, "checkpoint": 0.0, "health": 0.0}
         self._pause_ms: dict[str, float] = {}  # what the last of each kind cost, until a row shows it
         self._last_log, self._last_time, self._last_wait = trainer.images_seen, time.monotonic(), 0.0
         self._done_at: dict[str, int] = {}
@@ -56,16 +58,22 @@ class Watch:
         self.begin_epoch(trainer)
 
     def _evaluator(self, source: ImageSource) -> Evaluator | None:
-        """None where no evaluation is wanted or possible; why it isn't is said once."""
-        if self.progress is None or self.config.run.eval_every == 0:
+        """None, on all processes, where no evaluation is wanted or one of them can't; why it can't is said once.
+
+        Raises UserError where `best_by` is none of the metrics.
+        """
+        self._evaluation_s, self._began = 0.0, time.monotonic()
+        if self.config.run.eval_every == 0:
             return None
-        try:
-            name, weights = extractors.name_for(self.config), self.config.run.inception_weights
-            extractor = extractors.load(name, self.processes.device, weights)
-        except UserError as error:
-            self.progress.say(f"training goes on without evaluation: {error}")
-            return None
-        return Evaluator(self.config, source, extractor, self.processes.device)
+        evaluator = load_together(self.config, source, self.processes, self._say)
+        check_metric(self.config.run.best_by, evaluator)
+        for remark in [] if evaluator is None else evaluator.remarks(self.config.run.eval_images):
+            self._say(remark)
+        return evaluator
+
+    def _say(self, text: str) -> None:
+        if self.progress is not None:
+            self.progress.say(text)
 
     def events(self, trainer: Trainer) -> list[Event]:
         """In their order: what a checkpoint follows on is never done again after a resume."""
@@ -82,6 +90,7 @@ class Watch:
             events.insert(4, Event(run.ema_snapshot_every or epoch, self.average))
         if run.eval_every:
             events.insert(4, Event(run.eval_every, self.evaluate))
+        events[4:4] = [Event(health.EARLY_EVERY, self.early_health), Event(health.EVERY, self.health)]
         return events
 
     def step(self, trainer: Trainer) -> None:
@@ -133,20 +142,84 @@ class Watch:
             networks = self.config.networks
             images = trainer.ema.net(latents(seeds, networks.z_dim), labels_for(seeds, networks.num_classes))
             self.board.grid(trainer.images_seen, images)
+            if self.gallery is not None:
+                self.gallery.draw(trainer.images_seen, trainer.ema.net, images)
+            if self.config.run.histograms:
+                self.board.histograms(trainer.images_seen, {"G_ema": trainer.ema.net, "D": trainer.D.net})
+
+    def early_health(self, trainer: Trainer) -> None:
+        """Early on rows of health are closer together."""
+        if trainer.images_seen <= health.EARLY:
+            self.health(trainer)
+
+    def health(self, trainer: Trainer) -> None:
+        """A row of what `fastgan doctor` judges by. All processes take part. Raises Diverged as `log` does."""
+        if self._is_done("health", trainer):
+            return
+        self._check_finite(trainer)
+        with self._aside("health"):
+            found = self.measure_health(trainer)
+        if self.board is not None:
+            self.board.log(trainer.images_seen, found)
 
     def evaluate(self, trainer: Trainer) -> None:
-        if (
-            self.board is None
-            or self.progress is None
-            or self.evaluator is None
-            or self._is_done("evaluation", trainer)
-        ):
+        """The curve has a point; at the end of training there is the full measure, too. All processes take part.
+
+        The best checkpoint by `best_by` will be on disk. Raises Stopped where patience is at its end.
+        """
+        evaluator, run = self.evaluator, self.config.run
+        if evaluator is None or self._is_done("evaluation", trainer):
             return
+        number = evaluator.curve_images if run.eval_every else run.eval_images
+        metrics = self._measure(trainer, evaluator, number, "metrics")
+        is_best, stale = self._compare(metrics)
+        if is_best:
+            self._keep_best(trainer, metrics)
+        at_end, is_stale = trainer.images_seen >= trainer.total_images, stale >= (run.patience or sys.maxsize)
+        if number < run.eval_images and (at_end or is_stale):
+            self._measure(trainer, evaluator, run.eval_images, "full")
+        if is_stale and not at_end:
+            raise Stopped(f"no better {run.best_by} in {stale} evaluations: stopped at {trainer.images_seen:,} images")
+
+    def _measure(self, trainer: Trainer, evaluator: Evaluator, num_images: int, kind: str) -> dict[str, float]:
+        """The metrics of G's average, the same on all processes; they stand on the board, with their protocol."""
+        subsets = CURVE_KID_SUBSETS if num_images < self.config.run.eval_images else None
+        began = time.monotonic()
         with self._aside("evaluation"):
-            metrics = self.evaluator(trainer.ema.net, self.config.run.eval_images)
-        self.board.log(trainer.images_seen, {f"metrics/{name}": value for name, value in metrics.items()})
+            metrics = self.processes.mean(evaluator(trainer.ema.net, num_images, subsets))
+        self._evaluation_s += time.monotonic() - began
+        if self.board is not None:
+            self.board.log(trainer.images_seen, {f"{kind}/{name}": value for name, value in metrics.items()})
+            share = self._evaluation_s / (time.monotonic() - self._began)
+            self.board.performance(trainer.images_seen, {"speed/evaluation_share": share})
+            row = {"images_seen": trainer.images_seen, "kind": kind, "metrics": metrics}
+            row["protocol"] = evaluator.protocol(num_images, subsets)
+            append_row(self.folder.path / CURVE, row | made_by())
         shown = "  ".join(f"{name} {value:.3f}" for name, value in metrics.items() if "_std_" not in name)
-        self.progress.say(f"evaluation at {trainer.images_seen:,} images:  {shown}")
+        self._say(f"evaluation of {num_images:,} at {trainer.images_seen:,} images:  {shown}")
+        return metrics
+
+    def _compare(self, metrics: dict[str, float]) -> tuple[bool, int]:
+        """Whether these, the log's last, are the best so far, and how many evaluations ago those were; on all alike."""
+        name = self.config.run.best_by
+        if name is None:
+            return False, 0
+        stale = 0
+        if self.processes.is_main:
+            values = (row.get(f"metrics/{name}") for row in read_rows(self.folder.log))
+            stale = best_of([value for value in values if value is not None], name)
+        stale = int(self.processes.total(torch.tensor(stale)))  # the main process's: it alone has the log
+        return stale == 0, stale
+
+    def _keep_best(self, trainer: Trainer, metrics: dict[str, float]) -> None:
+        """A checkpoint of this place will be in best/, instead of an earlier one."""
+        with self._pause("best"):
+            self._check_finite(trainer)
+            tensors, state = trainer.state()  # all processes take part
+            if self.writer is not None:
+                best = Checkpoints(self.folder.path / BEST, keep=1)
+                state = state | {"metrics": metrics}
+                self.writer.save("best", tensors, lambda copies: best.save(copies, state))
 
     def average(self, trainer: Trainer) -> None:
         """A snapshot of each power-function average. Raises as `checkpoint` does."""
@@ -202,6 +275,8 @@ class Watch:
             self.processes.wait()  # a launcher ends all processes with the first
         try:
             with contextlib.suppress(*[OSError] * failed):  # a full disk was told of
+                if isinstance(ending, Diverged) and self.board is not None:
+                    self.board.performance(trainer.images_seen, {"health/diverged": 1.0})
                 self._show(trainer)
         finally:
             if self.writer is not None and not failed:

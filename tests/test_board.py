@@ -8,8 +8,10 @@ import pytest
 import torch
 from PIL import Image, ImageSequence
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
-from fastgan import presets
+from fastgan import presets, train
 from fastgan.board import Board, append_row, grid, read_rows, save_gif, save_png
 from fastgan.data.images import to_bytes, to_unit_range
 from fastgan.run_folder import RunFolder
@@ -270,13 +272,73 @@ def test_tensorboard_images(folder: RunFolder) -> None:
 
 
 def test_tensorboard_has_the_settings(folder: RunFolder) -> None:
-    """TensorBoard shows the settings, as text and as hyperparameters."""
+    """TensorBoard shows the settings that decide what is learned, as text and as hyperparameters, in the run's own
+    folder."""
     config = replace(presets.debug(), seed=1234)
     Board(folder, config, 0).close()
     events = tensorboard(folder)
     (text,) = events.Tensors("config/text_summary")
     assert config.to_json() in text.tensor_proto.string_val[0].decode()
-    assert "_hparams_/experiment" in events.summary_metadata
+    content = events.summary_metadata["_hparams_/session_start_info"].plugin_data.content
+    shown = HParamsPluginData.FromString(content).session_start_info.hparams
+    assert shown["seed"].number_value == 1234 and shown["data"].string_value == "toy"
+    assert "log_every" not in shown and "run_dir" not in shown
+    assert all(path.is_file() for path in folder.tensorboard.iterdir())
+
+
+def test_tensorboard_has_a_layout(folder: RunFolder) -> None:
+    """TensorBoard's custom page has losses together, logits together, and no chart that must stay empty."""
+    config = replace(presets.debug(), run=replace(presets.debug().run, eval_every=0))
+    Board(folder, config, 0).close()
+    (event,) = tensorboard(folder).Tensors("custom_scalars__config__")
+    shown = Layout.FromString(event.tensor_proto.string_val[0])
+    charts = {chart.title: list(chart.multiline.tag) for group in shown.category for chart in group.chart}
+    assert charts["losses of G and D"] == ["loss/"] and charts["D's logits of reals and fakes"] == ["logits/"]
+    assert [group.title for group in shown.category][-1] == "Performance"
+    assert "Metrics" not in [group.title for group in shown.category] and "gradient penalties" not in charts
+
+
+def test_tensorboard_layout_is_written_once(folder: RunFolder) -> None:
+    """A resumed run leaves the layout as it is: TensorBoard would take any of several."""
+    for images_seen in (0, 64):
+        board_at(folder, images_seen).close()
+    assert len(tensorboard(folder).Tensors("custom_scalars__config__")) == 1
+
+
+def test_picture(folder: RunFolder) -> None:
+    """A picture is in TensorBoard each time, in the run folder the newest."""
+    board = board_at(folder, 0)
+    first, second = (images(1)[0].permute(1, 2, 0).numpy() + add for add in (0, 1))
+    board.picture(0, "walk", first)
+    board.picture(32, "walk", second)
+    board.close()
+    with Image.open(folder.path / "walk.png") as image:
+        assert np.array_equal(np.asarray(image), second[:, :, 0])
+    assert [event.step for event in tensorboard(folder).Images("walk")] == [0, 32]
+
+
+def test_histograms(folder: RunFolder) -> None:
+    """Each parameter has a histogram; one that is held elsewhere, or isn't finite, is left out."""
+    net = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.Linear(2, 1, bias=False))
+    net[1].weight.data.fill_(float("nan"))
+    net.register_parameter("elsewhere", torch.nn.Parameter(torch.empty(0)))
+    board = board_at(folder, 0)
+    board.histograms(32, {"G_ema": net})
+    board.close()
+    assert sorted(tensorboard(folder).Tags()["histograms"]) == ["G_ema/0.bias", "G_ema/0.weight"]
+
+
+def test_histograms_of_a_run_on_request(tmp_path: Path, keep_signal_handlers: None) -> None:
+    """A run has histograms of G_ema and D where they are asked for, and learns the same."""
+    logs = []
+    for flags in ([], ["--histograms"]):
+        run = RunFolder(tmp_path / str(len(flags)))
+        args = ["--preset", "debug", "--images", "64", "--eval-every", "0", "--run-dir", str(run.path)]
+        assert train.main([*args, *flags]) == 0
+        sides = {name.split("/")[0] for name in tensorboard(run).Tags()["histograms"]}
+        assert sides == ({"G_ema", "D"} if flags else set())
+        logs.append(run.log.read_bytes())
+    assert logs[0] == logs[1]
 
 
 @pytest.mark.parametrize("resumed_at", [0, 64])

@@ -98,3 +98,28 @@ def test_resumed_processes_log_what_undisturbed_ones_do(tmp_path):
     answer = launch(tmp_path / "run", 2, *options)
     assert "at 128 of 320 images" in answer.stdout
     assert read_rows(tmp_path / "run" / "log.jsonl") == rows
+
+
+@pytest.mark.parametrize(
+    ("environment", "asked"),
+    [
+        ({}, ("ddp", False)),
+        ({"ACCELERATE_USE_DEEPSPEED": "false"}, ("ddp", False)),
+        ({"ACCELERATE_USE_DEEPSPEED": "true"}, ("zero2", False)),
+        ({"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "0"}, ("ddp", False)),
+        (
+            {
+                "ACCELERATE_USE_DEEPSPEED": "true",
+                "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3",
+                "ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": "cpu",
+            },
+            ("zero3", True),
+        ),
+    ],
+)
+def test_accelerates_configuration_names_the_engine(monkeypatch, environment, asked):
+    """What a DEEPSPEED configuration asks for is taken over, and hidden from Accelerate, which knows one network."""
+    for variable, value in environment.items():
+        monkeypatch.setenv(variable, value)
+    assert distributed._asked_by_launcher() == asked
+    assert "ACCELERATE_USE_DEEPSPEED" not in os.environ

@@ -120,6 +120,40 @@ def test_real_stacked_images_are_recognised(digits: Extractor) -> None:
     assert (found == stacked.labels[:1000]).double().mean() >= 0.97
 
 
+@pytest.fixture(scope="module")
+def real_modes(digits: Extractor) -> Tensor:
+    """The modes that the classifier sees in 8,000 real images, 8 of each mode."""
+    mnist_test()
+    stacked = sources.open_named("stacked-mnist")
+    return torch.cat([modes.stacked_modes(stacked.pixels(items), digits) for items in torch.arange(8000).split(500)])
+
+
+def test_real_data_have_all_modes_at_the_floor(real_modes: Tensor) -> None:
+    """Of real images, as many of each mode, all 1000 are found, and KL is far below what a sampler's chance leaves.
+
+    The data's modes are exactly balanced, so that only the classifier's errors make KL: some 1 image in 100.
+    """
+    found = score(real_modes.bincount(minlength=1000))
+    assert found.modes == 1000 and found.kl < 0.1 * found.floor
+
+
+def test_a_sampler_of_real_images_is_at_the_floor(real_modes: Tensor) -> None:
+    """Of real images drawn by chance KL is within 10% of the floor, the classifier's errors included."""
+    drawn = torch.randint(len(real_modes), (8000,), generator=torch.Generator().manual_seed(0))
+    found = score(real_modes[drawn].bincount(minlength=1000))
+    assert found.modes > 990 and found.kl == pytest.approx(found.floor, rel=0.1)
+
+
+def test_a_sampler_that_misses_100_modes(digits: Extractor) -> None:
+    """Of known modes without 100, exactly the 900 others are found: with labels known, no error blurs the count."""
+    fake = Extractor("digits", "0", 784, Label())
+    kept = torch.arange(1000)[torch.randperm(1000, generator=torch.Generator().manual_seed(0)) >= 100]
+    classes = kept.repeat(20)[:, None] // torch.tensor([100, 10, 1]) % 10
+    images = classes[:, :, None, None].expand(-1, -1, 32, 32).to(torch.uint8)
+    found = modes.count_modes(images.split(500), fake)
+    assert found.modes == 900 and found.kl == pytest.approx(math.log(1000 / 900))
+
+
 def test_real_digits_are_legible(digits: Extractor) -> None:
     """Of unseen MNIST digits at least 98% are classified with confidence, and classes come as often as they are."""
     images, labels = (part[:2000] for part in mnist_test())

@@ -2,9 +2,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import _signal_handlers_kept
 from PIL import Image
 
-from fastgan import cli, networks
+from fastgan import cli, networks, train
 from fastgan.checkpoint import Checkpoints
 from fastgan.errors import UserError
 from fastgan.run_folder import RunFolder
@@ -115,6 +116,59 @@ def test_grid_file(debug_run: Path, tmp_path: Path) -> None:
     """With `--grid` there is one picture, which bears the seeds, instead of a file each."""
     made = make(debug_run, tmp_path / "out", "--seeds", "0-3,8", "--grid")
     assert list(made) == ["grid.png"]
+
+
+def test_truncation(debug_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Networks without a mapping can't be truncated: said in one line, and nothing is made."""
+    text = complaint(capsys, str(debug_run), "--truncation", "0.7", "--out", str(tmp_path / "out"))
+    assert "truncation is 0.7: this run's G has no mapping to truncate; leave it out" in text
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture(scope="module")
+def run_with_classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run of 32 images with two classes."""
+    folder = tmp_path_factory.mktemp("classes") / "run"
+    flags = ["--preset", "debug", "--network", "dcgan", "--stages", "8", "8", "--num-classes", "2", "--eval-every", "0"]
+    with _signal_handlers_kept():
+        assert train.main([*flags, "--images", "32", "--run-dir", str(folder)]) == 0
+    return folder
+
+
+def test_grid_of_classes(run_with_classes: Path, tmp_path: Path) -> None:
+    """Several classes: a row a class, a column a seed; as files, one of each seed in each class."""
+    make(run_with_classes, tmp_path / "grid", "--seeds", "0-4", "--class", "0-1", "--grid")
+    shown = pixels(tmp_path / "grid" / "grid.png")
+    assert shown.shape == (2 * 30, 5 * 30)
+    files = make(run_with_classes, tmp_path / "files", "--seeds", "0-4", "--class", "1,0")
+    assert len(files) == 10
+    for number in (0, 1):
+        make(run_with_classes, tmp_path / str(number), "--seeds", "0-4", "--class", str(number))
+        for seed in range(5):
+            cell = shown[30 * number + 1 : 30 * number + 29, 30 * seed + 1 : 30 * seed + 29]
+            alone = pixels(tmp_path / str(number) / f"seed-{seed:06d}.png")
+            assert np.abs(cell - alone).max() <= 1
+            named = pixels(tmp_path / "files" / f"class-{number:03d}-seed-{seed:06d}.png")
+            assert np.abs(named - alone).max() <= 1
+
+
+@pytest.mark.parametrize("classes", ["0-2", "2", "-1", "a", "1-0", ""])
+def test_classes_that_are_none(
+    run_with_classes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], classes: str
+) -> None:
+    """Classes that the run doesn't have, and what are none, are one line."""
+    flags = [f"--class={classes}", "--out", str(tmp_path / "out")]
+    assert complaint(capsys, str(run_with_classes), *flags).startswith("fastgan: error: class is ")
+    assert not (tmp_path / "out").exists()
+
+
+def test_pictures_beside_the_grids(run_with_classes: Path, debug_run: Path) -> None:
+    """A run with classes leaves a picture of them, a row each; every run one of real images and samples, and a walk."""
+    classes = pixels(run_with_classes / "classes.png")
+    assert classes.shape[0] % 2 == 0 and classes.shape[1] > classes.shape[0]
+    for name in ("real_and_fake.png", "walk.png"):
+        assert pixels(debug_run / name).std() > 0
+    assert not (debug_run / "classes.png").exists()
 
 
 def test_what_is_said(debug_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

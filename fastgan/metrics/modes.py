@@ -59,8 +59,13 @@ def stacked_modes(images: Tensor, digits: Extractor) -> Tensor:
 
 def count_modes(batches: Iterable[Tensor], digits: Extractor) -> ModeScore:
     """The score of StackedMNIST-like images: uint8 batches [B, 3, 32, 32] on the extractor's device."""
-    counts = torch.stack([stacked_modes(batch, digits).bincount(minlength=NUM_MODES) for batch in batches]).sum(0)
-    return score(counts.cpu())
+    return score(mode_counts(batches, digits))
+
+
+def mode_counts(batches: Iterable[Tensor], digits: Extractor) -> Tensor:
+    """How many of the images have each mode, int64 [1000], on the CPU; of no batch: none."""
+    counts = [stacked_modes(batch, digits).bincount(minlength=NUM_MODES) for batch in batches]
+    return torch.stack(counts).sum(0).cpu() if counts else torch.zeros(NUM_MODES, dtype=torch.int64)
 
 
 def legibility(batches: Iterable[Tensor], digits: Extractor) -> Legibility:
@@ -70,6 +75,20 @@ def legibility(batches: Iterable[Tensor], digits: Extractor) -> Legibility:
 
 def legibility_of(logits: Tensor) -> Legibility:
     """Of the classifier's logits [N, 10]."""
+    return legibility_from(legible_counts(logits))
+
+
+def legible_counts(logits: Tensor) -> Tensor:
+    """How many of logits [N, K] have each class as their largest and, last, how many are confident: int64 [K + 1]."""
     confidence, classes = logits.softmax(1).max(1)
-    shares = classes.bincount(minlength=logits.shape[1]).double() / len(logits)
-    return Legibility(float((confidence >= CONFIDENT).double().mean()), shares.tolist())
+    counts = torch.zeros(logits.shape[1] + 1, dtype=torch.int64, device=logits.device)
+    counts.index_add_(0, classes, torch.ones_like(classes))
+    counts[-1] = (confidence >= CONFIDENT).sum()
+    return counts
+
+
+def legibility_from(counts: Tensor) -> Legibility:
+    """Of what `legible_counts` has counted, of any batches and processes together."""
+    num_images = int(counts[:-1].sum())
+    shares = counts[:-1].double() / num_images
+    return Legibility(float(counts[-1]) / num_images, shares.tolist())

@@ -1,0 +1,58 @@
+"""What each process of tests/test_metrics_distributed.py does: measure its share, and write down all figures.
+
+`python tests/metrics_worker.py FOLDER` in one process, or by torchrun in several; FASTGAN_CACHE is without statistics.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+from fastgan import networks, presets
+from fastgan.data import sources
+from fastgan.data.images import ImageSet
+from fastgan.data.stacked import StackedSet
+from fastgan.distributed import Processes
+from fastgan.evaluate import Evaluator
+from fastgan.metrics import distances, extractors, fidelity
+from fastgan.metrics.features import collect
+from fastgan.metrics.reals import real_statistics
+
+CPU = torch.device("cpu")
+
+
+def main(folder: Path) -> None:
+    processes = Processes(threads=1)
+    distances.KID_SUBSETS = 10
+    extractor = extractors.load("digits", CPU)
+    sets = torch.load(folder / "sets.pt", weights_only=True)
+    fakes, found = sets["fakes"], {}
+    for batch_size in (100, 77):
+        reals = real_statistics(ImageSet("strokes", sets["reals"]), extractor, CPU, processes, batch_size)
+        images = collect(
+            extractor,
+            len(fakes),
+            lambda numbers: fakes[numbers.start : numbers.stop],
+            CPU,
+            processes,
+            batch_size,
+        )
+        found[f"batches of {batch_size}"] = fidelity.measure(images, reals, extractor)
+    few = collect(extractor, 30, lambda numbers: fakes[numbers.start : numbers.stop], CPU, processes)
+    found["one batch for all"] = {"distance": distances.frechet(few.gaussian, reals.gaussian), "near": len(few.near)}
+    config = presets.get("debug")
+    torch.manual_seed(0)
+    G = networks.build(config)[0].eval()
+    found["generator"] = Evaluator(config, sources.load("toy"), extractor, CPU, processes)(G, 333)
+    painter = torch.nn.Sequential(
+        torch.nn.Linear(config.networks.z_dim, 3 * 32 * 32), torch.nn.Unflatten(1, (3, 32, 32))
+    )
+    stacked = StackedSet(ImageSet("toy", sources.load("toy").images[:100], torch.arange(100) % 10), 2000)
+    found["modes"] = Evaluator(config, stacked, extractor, CPU, processes)(painter, 333)
+    (folder / f"{processes.count}-{processes.rank}.json").write_text(json.dumps(found))
+    processes.end()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

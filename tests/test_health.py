@@ -1,0 +1,206 @@
+"""What a run's health is measured by: each figure on cases whose answer is known, and in runs."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fastgan import health, networks, presets, train
+from fastgan.board import read_rows
+from fastgan.config import Config
+from fastgan.data.images import ImageSet
+from fastgan.data.loaders import build_loader
+from fastgan.health import Health
+from fastgan.trainer import Trainer
+
+CPU = torch.device("cpu")
+
+
+def pictures(count: int = 100, classes: int = 2) -> ImageSet:
+    """Noise, 12x12, brighter in the later classes."""
+    noise = torch.randint(0, 100, (count, 1, 12, 12), generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(count) % classes
+    return ImageSet("noise", (noise + 50 * labels[:, None, None, None]).to(torch.uint8), labels)
+
+
+def tiny(num_classes: int = 2, preset: str = "mnist28-fast") -> Config:
+    config = presets.get(preset)
+    nets = config.networks
+    nets = replace(nets, width=1 / 8) if nets.network == "dcgan28" else replace(nets, stages=(16, 8), z_dim=8)
+    return replace(
+        config,
+        data=replace(config.data, image_size=(12, 12), batch_size=8),
+        networks=replace(nets, num_classes=num_classes),
+    )
+
+
+def trainer_of(config: Config, source: ImageSet, steps: int = 3) -> Trainer:
+    trainer = Trainer(config, networks.build(config), build_loader(config, source, CPU))
+    for _ in range(steps):
+        trainer.train_step(trainer.loader.batch(trainer.images_seen))
+    return trainer
+
+
+def state(trainer: Trainer) -> list[Tensor]:
+    nets = (trainer.G.net, trainer.D.net, trainer.ema.net)
+    return [value.clone() for net in nets for value in net.state_dict().values()]
+
+
+# Figures of known cases
+
+
+def test_accuracies_by_the_sign() -> None:
+    """Reals above the boundary and fakes below it are right; the boundary of least-squares is 0.5."""
+    real, fake, average = torch.tensor([1.0, 0.3, -1.0, 2.0]), torch.tensor([-1.0, 0.4]), torch.tensor([0.7])
+    assert health.accuracies("nonsaturating", real, fake, average) == {
+        **{"d_accuracy_real": 0.75, "d_accuracy_fake": 0.5, "d_accuracy_ema": 0.0}
+    }
+    assert health.accuracies("least-squares", real, fake, average) == {
+        **{"d_accuracy_real": 0.5, "d_accuracy_fake": 1.0, "d_accuracy_ema": 0.0}
+    }
+
+
+@pytest.mark.parametrize("loss", ["relativistic", "wasserstein"])
+def test_accuracies_by_pairs(loss: str) -> None:
+    """Where logits mean nothing by themselves, pairs in the right order count, whatever is added to all logits."""
+    real, fake, average = torch.tensor([101.0, 103.0]), torch.tensor([100.0, 102.0]), torch.tensor([104.0])
+    found = health.accuracies(loss, real, fake, average)
+    assert found == {"d_accuracy_real": 0.75, "d_accuracy_fake": 0.75, "d_accuracy_ema": 0.0}
+    assert health.accuracies(loss, real - 200, fake - 200, average - 200) == found
+
+
+def test_pairs_that_are_equal_count_half() -> None:
+    """A D that says the same of everything is right in half of all pairs."""
+    assert health.pairs_above(torch.zeros(3), torch.zeros(5)) == 0.5
+    assert health.pairs_above(torch.ones(3), torch.zeros(5)) == 1.0
+
+
+def test_label_use() -> None:
+    """A D that fits classes has 1, one that mixes them up 0, one that likes a class more whatever the image 0.5."""
+    images, labels = pictures(64, 3).images.float() / 255, torch.arange(64) % 3
+    brightness = (images.mean((1, 2, 3)) * 255 - 50) / 50  # about the class
+
+    def fits(x: Tensor, given: Tensor | None) -> Tensor:
+        assert given is not None
+        return -(brightness - given).square()
+
+    def mixed(x: Tensor, given: Tensor | None) -> Tensor:
+        return -fits(x, given)
+
+    def biased(x: Tensor, given: Tensor | None) -> Tensor:
+        assert given is not None
+        return given.double() * 5
+
+    for judge, wanted in ((fits, 1.0), (mixed, 0.0), (biased, 0.5)):
+        assert health.label_use(judge, images, labels, judge(images, labels)) == wanted
+
+
+def test_distances() -> None:
+    """The mean of the distances of all pairs, and the distance to the nearest."""
+    corners = torch.tensor([[0.0, 0.0], [3.0, 4.0], [0.0, 4.0]])
+    assert health.pairwise(corners) == pytest.approx((5 + 4 + 3) / 3)
+    assert health.pairwise(corners[:1]) == 0.0
+    assert health.nearest(torch.tensor([[0.0, 1.0], [3.0, 4.0]]), corners).tolist() == [1.0, 0.0]
+
+
+@pytest.mark.parametrize(("side", "left"), [(12, 12), (28, 28), (32, 32), (64, 32), (128, 32), (100, 33)])
+def test_shrunk(side: int, left: int) -> None:
+    """Large images are compared at about 32 pixels a side, small ones as they are."""
+    assert health.shrunk(torch.zeros(2, 3, side, side)).shape == (2, 3 * left * left)
+
+
+def test_saturation() -> None:
+    """Values beyond +-0.999 count."""
+    assert health.saturation(torch.tensor([-1.0, -0.9995, 0.0, 0.998])) == 0.5
+
+
+def test_moved() -> None:
+    """The copy is a pixel further down and to the right; its first row and column are repeated."""
+    image = torch.arange(9.0).view(1, 1, 3, 3)
+    assert health.moved(image)[0, 0].tolist() == [[0, 0, 1], [0, 0, 1], [3, 3, 4]]
+
+
+# Of a trainer
+
+
+@pytest.mark.parametrize("preset", ["mnist28-fast", "mnist28"])
+def test_measuring_changes_nothing(preset: str) -> None:
+    """Weights, running statistics and gradients are as they were; the same place has the same figures."""
+    config, source = tiny(2 if preset == "mnist28-fast" else 0, preset), pictures()
+    trainer = trainer_of(config, source)
+    before, measure = state(trainer), Health(config, source, CPU)
+    first = measure(trainer)
+    assert all(torch.equal(a, b) for a, b in zip(before, state(trainer), strict=True))
+    assert trainer.G.net.training and trainer.D.net.training
+    assert measure(trainer) == first == Health(config, source, CPU)(trainer)
+    other = trainer_of(config, source)
+    for one in (trainer, other):
+        one.train_step(one.loader.batch(one.images_seen))
+    assert all(torch.equal(a, b) for a, b in zip(state(trainer), state(other), strict=True))
+
+
+def test_figures() -> None:
+    """All that is promised is there, finite, within its bounds; without classes or held-outs nothing is made up."""
+    found = Health(tiny(), pictures(), CPU)(trainer_of(tiny(), pictures()))
+    assert all(map(math.isfinite, found.values()))
+    shares = {name for name in found if "accuracy" in name or "label" in name or "saturation" in name}
+    assert len(shares) == 8 and all(0 <= found[name] <= 1 for name in shares)
+    assert found["health/passes"] == 24 / 100
+    assert not any("held_out" in name for name in found)
+    assert not any("label" in name for name in Health(tiny(0), pictures(), CPU)(trainer_of(tiny(0), pictures())))
+
+
+class Fixed(nn.Module):
+    """A G that makes given images."""
+
+    def __init__(self, images: Tensor) -> None:
+        super().__init__()
+        self.images = images
+
+    def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
+        return self.images[torch.arange(len(z)) % len(self.images)]
+
+
+def looked_at(images: Tensor) -> dict[str, float]:
+    """The figures of samples that are given images, [B, 1, 12, 12] in [-1, 1]."""
+    config, source = tiny(0), pictures()
+    trainer = trainer_of(config, source, steps=1)
+    trainer.micro_batch = 64
+    trainer.ema.nets[0] = Fixed(images)
+    return Health(config, source, CPU)(trainer)
+
+
+def test_samples_that_are_training_images() -> None:
+    """Copies of the training images are as diverse as they are, and at no distance from them."""
+    found = looked_at(pictures().images.float() * 2 / 255 - 1)
+    assert found["health/nearest_real"] < 1e-3
+    assert found["health/diversity"] == pytest.approx(1, abs=0.05)
+
+
+def test_samples_that_are_one_image() -> None:
+    """A single image has no diversity; at the ends of tanh it is saturated."""
+    found = looked_at(torch.ones(1, 1, 12, 12))
+    assert found["health/diversity"] == 0 and found["health/saturation"] == 1
+    assert found["health/nearest_real"] > 2
+
+
+def test_data_that_is_one_image() -> None:
+    """A data set of one image many times has no spread, and no figure that is no number."""
+    source = ImageSet("alike", torch.full((20, 1, 12, 12), 7, dtype=torch.uint8))
+    found = Health(tiny(0), source, CPU)(trainer_of(tiny(0), source))
+    assert found["health/data_spread"] == 0 and all(map(math.isfinite, found.values()))
+
+
+# In a run
+
+
+def test_rows_of_a_run(tmp_path, keep_signal_handlers) -> None:
+    """Early on a row comes with every 2,000 images, each at its own place, and what it took is no part of training."""
+    options = ["--preset", "debug", "--width", "0.03125", "--images", "5000", "--grid-every", "5000"]
+    assert train.main([*options, "--checkpoint-every", "5000", "--run-dir", str(tmp_path / "run")]) == 0
+    rows = [row for row in read_rows(tmp_path / "run" / "log.jsonl") if "health/diversity" in row]
+    assert [row["images_seen"] for row in rows] == [2000, 4000]
+    spent = [row.get("speed/health_s", 0.0) for row in read_rows(tmp_path / "run" / "performance.jsonl")]
+    assert sum(second > 0 for second in spent) == 2

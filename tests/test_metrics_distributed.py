@@ -1,0 +1,63 @@
+"""What one process measures, two and three measure together: each its share, all with the same figures."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from test_metrics import RegisteredInFloat64, strokes, torch_fidelity_says
+
+WORKER = Path(__file__).parent / "metrics_worker.py"
+
+
+def run(count: int, folder: Path) -> list[dict]:
+    """The figures of each process."""
+    several = ["-m", "torch.distributed.run", "--nproc-per-node", str(count), "--rdzv-backend", "c10d"]
+    several += ["--rdzv-endpoint", "localhost:0"]
+    command = [sys.executable, *(several if count > 1 else []), str(WORKER), str(folder)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "FASTGAN_CACHE": str(folder / f"cache-{count}")}
+    answer = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False, env=environment)
+    assert answer.returncode == 0, answer.stderr[-9000:]
+    return [json.loads((folder / f"{count}-{rank}.json").read_text()) for rank in range(count)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("figures")
+    reals = torch.cat([strokes(650, seed=2), strokes(651, seed=3, width=6)])
+    torch.save({"fakes": strokes(1103, seed=1), "reals": reals}, folder / "sets.pt")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def alone(folder) -> dict:
+    (found,) = run(1, folder)
+    return found
+
+
+def test_batches_dont_matter(alone):
+    """Batches of 77 have the figures of batches of 100."""
+    assert alone["batches of 77"] == pytest.approx(alone["batches of 100"], rel=1e-6)
+
+
+def test_one_process_is_torch_fidelity(folder, alone):
+    """FID, IS, KID, precision and recall are those of torch-fidelity's own calculate_metrics."""
+    sets = torch.load(folder / "sets.pt", weights_only=True)
+    wanted = torch_fidelity_says(sets["fakes"], sets["reals"], RegisteredInFloat64, subsets=10)
+    found = alone["batches of 100"]
+    assert {name: found[name] for name in wanted} == pytest.approx(wanted, rel=1e-6)
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_several_processes_are_one(folder, alone, count):
+    """Every process has every figure of one process, in batches of 100 and of 77, neither of which divides the sets."""
+    found = run(count, folder)
+    for mine in found:
+        assert mine.keys() == alone.keys()
+        for case, figures in alone.items():
+            assert mine[case] == pytest.approx(figures, rel=1e-6), case
+    assert all(mine == found[0] for mine in found)
+    assert len(list((folder / f"cache-{count}" / "statistics").iterdir())) == 2  # of the reals and of the toy set

@@ -1,0 +1,222 @@
+"""Evaluation during training: the curve, the full measure, the best checkpoint, patience, several processes."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import refusal
+
+from fastgan import cli, presets, train
+from fastgan.board import read_rows
+from fastgan.checkpoint import BEST, Checkpoints
+from fastgan.data import sources
+from fastgan.data.images import ImageSet, to_bytes
+from fastgan.errors import EXIT_USER_ERROR, UserError
+from fastgan.evaluate import CURVE, Evaluator, best_of, load_together
+from fastgan.metrics import extractors
+from fastgan.metrics.features import Alone
+from fastgan.metrics.fidelity import latents
+
+pytestmark = pytest.mark.usefixtures("keep_signal_handlers")
+CPU = torch.device("cpu")
+DEBUG = ("--preset", "debug", "--images", "256", "--eval-every", "64", "--eval-images", "120")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def cache(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FASTGAN_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+def run(run_dir, *options):
+    return train.main([*DEBUG, "--run-dir", str(run_dir), *options])
+
+
+def rows_with(run_dir, name):
+    return [row for row in read_rows(run_dir / "log.jsonl") if name in row]
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory) -> Path:
+    """A run with a curve of 100 images, a full measure of 120, and its best checkpoint."""
+    run_dir = tmp_path_factory.mktemp("told") / "run"
+    assert run(run_dir, "--eval-curve-images", "100", "--best-by", "recall_digits") == 0
+    return run_dir
+
+
+def test_curve_and_full_measure(told):
+    """Each interval has a point of few images, the end a full measure as well; each with its protocol."""
+    assert [row["images_seen"] for row in rows_with(told, "metrics/fd_digits")] == [64, 128, 192, 256]
+    (full,) = rows_with(told, "full/fd_digits")
+    assert full["images_seen"] == 256
+    rows = read_rows(told / CURVE)
+    assert [(row["kind"], row["protocol"]["num_fakes"]) for row in rows] == [("metrics", 100)] * 4 + [("full", 120)]
+    protocol = rows[-1]["protocol"]
+    assert protocol["extractor"] == "digits" and protocol["extractor_weights"] and protocol["transform"]
+    assert protocol["num_reals"] == 1000 and protocol["split"] == "train" and protocol["sample_seeds"] == "0-119"
+    assert protocol["truncation"] == "none" and rows[0]["session"]["packages"]["torch"]
+    assert full["full/fd_digits"] == rows[-1]["metrics"]["fd_digits"]
+
+
+def test_board_shows_the_share(told):
+    """The share of the time that evaluation took is on the board, between 0 and 1, after each one."""
+    shares = [row["speed/evaluation_share"] for row in read_rows(told / "performance.jsonl") if len(row) == 2]
+    assert len(shares) >= 4 and all(0 < share < 1 for share in shares)
+
+
+def test_best_checkpoint_is_kept(told):
+    """best/ holds the one checkpoint, whole, with the best of the log's figures."""
+    values = {row["images_seen"]: row["metrics/recall_digits"] for row in rows_with(told, "metrics/recall_digits")}
+    (path,) = Checkpoints(told / BEST).paths()
+    snapshot = Checkpoints(told / BEST).latest()
+    best = max(values.values())
+    assert snapshot.state["metrics"]["recall_digits"] == best
+    assert int(path.name) == next(seen for seen, value in values.items() if value == best)
+    assert "G_ema" in snapshot.tensors
+
+
+def test_evaluate_repeats_the_full_measure(told):
+    """`fastgan evaluate` of the finished run has the figures of its full measure, under an equal protocol."""
+    assert cli.main(["evaluate", str(told), "--images", "120"]) == 0
+    found, full = read_rows(told / "evaluation.jsonl")[-1], read_rows(told / CURVE)[-1]
+    assert found["metrics"] == pytest.approx(full["metrics"], rel=1e-6)
+    assert found["protocol"] == full["protocol"] and found["which"] == full["which"]
+
+
+@pytest.mark.parametrize(
+    ("values", "metric", "stale"),
+    [([3, 2, 1], "fd_digits", 0), ([1, 2, 3], "fd_digits", 2), ([1, 2, 3], "recall_digits", 0), ([2, 1, 1], "kl", 1)],
+)
+def test_best_of_values(values, metric, stale):
+    """Distances are best where they are small, precision and its like where they are large; a tie isn't better."""
+    assert best_of(values, metric) == stale
+
+
+def test_patience_ends_a_run(tmp_path, capsys, monkeypatch):
+    """After two evaluations without a better figure the run stops, measured in full, with a checkpoint and code 0."""
+    figures = iter([3.0, 2.0, 2.5, 2.5, 9.0])
+    measure = Evaluator.__call__
+    monkeypatch.setattr(Evaluator, "__call__", lambda *args: measure(*args) | {"fd_digits": next(figures)})
+    run_dir = tmp_path / "run"
+    options = ("--images", "640", "--eval-curve-images", "50", "--best-by", "fd_digits", "--patience", "2")
+    assert run(run_dir, *options) == 0
+    assert "no better fd_digits in 2 evaluations: stopped at 256 images" in capsys.readouterr().err
+    assert len(rows_with(run_dir, "metrics/fd_digits")) == 4 and len(rows_with(run_dir, "full/fd_digits")) == 1
+    assert [int(path.name) for path in Checkpoints(run_dir / BEST).paths()] == [128]
+    assert int(Checkpoints(run_dir / "checkpoints").paths()[-1].name) == 256
+
+
+def test_unknown_metric(tmp_path, capsys):
+    """A metric that isn't measured is refused before training, with those that are."""
+    assert run(tmp_path / "run", "--best-by", "fid") == EXIT_USER_ERROR
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1 and "best_by is 'fid': choose from fd_digits, kid_digits" in said[0]
+    assert run(tmp_path / "run", "--patience", "2") == EXIT_USER_ERROR
+    assert "patience is 2: it counts evaluations" in capsys.readouterr().err
+
+
+def test_singular_covariance_is_said(tmp_path, capsys):
+    """A run whose evaluations are of few images says so, once a number."""
+    assert run(tmp_path / "run", "--eval-images", "50", "--images", "64") == 0
+    assert capsys.readouterr().out.count("50 generated images for 96 features of digits") == 1
+
+
+def test_a_run_without_a_checkpoint(tmp_path, capsys, told):
+    """A run that has no checkpoint yet is one line."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_bytes((told / "config.json").read_bytes())
+    assert cli.main(["evaluate", str(tmp_path / "run")]) == EXIT_USER_ERROR
+    assert "has no checkpoint yet" in capsys.readouterr().err
+
+
+class Two(Alone):
+    """A process whose fellow has nothing."""
+
+    device = CPU
+
+    def smallest(self, number: int) -> int:
+        return 0
+
+
+def test_weights_missing_elsewhere():
+    """Where another process lacks the weights this one goes on without evaluation, too, and says why."""
+    said: list[str] = []
+    config = presets.get("debug")
+    monkey = pytest.MonkeyPatch()
+    with monkey.context() as patch:
+        patch.setattr(extractors, "load", lambda *_: extractors._digits(CPU))
+        assert load_together(config, sources.load("toy"), Two(), said.append) is None
+    assert said == ["training goes on without evaluation: a process has no extractor efficientnet"]
+
+
+def test_per_class(told):
+    """Each class has a distance of its own; a run whose G is told no classes is refused in one line."""
+    config = presets.get("debug")
+    toy = sources.load("toy")
+    digits = extractors.load("digits", CPU)
+    with pytest.raises(UserError, match="told no classes"):
+        Evaluator(config, toy, digits, CPU).per_class(torch.nn.Identity(), 100)
+    text = refusal(lambda: cli._run(["evaluate", str(told), "--images", "120", "--per-class"]))
+    assert "per_class" in text
+
+
+def test_two_processes_train_and_evaluate(tmp_path):
+    """Two processes evaluate together: the same rows and best checkpoint as one process has."""
+    folders = []
+    for count in (1, 2):
+        folder = tmp_path / str(count)
+        several = ["-m", "torch.distributed.run", "--nproc-per-node", str(count), "--rdzv-backend", "c10d"]
+        several += ["--rdzv-endpoint", "localhost:0"]
+        command = [sys.executable, *several, "-m", "fastgan.train", *DEBUG, "--run-dir", str(folder)]
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        command += ["--images", "128", "--best-by", "fd_digits"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False, env=environment)
+        assert done.returncode == 0, done.stderr[-5000:]
+        folders.append(folder)
+    one, two = ([json.loads(line) for line in (folder / CURVE).read_text().splitlines()] for folder in folders)
+    assert len(one) == len(two) == 2
+    for mine, others in zip(one, two, strict=True):
+        assert mine["metrics"] == pytest.approx(others["metrics"], rel=1e-2, abs=1e-2)
+        assert mine["protocol"] == others["protocol"]
+    assert len(Checkpoints(folders[1] / BEST).paths()) == 1
+
+
+class OfTwoClasses(torch.nn.Module):
+    """Dark noise for class 0, light noise for class 1."""
+
+    def forward(self, z: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return (z.repeat(1, 28)[:, :784].view(-1, 1, 28, 28) * 0.2 + labels.view(-1, 1, 1, 1) - 0.5).clamp(-1, 1)
+
+
+def test_distances_of_classes():
+    """Each class is measured against its own images only: one whose images G makes is nearer than one it doesn't."""
+    config = presets.get("debug")
+    config = replace(config, networks=replace(config.networks, num_classes=2))
+    seeds = torch.arange(500, 800)
+    dark = to_bytes(OfTwoClasses()(latents(seeds, config.networks.z_dim), torch.zeros(300)))
+    light = sources.load("toy").images[:300]
+    source = ImageSet("two classes", torch.cat([dark, light]), torch.arange(2).repeat_interleave(300))
+    evaluator = Evaluator(config, source, extractors.load("digits", CPU), CPU)
+    found = evaluator.per_class(OfTwoClasses(), 400)
+    assert list(found) == ["fd_digits_class_0", "fd_digits_class_1"]
+    assert found["fd_digits_class_0"] < 0.05 * found["fd_digits_class_1"]
+    assert "class 0 has 300 real and 1 generated images" in refusal(lambda: evaluator.per_class(OfTwoClasses(), 3))
+
+
+def test_two_processes_evaluate_a_run(told):
+    """`fastgan evaluate` on two processes has one process's figures, and one row is kept."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d"]
+    command += ["--rdzv-endpoint", "localhost:0", "-m", "fastgan.cli", "evaluate", str(told), "--images", "120"]
+    before = len(read_rows(told / "evaluation.jsonl"))  # none where there is no file
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False, env=environment)
+    assert done.returncode == 0, done.stderr[-5000:]
+    rows = read_rows(told / "evaluation.jsonl")
+    assert len(rows) == before + 1 and done.stdout.count("fd_digits") == 1
+    assert rows[-1]["metrics"] == pytest.approx(read_rows(told / CURVE)[-1]["metrics"], rel=1e-6)
