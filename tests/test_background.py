@@ -245,7 +245,7 @@ def test_slow_writes_change_nothing(run_dir: Path, tmp_path: Path, monkeypatch: 
     assert run(tmp_path / "slow", *options) == 0
     assert contents(tmp_path / "slow") == contents(run_dir)
     assert len(contents(run_dir)) == 1 + 3 * 7 + 4 * 2
-    assert sum(steps) >= 2, "no step was made while a checkpoint was written"
+    assert any(steps), "no step was made while a checkpoint was written"
     assert not list((tmp_path / "slow").glob("*/.*"))
 
 
@@ -374,9 +374,9 @@ def test_every_process_gives_its_part(run_dir: Path, monkeypatch: pytest.MonkeyP
     asked, state_of = list[bool](), Trainer.state
 
     class Other(watch.Watch):
-        def __init__(self, trainer: Trainer, folder: Any, source: Any, processes: Any) -> None:
+        def __init__(self, trainer: Trainer, folder: Any, source: Any, processes: Any, saved: Any) -> None:
             monkeypatch.setattr(processes, "is_main", False)
-            super().__init__(trainer, folder, source, processes)
+            super().__init__(trainer, folder, source, processes, saved)
 
     monkeypatch.setattr(watch, "Watch", Other)
     monkeypatch.setattr(Trainer, "state", lambda self: (asked.append(True), state_of(self))[1])
