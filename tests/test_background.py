@@ -238,6 +238,7 @@ def test_slow_writes_change_nothing(run_dir: Path, tmp_path: Path, monkeypatch: 
     steps, train_step = list[bool](), Trainer.train_step
 
     def watched(self: Trainer, batch: Any) -> Any:
+        time.sleep(0.03)  # else the few steps between two checkpoints may be over before the thread begins
         steps.append(bool(list((tmp_path / "slow").glob("checkpoints/.*.partial"))))
         return train_step(self, batch)
 
