@@ -64,7 +64,11 @@ class Writer:
 
 
 def _give_way() -> None:
-    """Where there are too few cores for all, this thread gets about a tenth of what one that trains gets."""
+    """Where there are too few cores for all, this thread gets about a tenth of what one that trains gets.
+
+    It computes alone: helpers of its own would make OpenMP put those of the training thread to sleep between products.
+    """
+    torch.set_num_threads(1)  # of the calling thread
     if sys.platform == "linux":  # elsewhere threads have no niceness of their own
         thread = threading.get_native_id()
         with contextlib.suppress(OSError):
