@@ -27,7 +27,8 @@ def settle(trainer: Trainer, folder: RunFolder, processes: Processes) -> None:
     config, place = trainer.config, _place(trainer.config, processes)
     asked, known = config.run.micro_batch, _read(folder, place)
     if asked == "auto" and known is None and processes.device.type == "cuda":
-        known = find(trainer.max_share, lambda size: try_out(trainer, size))
+        with trainer.G.whole(), trainer.D.whole():
+            known = find(trainer.max_share, lambda size: try_out(trainer, size))
         processes.say(f"micro_batch: {known} of {trainer.max_share} images fit at a time")
     sizes = [size for size in (asked, known) if isinstance(size, int)]
     trainer.micro_batch = processes.smallest(min(sizes, default=trainer.max_share))

@@ -157,7 +157,7 @@ class Watch:
         if self._is_done("health", trainer):
             return
         self._check_finite(trainer)
-        with self._aside("health"):
+        with self._aside("health"), trainer.G.whole(), trainer.D.whole():
             found = self.measure_health(trainer)
         if self.board is not None:
             self.board.log(trainer.images_seen, found)
@@ -172,7 +172,7 @@ class Watch:
             return
         number = evaluator.curve_images if run.eval_every else run.eval_images
         metrics = self._measure(trainer, evaluator, number, "metrics")
-        is_best, stale = self._compare(metrics)
+        is_best, stale = self._compare()
         if is_best:
             self._keep_best(trainer, metrics)
         at_end, is_stale = trainer.images_seen >= trainer.total_images, stale >= (run.patience or sys.maxsize)
@@ -199,8 +199,8 @@ class Watch:
         self._say(f"evaluation of {num_images:,} at {trainer.images_seen:,} images:  {shown}")
         return metrics
 
-    def _compare(self, metrics: dict[str, float]) -> tuple[bool, int]:
-        """Whether these, the log's last, are the best so far, and how many evaluations ago those were; on all alike."""
+    def _compare(self) -> tuple[bool, int]:
+        """Whether the log's last metrics are the best so far, and how many evaluations ago those were; on all alike."""
         name = self.config.run.best_by
         if name is None:
             return False, 0
