@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import socket
+import threading
 import time
 from collections.abc import Callable, Mapping
 from datetime import timedelta
@@ -28,6 +29,7 @@ T = TypeVar("T")
 Facts = Mapping[str, Mapping[str, object]]  # by kind, then by name
 
 LIMIT_S = 120.0  # for the processes of a launch to come: launchers start them at the same time, but imports take time
+ANSWER_S = 15.0  # for a store to answer where something listens at its port
 WORK_S = 3600.0  # for one to finish its work, a download perhaps
 ABSENT = "absent: "  # what a verdict begins with where nobody made a mistake
 ERRORS_S = 1.0  # for more errors to come after the first
@@ -179,15 +181,38 @@ def of_launch(limit_s: float = LIMIT_S) -> Agreement:
 
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     hosts_it = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
-    try:
-        store = TCPStore(
-            host, port, count, hosts_it, timedelta(seconds=limit_s), wait_for_workers=False, multi_tenant=True
-        )
-    except RuntimeError as error:
-        text = str(error).splitlines()[0][:200]
-        remedy = "give another --main_process_port" if hosts_it else "is the main host up, and its port open?"
-        raise Absent(f"no store at {host}:{port} for rank {rank} ({text}): {remedy}") from None
+    if not hosts_it and not _is_open(host, port, limit_s):
+        raise Absent(f"nothing listens at {host}:{port} for rank {rank}: is the main host up, and its port open?")
+    found: list[Store | str] = []
+
+    def join() -> None:  # waits for ever where another program listens, whatever the store's own limit
+        try:
+            limit = timedelta(seconds=limit_s)
+            found.append(TCPStore(host, port, count, hosts_it, limit, wait_for_workers=False, multi_tenant=True))
+        except RuntimeError as error:
+            found.append(str(error).splitlines()[0][:200])
+
+    thread = threading.Thread(target=join, daemon=True)
+    thread.start()
+    thread.join(ANSWER_S)
+    store = found[0] if found else f"no answer in {ANSWER_S:g} s"
+    if isinstance(store, str):
+        fault = f"{host}:{port} can't be the launch's store for rank {rank} ({store})"
+        raise Absent(f"{fault}: another program has the port; give another --main_process_port")
     return Agreement(_meet(store, rank, count, limit_s), rank, count)
+
+
+def _is_open(host: str, port: int, limit_s: float) -> bool:
+    """Whether something listened at the port within the limit."""
+    end = time.monotonic() + limit_s
+    while True:
+        try:
+            socket.create_connection((host, port), timeout=2.0).close()
+            return True
+        except OSError:
+            if time.monotonic() > end:
+                return False
+            time.sleep(0.2)
 
 
 def _meet(store: "Store", rank: int, count: int, limit_s: float) -> "Store":

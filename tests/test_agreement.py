@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 import threading
@@ -205,6 +206,32 @@ def test_attempts_do_not_mix(store):
         with pytest.raises(Absent, match=f"rank {1 - rank} has not come within 0.5 s"):
             agreement._meet(store, rank, 2, 0.5)
     assert time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_port_of_another_program_is_named(monkeypatch, rank):
+    """Where something else listens at the launch's port, both ranks say which port and what to do, soon."""
+    monkeypatch.setattr(agreement, "ANSWER_S", 1.0)
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        launch = {"WORLD_SIZE": "2", "RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        for name, value in launch.items():
+            monkeypatch.setenv(name, value)
+        began = time.monotonic()
+        with pytest.raises(Absent, match=rf"127\.0\.0\.1:{port} .* give another --main_process_port"):
+            agreement.of_launch(limit_s=60)
+    assert time.monotonic() - began < 15
+
+
+def test_main_host_that_is_not_there_is_named(monkeypatch):
+    """Where nothing listens, the limit passes and the address is told."""
+    launch = {"WORLD_SIZE": "2", "RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "9"}
+    for name, value in launch.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(Absent, match=re.escape("nothing listens at 127.0.0.1:9 for rank 1")):
+        agreement.of_launch(limit_s=0.5)
 
 
 def test_alone_only_its_own_error_counts():

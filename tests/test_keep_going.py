@@ -51,3 +51,13 @@ def test_sigterm_is_handed_on():
     assert process.stdout.readline() == b"up\n"
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=30) == 75
+
+
+def test_launcher_that_starts_nothing_is_told_of():
+    """While a launcher waits for the main host, a line says what to look at; where a process has started, none does."""
+    environment = os.environ | {"KEEP_GOING_HINT_S": "0.2", "KEEP_GOING_PAUSE_S": "0"}
+    for command, told in (("sleep 1", True), ('echo start >>"$FASTGAN_STATUS"; sleep 1', False)):
+        answer = subprocess.run(
+            [SCRIPT, "sh", "-c", command], env=environment, timeout=60, check=True, capture_output=True, text=True
+        )
+        assert ("is --main_process_port free" in answer.stderr) == told
