@@ -132,20 +132,26 @@ class Watch:
         if self.progress is not None:
             self.progress.end_epoch(*curves.last_epoch(read_rows(self.folder.log), trainer.loader.num_images))
 
-    @torch.inference_mode()
     def grid(self, trainer: Trainer) -> None:
         """G_ema's images of seeds 0, 1, 2 …, and of classes 0, 1, 2 … in turn if there are any."""
-        if self.board is None or self._is_done("grid", trainer):
+        if self._is_done("grid", trainer):
             return
-        with self._aside("grid"):
-            seeds = torch.arange(self.config.run.grid_side**2, device=self.processes.device)
-            networks = self.config.networks
-            images = trainer.ema.net(latents(seeds, networks.z_dim), labels_for(seeds, networks.num_classes))
-            self.board.grid(trainer.images_seen, images)
-            if self.gallery is not None:
-                self.gallery.draw(trainer.images_seen, trainer.ema.net, images)
-            if self.config.run.histograms:
-                self.board.histograms(trainer.images_seen, {"G_ema": trainer.ema.net, "D": trainer.D.net})
+        if self.board is not None:
+            with self._aside("grid"):
+                self._draw(self.board, trainer)
+        if self.config.run.histograms:
+            with trainer.D.whole():  # all processes take part
+                if self.board is not None:
+                    self.board.histograms(trainer.images_seen, {"G_ema": trainer.ema.net, "D": trainer.D.net})
+
+    @torch.inference_mode()
+    def _draw(self, board: Board, trainer: Trainer) -> None:
+        seeds = torch.arange(self.config.run.grid_side**2, device=self.processes.device)
+        networks = self.config.networks
+        images = trainer.ema.net(latents(seeds, networks.z_dim), labels_for(seeds, networks.num_classes))
+        board.grid(trainer.images_seen, images)
+        if self.gallery is not None:
+            self.gallery.draw(trainer.images_seen, trainer.ema.net, images)
 
     def early_health(self, trainer: Trainer) -> None:
         """Early on rows of health are closer together."""
