@@ -80,7 +80,6 @@ def try_out(trainer: Trainer, size: int) -> None:
         torch.autograd.grad(loss, list(G.parameters()), allow_unused=True)
     finally:
         G.train()
-        D.requires_grad_(True)
         del lasting
 
 

@@ -3,11 +3,13 @@
 These modules, not the bare networks, are what is compiled and what an engine wraps.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from fastgan import counter, schedules
 from fastgan.augment import augment
@@ -19,6 +21,7 @@ from fastgan.penalties import Critic, exact_slopes, finite_difference_slopes, on
 FD_STEP = 0.02  # of images in [-1, 1]: far above the rounding of float32 logits, below what bends them
 FD_DIRECTIONS = 1
 Terms = dict[str, Tensor]
+Judge = Callable[..., Tensor]  # images, labels and keys -> logits
 
 
 class Judged(NamedTuple):
@@ -42,14 +45,14 @@ class DiscriminatorObjective(nn.Module):
         fakes: Tensor,
         labels: Tensor | None,
         index: Tensor,
-        gamma: float = 0.0,
+        gamma: Tensor | float = 0.0,
         augment_p: Tensor | float = 0.0,
     ) -> tuple[Tensor, Terms]:
         """Mean loss, and terms, of images [B, C, H, W] in [-1, 1]; `index` [B] is each one's number in the run.
 
-        A gamma of 0 leaves the penalty out. The two images of a pair get the same augmentation.
+        A gamma that is the number 0 leaves the penalty out. The two images of a pair get the same augmentation.
         """
-        penalty = self.config.penalty if gamma else "none"
+        penalty = self.config.penalty if isinstance(gamma, Tensor) or gamma else "none"
         critic = partial(_critic, self.D, self.seed, self.config.augment, labels, index, Stream.AUGMENT_D, augment_p)
         on_reals, on_fakes = critic(Stream.NOISE_REALS), critic(Stream.NOISE_FAKES)
         real = self._judge(on_reals, reals, index, Stream.DIRECTIONS_REALS, penalty in ("r1", "r1+r2"))
@@ -108,22 +111,32 @@ class GeneratorObjective(nn.Module):
         """The mean loss, and the terms, of fakes [B, C, H, W] in [-1, 1]; the reals are what a relativistic D compares
         them with.
         """
-        self.D.requires_grad_(False)
+        judge = _frozen(self.D)
         critic = _critic(
-            self.D, self.seed, self.config.augment, labels, index, Stream.AUGMENT_G, augment_p, Stream.NOISE_G
+            judge, self.seed, self.config.augment, labels, index, Stream.AUGMENT_G, augment_p, Stream.NOISE_G
         )
         real_logits = None
         if self.loss.g_needs_reals:
             with torch.no_grad():
                 real_logits = critic(reals)
         fake_logits = critic(fakes)
-        self.D.requires_grad_(True)
         loss = self.loss.g(real_logits, fake_logits).mean()
         return loss, {"loss/G": loss.detach()}
 
 
+def _frozen(D: nn.Module) -> Judge:
+    """D as a function through which no gradient reaches its weights."""
+    weights = {name: weight.detach() for name, weight in D.named_parameters()}
+
+    def judge(*given: Tensor | None) -> Tensor:
+        logits: Tensor = functional_call(D, weights, given)
+        return logits
+
+    return judge
+
+
 def _critic(
-    D: nn.Module,
+    D: Judge,
     seed: int,
     kind: str,
     labels: Tensor | None,

@@ -59,6 +59,7 @@ class Trainer:
         self.config, self.loader, self.num_processes, self.micro_batch = config, loader, num_processes, micro_batch
         self._at = at
         G, D = (net.train() for net in nets)
+        self.device = next(G.parameters()).device
         self.ema = Ema(G, max(1, len(config.optimizer.ema_half_lives)))
         self.power = Ema(G, len(config.optimizer.ema_stds))
         # BatchNorm wants the whole batch at once; one pass of G that serves both phases is a whole one, too.
@@ -71,7 +72,7 @@ class Trainer:
         self.warm = False  # whether all first weights of G are another run's: then its averages needn't forget them
         self.augment_p: Tensor | None = None  # where it adapts itself
         if config.objective.augment_target is not None:
-            self.augment_p = torch.tensor(config.objective.augment_p, device=next(G.parameters()).device)
+            self.augment_p = torch.tensor(config.objective.augment_p, device=self.device)
         self.input_wait_s = 0.0  # since the start of the process: time in which the step had no batch
         self.on_short_memory: Callable[[int], None] = lambda micro_batch: None
 
@@ -142,8 +143,8 @@ class Trainer:
             else:
                 mine = fakes[place].detach()
             with self.D.accumulating(is_last=number == len(parts)):
-                strength = self._strength(knobs)
-                loss, found = self.D.module(part.reals, mine, part.labels, part.index, knobs.gamma, strength)
+                gamma, strength = self._on_device(knobs.gamma), self._strength(knobs)
+                loss, found = self.D.module(part.reals, mine, part.labels, part.index, gamma, strength)
                 self.D.backward(loss * self._share(part))
             _add(terms, found, self._share(part))
         return terms
@@ -225,7 +226,11 @@ class Trainer:
 
     def _strength(self, knobs: Knobs) -> Tensor | float:
         """The probability of each operation of the augmentation."""
-        return knobs.augment_p if self.augment_p is None else self.augment_p
+        return self._on_device(knobs.augment_p) if self.augment_p is None else self.augment_p
+
+    def _on_device(self, value: float) -> Tensor | float:
+        """A number that changes, in the form that compiled networks don't take for a constant; 0 is one."""
+        return torch.full((), value, dtype=torch.float64, device=self.device) if value else 0.0
 
     def _share(self, batch: Batch) -> float:
         """Makes a sum over parts and mean over processes the mean over images, whatever the parts' sizes."""
