@@ -70,8 +70,16 @@ def keys(seed: int, stream: Stream, index: Tensor) -> Tensor:
 
 def bits(key: Tensor, count: int) -> Tensor:
     """`count` random int64 for each key: [B] -> [B, count]."""
-    steps = torch.arange(1, count + 1, device=key.device) * _GOLDEN
-    return mix(key[:, None] + steps)
+    return mix(key[:, None] + _golden_times(torch.arange(1, count + 1, device=key.device)))
+
+
+def _golden_times(places: Tensor) -> Tensor:
+    """The constant times numbers from 0 to 8 million."""
+    if not torch.compiler.is_compiling():
+        return places * _GOLDEN
+    # torch.compile makes C++ of the product of a place in a loop and a number, where an overflow may mean anything: it
+    # did write beyond the end of tensors. Each byte of the constant by itself can't overflow, not even in 32 bits.
+    return sum(((places * (_GOLDEN >> shift & 0xFF)) << shift for shift in range(0, 64, 8)), torch.zeros_like(places))
 
 
 def uniform(key: Tensor, count: int) -> Tensor:

@@ -251,3 +251,11 @@ def test_signs_are_even_and_independent() -> None:
     assert float(places.mean((0, 1)).abs().max()) < 4.5 / math.sqrt(6000)
     for other in (signs.roll(1, dims=1), signs.roll(64, dims=1), signs.roll(1, dims=0)):
         assert abs(correlation(signs, other)) < 4 / math.sqrt(signs.numel())
+
+
+@pytest.mark.parametrize("count", [1, 7, 196, 1000])
+def test_compiled_bits_are_the_same(count):
+    """torch.compile's code for the CPU gives the same bits, and stays within its tensors."""
+    key = torch.arange(-3, 5)
+    compiled = torch.compile(counter.bits, fullgraph=True, dynamic=False)
+    assert torch.equal(compiled(key, count), counter.bits(key, count))
