@@ -287,6 +287,8 @@ class RunConfig:
     weights are at hand, else efficientnet where it is installed."""
     inception_weights: Path | None = None
     """The Inception weights' file; without it, torch-fidelity's cache or its download."""
+    profile: bool = False
+    """True: some early steps are recorded, in profile/ for Perfetto or TensorBoard, and the ten largest costs shown."""
     dry_run: bool = False
     """Print the plan and end."""
 

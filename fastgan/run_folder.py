@@ -8,7 +8,7 @@ losses.png         both losses                     evaluation.jsonl    what `fas
 metrics.jsonl      evaluations in training          best/               the best checkpoint, by --best-by
 averages/          see averages.py                 transfer.json       what was taken over from another run
 real_and_fake.png, classes.png, walk.png           of the last grid; report.html: `fastgan report`
-micro_batch.json   see micro_batch.py
+micro_batch.json   see micro_batch.py        profile/            see recording.py
 """
 
 import json
@@ -40,6 +40,7 @@ class RunFolder:
         self.checkpoints, self.averages = path / "checkpoints", path / "averages"
         self.tensorboard = path / "tensorboard"
         self.grids, self.gif = path / "grids", path / "training.gif"
+        self.profile = path / "profile"
         self.transfer, self.micro_batch = path / "transfer.json", path / "micro_batch.json"
 
     def read_config(self) -> Config:

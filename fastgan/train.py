@@ -33,6 +33,7 @@ if TYPE_CHECKING:  # torch is imported when training begins, not for a mistake o
     from fastgan.distributed import Processes
     from fastgan.run_folder import RunFolder
     from fastgan.trainer import Trainer
+    from fastgan.watch import Watch
     from fastgan.watchdog import Watchdog
 
 FEW_IMAGES = 2_000  # below it D learns the images by heart where it sees them unchanged (ADA, 2006.06676)
@@ -193,7 +194,7 @@ def _train(config: Config, stop: StopRequest, together: "Agreement", watchdog: "
             watch.grid(trainer)
             if config.transfer is not None:  # later sessions go on from here, without the other run
                 watch.checkpoint(trainer)
-        trainer.run(watch.events(trainer), lambda: stop.heed(processes.vote(stop.asked)))
+        _run_steps(trainer, watch, processes, folder, stop)
         trainer.at("finishing", EVENT_S)
         watch.finish(trainer)
     except Stopped:
@@ -206,10 +207,28 @@ def _train(config: Config, stop: StopRequest, together: "Agreement", watchdog: "
     processes.end()
 
 
+def _run_steps(
+    trainer: "Trainer", watch: "Watch", processes: "Processes", folder: "RunFolder", stop: StopRequest
+) -> None:
+    """Training has come to its end. Raises Stopped where `stop` was asked for on any process."""
+
+    def should_stop() -> bool:
+        return stop.heed(processes.vote(stop.asked))
+
+    if not (trainer.config.run.profile and processes.is_main):
+        trainer.run(watch.events(trainer), should_stop)
+        return
+    from fastgan.recording import Recording
+
+    with Recording(folder.profile, processes.device, watch.say) as recording:
+        trainer.run([*recording.events(), *watch.events(trainer)], should_stop)
+
+
 def main(args: Sequence[str] | None = None) -> int:
     """Train as the command line says; returns the exit code, which FASTGAN_STATUS's file holds too."""
     _end_with_launcher()
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # no C++ stack traces for a lost connection
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # nor words of the profiler's own
     report("start")
     code = _run(StopRequest(), sys.argv[1:] if args is None else args)
     report(f"exit {code}")

@@ -65,13 +65,13 @@ class Watch:
         self._evaluation_s, self._began = 0.0, time.monotonic()
         if self.config.run.eval_every == 0:
             return None
-        evaluator = load_together(self.config, source, self.processes, self._say)
+        evaluator = load_together(self.config, source, self.processes, self.say)
         check_metric(self.config.run.best_by, evaluator)
         for remark in [] if evaluator is None else evaluator.remarks(self.config.run.eval_images):
-            self._say(remark)
+            self.say(remark)
         return evaluator
 
-    def _say(self, text: str) -> None:
+    def say(self, text: str) -> None:
         if self.progress is not None:
             self.progress.say(text)
 
@@ -202,7 +202,7 @@ class Watch:
             row["protocol"] = evaluator.protocol(num_images, subsets)
             append_row(self.folder.path / CURVE, row | made_by())
         shown = "  ".join(f"{name} {value:.3f}" for name, value in metrics.items() if "_std_" not in name)
-        self._say(f"evaluation of {num_images:,} at {trainer.images_seen:,} images:  {shown}")
+        self.say(f"evaluation of {num_images:,} at {trainer.images_seen:,} images:  {shown}")
         return metrics
 
     def _compare(self) -> tuple[bool, int]:
