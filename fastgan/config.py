@@ -251,6 +251,13 @@ class RunConfig:
     micro_batch: int | Literal["auto"] | None = None
     """Images that a process takes through the networks at a time; auto: as many as its GPU's memory holds; without it,
     its whole share. It changes no result. Where memory runs out it is halved."""
+    activation_checkpointing: bool = False
+    """True: r3gan's blocks keep their inputs alone and compute the rest again: less memory, more time, same results."""
+    compile: Literal["auto", "off", "on"] = "auto"
+    """on: torch.compile makes one graph of each player's step, which takes minutes at first. auto: on GPUs, if the run
+    is long enough. It changes no result but for rounding."""
+    cuda_graphs: bool = False
+    """True: compiled steps are recorded as CUDA graphs and replayed."""
     timeout_s: float = 300.0
     """With several processes: how long one may be out of reach, or stuck in a step, before the others end."""
     threads: int | None = None

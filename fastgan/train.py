@@ -106,7 +106,7 @@ def _trainer(
 
     Raises UserError, before there is a folder where it can.
     """
-    from fastgan import micro_batch, networks, transfer
+    from fastgan import compiling, micro_batch, networks, transfer
     from fastgan.agreement import data_facts
     from fastgan.checkpoint import Checkpoints
     from fastgan.data import loaders
@@ -146,6 +146,7 @@ def _trainer(
         if processes.is_main:
             taken.save(folder.transfer)
     micro_batch.settle(trainer, folder, processes)
+    compiling.settle(trainer, processes)
     return trainer, source
 
 

@@ -65,8 +65,8 @@ class Trainer:
         # BatchNorm wants the whole batch at once; one pass of G that serves both phases is a whole one, too.
         self.splits_g = not config.objective.share_fakes and not has_batch_norm(G)
         self.G = engine(G, G, _optimizer(G, config))
-        self.D = engine(D, DiscriminatorObjective(D, config), _optimizer(D, config))
-        self.g_objective = GeneratorObjective(D, config)
+        self.d_objective, self.g_objective = DiscriminatorObjective(D, config), GeneratorObjective(D, config)
+        self.D = engine(D, self.d_objective, _optimizer(D, config))
         self.meter = Meter()
         self.images_seen = 0
         self.warm = False  # whether all first weights of G are another run's: then its averages needn't forget them
@@ -75,6 +75,11 @@ class Trainer:
             self.augment_p = torch.tensor(config.objective.augment_p, device=self.device)
         self.input_wait_s = 0.0  # since the start of the process: time in which the step had no batch
         self.on_short_memory: Callable[[int], None] = lambda micro_batch: None
+
+    def compile(self, cuda_graphs: bool = False) -> None:
+        """From now on G and both objectives run compiled, each as one graph."""
+        for module in (self.G.net, self.d_objective, self.g_objective):
+            module.compile(fullgraph=True, mode="reduce-overhead" if cuda_graphs else None)
 
     @property
     def total_images(self) -> int:
@@ -98,6 +103,7 @@ class Trainer:
 
     def train_step(self, batch: Batch) -> Terms:
         """Play one round: D moves, G answers, the averages of G follow."""
+        torch.compiler.cudagraph_mark_step_begin()
         step = self.steps_to(self.images_seen)
         knobs = schedules.at(self.config, self.images_seen, batch.global_size, step, self.warm)
         fakes = self.fakes(self.G.module, batch, Stream.LATENTS_D) if self.config.objective.share_fakes else None

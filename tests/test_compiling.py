@@ -1,0 +1,158 @@
+"""Compiled training: the same numbers as eager, in whole graphs that are compiled once."""
+
+import shlex
+from collections.abc import Iterator
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import refusal
+from torch._dynamo.utils import counters
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from fastgan import compiling, networks
+from fastgan.data.batch import Batch
+from fastgan.train import parse_config
+from fastgan.trainer import Trainer
+
+CPU = torch.device("cpu")
+STEPS = 50
+R3GAN = "--precision float32 --blocks 1 --group-width 8 --batch-size 4 --burn-in 8"
+TINY = {
+    "mnist28": "--width 0.0625 --batch-size 8 --penalty r1+r2 --gamma 1",
+    "faces128": "--width 0.0625 --batch-size 2",  # BatchNorm in D: no penalty
+    "cifar10": f"{R3GAN} --stages 8 8 8 8",
+    "ffhq64": f"{R3GAN} --stages 8 8 8 8 8",
+    "ffhq256": f"{R3GAN} --stages 8 8 8 8 8 8 8",
+    "imagenet32": f"{R3GAN} --stages 8 8 8 8",
+    "imagenet64": f"{R3GAN} --stages 8 8 8 8 8",
+    "stacked-mnist": f"{R3GAN} --stages 8 8 8 8",
+}
+INDUCTOR = ("mnist28", "faces128", "cifar10")  # through the real compiler; the others' graphs run uncompiled
+
+
+class Drawn:
+    """Batches of random images, a function of the place alone."""
+
+    num_images = 10_000
+
+    def __init__(self, options: str) -> None:
+        self.config = parse_config(shlex.split(options))
+
+    def batch(self, images_seen: int) -> Batch:
+        config, size = self.config, self.config.data.batch_size
+        index = torch.arange(images_seen, images_seen + size)
+        draws = torch.Generator().manual_seed(images_seen)
+        shape = (size, config.data.channels, *config.data.image_size)
+        pixels = torch.randint(0, 256, shape, generator=draws, dtype=torch.uint8)
+        labels = index % config.networks.num_classes if config.networks.num_classes else None
+        return Batch(pixels.contiguous(memory_format=torch.channels_last), labels, index, size)
+
+
+def make(preset: str) -> Trainer:
+    loader = Drawn(f"--preset {preset} {TINY[preset]}")
+    return Trainer(loader.config, networks.build(loader.config), loader)
+
+
+def step(trainer: Trainer) -> dict[str, torch.Tensor]:
+    return trainer.train_step(trainer.loader.batch(trainer.images_seen))
+
+
+@pytest.fixture
+def double() -> Iterator[None]:
+    """float64, in which the two differ by rounding too small to be blown up by training; a compiler with no memory."""
+    torch.set_default_dtype(torch.float64)
+    torch._dynamo.reset()
+    counters.clear()
+    yield
+    torch.set_default_dtype(torch.float32)
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("preset", TINY)
+def test_compiled_training_is_eager_training(double, monkeypatch, preset):
+    """After 50 steps all weights agree to 1e-5, without a graph break, and no graph is made after the first few steps:
+    two, and with a burn-in the one in which augmentation sets in.
+    """
+    eager, compiled = make(preset), make(preset)
+    if preset not in INDUCTOR:
+        for module in (compiled.G.net, compiled.d_objective, compiled.g_objective):
+            module.compile(fullgraph=True, backend="aot_eager")
+    else:
+        compiled.compile()
+    graphs = []
+    for _ in range(STEPS):
+        wanted, found = step(eager), step(compiled)
+        graphs.append(counters["stats"]["unique_graphs"])
+        assert wanted.keys() == found.keys()
+    assert graphs[0] >= 3  # something was compiled
+    assert graphs[2] == graphs[-1] and not counters["graph_break"]
+    for net, other in ((eager.G.net, compiled.G.net), (eager.D.net, compiled.D.net), (eager.ema.net, compiled.ema.net)):
+        for (name, value), theirs in zip(net.named_parameters(), other.parameters(), strict=True):
+            assert (value - theirs).norm() <= 1e-5 * value.norm(), name
+
+
+class Waits(TorchDispatchMode):
+    """Counts what would make the host wait for a GPU: numbers and sizes that are read from tensors."""
+
+    NAMES = ("_local_scalar_dense", "nonzero", "is_nonzero", "equal", "masked_select", "unique")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+        if any(name in op.name() for name in self.NAMES):
+            self.found.append(op.name())
+        return op(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("preset", TINY)
+def test_step_reads_nothing_back(preset):
+    """Between two rows of the board no step asks a tensor for its value, so a GPU never waits for the host."""
+    trainer = make(preset)
+    batches = [trainer.loader.batch(n * trainer.config.data.batch_size) for n in range(3)]
+    with Waits() as waits:
+        for number, batch in enumerate(batches):
+            trainer.meter.add(trainer.train_step(batch), number)
+    assert not waits.found
+    with Waits() as waits:
+        trainer.meter.read()
+    assert waits.found  # the row itself does, so the test can see it
+
+
+def processes(kind: str = "cpu", engine: str = "ddp", count: int = 1) -> SimpleNamespace:
+    said: list[str] = []
+    device = torch.device(kind)
+    return SimpleNamespace(device=device, engine=engine, count=count, smallest=bool, say=said.append, said=said)
+
+
+def test_auto_leaves_a_cpu_alone(double):
+    """On a CPU nothing is compiled unless it is asked for."""
+    trainer = make("mnist28")
+    compiling.settle(trainer, processes())
+    step(trainer)
+    assert counters["stats"]["unique_graphs"] == 0
+
+
+def test_auto_weighs_the_length_of_the_run(monkeypatch):
+    """On a GPU a few steps are not worth compiling, the preset's own number is."""
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100 80GB HBM3")
+    config = parse_config(["--preset", "cifar10", "--data", "toy"])
+    assert "would save about" in compiling.no_gain(config, 100, processes("cuda"))
+    assert compiling.no_gain(config, 200_000, processes("cuda")) is None
+
+
+def test_compiling_that_cannot_be_is_refused(monkeypatch):
+    """Where it is asked for and a compiler is missing or the engine is zero3, one line says so; `auto` goes on."""
+    options = f"--preset mnist28 {TINY['mnist28']} --compile"
+    trainer = Trainer(
+        Drawn(f"{options} on").config, networks.build(Drawn(f"{options} on").config), Drawn(options + " on")
+    )
+    assert "zero3" in refusal(lambda: compiling.settle(trainer, processes(engine="zero3", count=2)))
+
+    def broken(function):
+        raise RuntimeError("no g++\nand more")
+
+    monkeypatch.setattr(torch, "compile", broken)
+    assert "compile is on: torch.compile fails here (no g++)" in refusal(lambda: compiling.settle(trainer, processes()))
