@@ -9,6 +9,7 @@ from fastgan.config import Config, NetworkConfig
 from fastgan.errors import UserError
 from fastgan.networks import convolutions, dcgan, faces, r3gan
 from fastgan.networks.layers import add_spectral_norm
+from fastgan.networks.recompute import recompute_activations
 
 
 def _dcgan28(config: Config) -> tuple[nn.Module, nn.Module]:
@@ -81,14 +82,18 @@ BUILDERS: dict[str, Callable[[Config], tuple[nn.Module, nn.Module]]] = {
 def build(config: Config, device: torch.device | str = "cpu") -> tuple[nn.Module, nn.Module]:
     """G and D of the config, channels last on `device`, with first weights that the seed alone decides.
 
-    The caller's random state is left as it was. Raises UserError for an unknown network, or for a size, a precision or
-    classes that it can't make.
+    The caller's random state is left as it was. Raises UserError for an unknown network, or for a size, a precision,
+    classes or checkpointing that it can't make.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         G, D = _make(config)
         if config.networks.spectral_norm:
             add_spectral_norm(D)
+    if config.run.activation_checkpointing and not recompute_activations(G) + recompute_activations(D):
+        raise UserError(
+            f"activation_checkpointing is True: {config.networks.network} has no layers for it; leave it out"
+        )
     return _place(G, device), _place(D, device)
 
 

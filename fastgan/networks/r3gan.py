@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from fastgan.errors import UserError
 from fastgan.networks.layers import one_hot
+from fastgan.networks.recompute import Recomputing
 
 SLOPE = 0.2
 FILTER = (1 / 8, 3 / 8, 3 / 8, 1 / 8)  # low-pass, one axis
@@ -56,7 +57,7 @@ class ConvTranspose2d(nn.ConvTranspose2d):
         return F.conv_transpose2d(x, self.weight.to(x.dtype), None, self.stride, self.padding)
 
 
-class R3Block(nn.Module):
+class R3Block(Recomputing):
     """x + 1x1(leaky ReLU(grouped 3x3(leaky ReLU(1x1(x))))), `expansion` times as wide inside.
 
     It starts as the identity, as its last weights are 0. `num_blocks` is that of the whole network; a group has
@@ -74,7 +75,7 @@ class R3Block(nn.Module):
         _init(self.grouped, gain)
         nn.init.zeros_(self.project.weight)
 
-    def forward(self, x: Tensor) -> Tensor:  # [B, C, H, W]
+    def compute(self, x: Tensor) -> Tensor:  # [B, C, H, W]
         y = F.leaky_relu(self.expand(x), SLOPE)  # [B, expansion C, H, W]
         y = F.leaky_relu(self.grouped(y), SLOPE)  # [B, expansion C, H, W]
         return x + self.project(y)  # [B, C, H, W]
