@@ -1,6 +1,7 @@
 """Deep convolutional GAN for 28x28 images (after Radford 2015, arXiv 1511.06434), with Keras's constants.
 
-Other sizes work as well, both sides a multiple of 4: the pictures inside are a quarter and a half as large.
+Other sizes work as well, both sides a multiple of 4: the pictures inside are a quarter and a half as large. While these
+are small, the three wide convolutions are computed by Fourier transforms, see fourier.py.
 
 Spatial padding is symmetric where Keras's `same` is one pixel longer at the right and bottom: with all weights
 mirrored in both axes these networks compute the mirror image of their Keras twins.
@@ -10,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastgan.networks import fourier
 from fastgan.networks.layers import BatchNorm, Dropout, init_keras
 
 SLOPE = 0.3  # Keras's LeakyReLU
@@ -40,9 +42,9 @@ class Generator28(nn.Module):
         c7, c7b, c14 = (_channels(base, width) for base in (256, 128, 64))
         self.dense = nn.Linear(z_dim, pixels * c7, bias=False)
         self.norm_dense = BatchNorm(pixels * c7, **NORM)
-        self.conv7 = nn.Conv2d(c7, c7b, 5, padding=2, bias=False)
+        self.conv7 = fourier.Conv2d(c7, c7b, 5, padding=2, bias=False)
         self.norm7 = BatchNorm(c7b, **NORM)
-        self.up14 = nn.ConvTranspose2d(c7b, c14, 5, stride=2, padding=2, output_padding=1, bias=False)
+        self.up14 = fourier.Double(c7b, c14, 5, stride=2, padding=2, output_padding=1, bias=False)
         self.norm14 = BatchNorm(c14, **NORM)
         self.up28 = nn.ConvTranspose2d(c14, channels, 5, stride=2, padding=2, output_padding=1, bias=False)
         self.apply(init_keras)
@@ -65,7 +67,7 @@ class Discriminator28(nn.Module):
         c14, c7 = (_channels(base, width) for base in (64, 128))
         self.down14 = nn.Conv2d(channels, c14, 5, stride=2, padding=2)
         self.drop14 = Dropout(0.3, layer=1)
-        self.down7 = nn.Conv2d(c14, c7, 5, stride=2, padding=2)
+        self.down7 = fourier.Halve(c14, c7, 5, stride=2, padding=2)
         self.drop7 = Dropout(0.3, layer=2)
         self.dense = nn.Linear(rows * columns * c7, 1)
         self.apply(init_keras)
