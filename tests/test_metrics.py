@@ -5,14 +5,12 @@ import torch_fidelity
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 
-from fastgan import presets
-from fastgan.data import sources
 from fastgan.data.images import ImageSet
 from fastgan.data.order import Order
 from fastgan.errors import UserError
-from fastgan.metrics import digits, distances, extractors, fidelity
+from fastgan.metrics import distances, extractors, fidelity
 from fastgan.metrics.distances import frechet
-from fastgan.metrics.features import Collector, collect, gaussian_of
+from fastgan.metrics.features import Collector, collect, gaussian_of, gaussian_of_few
 from fastgan.metrics.reals import Part, real_statistics
 
 CPU = torch.device("cpu")
@@ -156,16 +154,14 @@ def test_roles_matter(cache, extractor, two_sets):
 
 
 def sqrt_trace(a, b):
-    """Tr sqrt(a b) of full covariances, in float64, by scipy where it is installed."""
-    try:
-        from scipy.linalg import sqrtm
-    except ImportError:
-        return np.sqrt(np.linalg.eigvals(a @ b).astype(complex)).real.sum()
+    """Tr sqrt(a b) of covariances of full rank, in float64."""
+    from scipy.linalg import sqrtm  # of the extra dev
+
     return sqrtm(a @ b).real.trace()
 
 
 def reference(x, y):
-    """The squared Frechet distance of features, as numpy and scipy have it."""
+    """The squared Frechet distance of features, as numpy and scipy have it; of more images than features."""
     a, b = (np.cov(features, rowvar=False) for features in (x, y))
     return np.square(x.mean(0) - y.mean(0)).sum() + a.trace() + b.trace() - 2 * sqrt_trace(a, b)
 
@@ -177,7 +173,7 @@ def gaussian(features):
 
 @pytest.mark.parametrize(("num", "width"), [(500, 12), (4000, 96), (300, 64)])
 def test_distance_is_that_of_scipy(num, width):
-    """The Frechet distance of any features equals a float64 reference to 1e-8, whatever their means and scales."""
+    """The Frechet distance of any features equals scipy's in float64 to 1e-8, whatever their means and scales."""
     random = np.random.default_rng(width)
     scales = np.exp(random.normal(size=width))
     x = (random.normal(size=(num, width)) @ random.normal(size=(width, width))) * scales + 3
@@ -192,8 +188,35 @@ def test_singular_covariances():
     x, y = random.normal(size=(40, 8)) * 2 + 1, random.normal(size=(30, 8))
     assert frechet(gaussian(x @ basis.T), gaussian(y @ basis.T)) == pytest.approx(reference(x, y), rel=1e-8)
     assert frechet(gaussian(x @ basis.T), gaussian(x @ basis.T)) == pytest.approx(0, abs=1e-10)
+    few = [gaussian_of_few(torch.from_numpy(features @ basis.T)) for features in (x, y)]
+    assert frechet(*few) == pytest.approx(reference(x, y), rel=1e-8)
+    assert frechet(few[0], gaussian(y @ basis.T)) == pytest.approx(reference(x, y), rel=1e-8)
     still = np.ones((20, 96))  # one image, again and again: no covariance at all
     assert frechet(gaussian(still), gaussian(still * 3)) == pytest.approx(4 * 96, rel=1e-12)
+
+
+def test_few_images_are_measured(cache, extractor):
+    """Of fewer images than features, collected or summed up, the distance is the same, and of themselves 0."""
+    few = strokes(70, seed=1)
+    found, values = collected(few, extractor), extractor(few)[0].double()
+    summed = gaussian_of(70, values.sum(0), values.T @ values)
+    reals = collected(strokes(400, seed=2), extractor).gaussian
+    assert frechet(found.gaussian, reals) == pytest.approx(frechet(summed, reals), rel=1e-8)
+    assert frechet(found.gaussian, summed) == pytest.approx(0, abs=1e-10)
+
+
+def test_kernel_by_brute_force():
+    """The kernel distance is the unbiased one over all pairs of each subset, blocks or not; here the whole set."""
+    random = np.random.default_rng(0)
+    x, y = random.normal(size=(613, 5)), random.normal(size=(613, 5)) + 0.2
+
+    def mean(a, b, same=False):
+        values = (a @ b.T / 5 + 1) ** 3
+        return values[~np.eye(len(a), dtype=bool)].mean() if same else values.mean()
+
+    wanted = mean(x, x, True) + mean(y, y, True) - 2 * mean(x, y)
+    value, deviation = distances.kernel(torch.from_numpy(x), torch.from_numpy(y), subsets=2)
+    assert value == pytest.approx(wanted, rel=1e-9) and deviation == pytest.approx(0, abs=1e-12)
 
 
 def test_few_images_are_said(extractor):
@@ -292,172 +315,8 @@ def test_generated_images_are_those_of_the_seeds():
     assert (whole[:3].int() - few.int()).abs().max() <= 1  # matrix products of other sizes may round otherwise
 
 
-def test_digits_weights_are_small_and_accurate(extractor):
-    """The shipped classifier is under 1 MB and right on at least 99.3% of MNIST's test images."""
-    from importlib import resources
-
-    assert len(resources.files("fastgan.metrics").joinpath("digits.safetensors").read_bytes()) < 1_000_000
-    try:
-        test_set = sources.load("mnist", "test")
-    except UserError as error:
-        pytest.skip(str(error))
-    assert digits.accuracy(extractor.net, test_set.images, test_set.labels) >= 0.993
-
-
-def test_damaged_digits_weights_are_noticed(monkeypatch):
-    """Weights with another hash aren't used."""
-    monkeypatch.setattr(extractors, "DIGITS_SHA256", "0" * 64)
-    with pytest.raises(UserError, match="damaged"):
-        extractors.load("digits", CPU)
-
-
-def test_inception_without_weights_is_one_line(tmp_path, monkeypatch):
-    """Where no Inception weights are to be had, the error says in one line where to put them."""
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-
-    def fail(*_, **__):
-        raise OSError("no network")
-
-    monkeypatch.setattr(torch.hub, "download_url_to_file", fail)
-    with pytest.raises(UserError, match=r"put weights-inception-.*\.pth into .*--inception-weights") as raised:
-        extractors.load("inception", CPU)
-    assert "\n" not in str(raised.value)
-
-
-def test_inception_weights_are_never_unpickled(tmp_path):
-    """A weights file that holds more than tensors is refused and doesn't run."""
-    import pickle
-
-    trap = tmp_path / "ran"
-
-    class Trap:
-        def __reduce__(self):
-            return (type(trap).touch, (trap,))
-
-    path = tmp_path / "weights.pth"
-    path.write_bytes(pickle.dumps({"weight": Trap()}))
-    with pytest.raises(UserError, match="cannot use the Inception weights"):
-        extractors.load("inception", CPU, path)
-    torch.save({"weight": Trap()}, path)
-    with pytest.raises(UserError, match="cannot use the Inception weights"):
-        extractors.load("inception", CPU, path)
-    assert not trap.exists()
-
-
-def test_inception_sees_gray_as_rgb(tmp_path):
-    """From a file of the right tensors, gray images and the same as RGB have equal features, 2048 of them."""
-    from torch_fidelity import feature_extractor_inceptionv3 as inception
-
-    net = inception.FeatureExtractorInceptionV3.__new__(inception.FeatureExtractorInceptionV3)
-    weights = {}
-
-    def keep(self, state_dict, *_, **__):
-        weights.update({name: value.clone() for name, value in self.state_dict().items()})
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(inception, "load_state_dict_from_url", lambda *_, **__: {})
-        patch.setattr(inception.FeatureExtractorInceptionV3, "load_state_dict", keep)
-        inception.FeatureExtractorInceptionV3.__init__(net, "inception-v3-compat", ["2048"], verbose=False)
-    path = tmp_path / "weights.pth"
-    torch.save(weights, path)
-    extractor = extractors.load("inception", CPU, path)
-    gray = strokes(2, seed=1)
-    features, logits = extractor(gray)
-    assert features.shape == (2, 2048) and logits.shape == (2, 1008)
-    assert torch.equal(features, extractor(gray.expand(-1, 3, -1, -1))[0])
-
-
 def test_too_few_images_are_refused(cache, extractor):
     """One image a side has no covariance: refused by name."""
     reals = real_statistics(ImageSet("strokes", strokes(20, seed=1)), extractor, CPU)
     with pytest.raises(UserError, match="eval_images is 1, of 20 real ones"):
         fidelity.measure(collected(strokes(1, seed=2), extractor), reals, extractor)
-
-
-def test_unknown_extractor_is_one_line():
-    """An extractor that isn't there is refused with those that are."""
-    with pytest.raises(
-        UserError, match="unknown extractor 'clip': choose from digits, inception, efficientnet, dinov2"
-    ):
-        extractors.load("clip", CPU)
-
-
-def test_auto_takes_what_is_at_hand(tmp_path, monkeypatch):
-    """Digits for gray 28x28; else Inception where its weights are, else efficientnet, else Inception's download."""
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    faces, gray = presets.get("faces128-fast"), presets.get("debug")
-    assert extractors.name_for(gray) == "digits"
-    monkeypatch.setattr(extractors, "has_efficientnet", lambda: True)
-    assert extractors.name_for(faces) == "efficientnet"
-    assert extractors.choose("auto", faces, tmp_path / "weights.pth") == "inception"
-    assert extractors.choose("dinov2", faces) == "dinov2"
-    monkeypatch.setattr(extractors, "has_efficientnet", lambda: False)
-    assert extractors.name_for(faces) == "inception"
-    monkeypatch.setattr(extractors, "has_efficientnet", lambda: True)
-    path = extractors._inception_path()
-    path.parent.mkdir()
-    path.touch()
-    assert extractors.name_for(faces) == "inception"
-
-
-def test_efficientnet_isnt_installed(monkeypatch):
-    """Where the extra isn't installed, one line says how to install it."""
-    monkeypatch.setattr(extractors, "has_efficientnet", lambda: False)
-    with pytest.raises(UserError, match=r"pip install 'fastgan\[efficientnet\]'"):
-        extractors.load("efficientnet", CPU)
-
-
-def test_efficientnet_features(monkeypatch):
-    """1280 features and ImageNet's classes, of any size; gray is seen as RGB; only the known weights are taken."""
-    if not extractors.has_efficientnet():
-        pytest.skip("the extra efficientnet isn't installed")
-    net = extractors.load("efficientnet", CPU)
-    gray = strokes(2, seed=1)
-    features, logits = net(gray)
-    assert features.shape == (2, 1280) and logits.shape == (2, net.num_classes) == (2, 1000)
-    assert torch.equal(features, net(gray.expand(-1, 3, -1, -1))[0])
-    assert "fd_efficientnet" in fidelity.names(net) and not any("fid" in name for name in fidelity.names(net))
-    whole = torch.randint(0, 256, (1, 3, 224, 224), dtype=torch.uint8)
-    wanted = net.net.net((whole.float() - 127) / 128)
-    assert torch.allclose(net(whole)[1], wanted, atol=1e-4)
-    monkeypatch.setattr(extractors, "EFFICIENTNET_SHA256", "0" * 64)
-    with pytest.raises(UserError, match=r"efficientnet weights .* are damaged"):
-        extractors.load("efficientnet", CPU)
-
-
-HUBCONF = """
-import torch
-
-def dinov2_vitl14(pretrained=True):
-    assert not pretrained
-    return torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(3, 1024))
-"""
-
-
-def test_dinov2_from_the_cache(tmp_path, monkeypatch):
-    """Without its source or weights one line says what is missing; with them there are features and no classes."""
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    with pytest.raises(UserError, match=r"no dinov2: .*hubconf.py is missing; torch.hub.load"):
-        extractors.load("dinov2", CPU)
-    source = tmp_path / extractors.DINO_SOURCE
-    source.mkdir()
-    (source / "hubconf.py").write_text(HUBCONF)
-    with pytest.raises(UserError, match=r"dinov2_vitl14_pretrain.pth is missing"):
-        extractors.load("dinov2", CPU)
-    path = tmp_path / "checkpoints" / extractors.DINO_WEIGHTS
-    path.parent.mkdir()
-    path.write_bytes(b"no weights")
-    with pytest.raises(UserError, match="cannot use the dinov2 weights"):
-        extractors.load("dinov2", CPU)
-    torch.save({"2.weight": torch.randn(1024, 3), "2.bias": torch.randn(1024)}, path)
-    found = extractors.load("dinov2", CPU)
-    features, logits = found(strokes(2, seed=0))
-    assert features.shape == (2, 1024) and logits.shape == (2, 0)
-    assert not any(name.startswith("is_") for name in fidelity.names(found)) and "fd_dinov2" in fidelity.names(found)
-
-
-def test_only_inception_has_an_fid(extractor):
-    """The names of all figures end in their extractor's, and only Inception's distance is called FID."""
-    assert fidelity.names(extractor)[0] == "fd_digits"
-    assert fidelity.names(extractor._replace(name="inception"))[0] == "fid_inception"
-    assert all(name.endswith("_digits") for name in fidelity.names(extractor))

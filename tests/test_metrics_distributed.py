@@ -38,24 +38,35 @@ def alone(folder) -> dict:
     return found
 
 
+@pytest.fixture(scope="module")
+def theirs(folder) -> dict[str, float]:
+    """FID, IS, KID, precision and recall by torch-fidelity's own calculate_metrics."""
+    sets = torch.load(folder / "sets.pt", weights_only=True)
+    return torch_fidelity_says(sets["fakes"], sets["reals"], RegisteredInFloat64, subsets=10)
+
+
 def test_batches_dont_matter(alone):
     """Batches of 77 have the figures of batches of 100."""
     assert alone["batches of 77"] == pytest.approx(alone["batches of 100"], rel=1e-6)
 
 
-def test_one_process_is_torch_fidelity(folder, alone):
-    """FID, IS, KID, precision and recall are those of torch-fidelity's own calculate_metrics."""
-    sets = torch.load(folder / "sets.pt", weights_only=True)
-    wanted = torch_fidelity_says(sets["fakes"], sets["reals"], RegisteredInFloat64, subsets=10)
-    found = alone["batches of 100"]
-    assert {name: found[name] for name in wanted} == pytest.approx(wanted, rel=1e-6)
+def assert_theirs(found, theirs):
+    for case in ("batches of 100", "batches of 77"):
+        assert {name: found[case][name] for name in theirs} == pytest.approx(theirs, rel=1e-6), case
+
+
+def test_one_process_is_torch_fidelity(alone, theirs):
+    """FID, IS, KID, precision and recall are those of torch-fidelity, in batches of any size."""
+    assert_theirs(alone, theirs)
 
 
 @pytest.mark.parametrize("count", [2, 3])
-def test_several_processes_are_one(folder, alone, count):
-    """Every process has every figure of one process, in batches of 100 and of 77, neither of which divides the sets."""
+def test_several_processes_are_one(folder, alone, theirs, count):
+    """Every process has every figure of one process, and of torch-fidelity, in batches of 100 and of 77, neither of
+    which divides the sets."""
     found = run(count, folder)
     for mine in found:
+        assert_theirs(mine, theirs)
         assert mine.keys() == alone.keys()
         for case, figures in alone.items():
             assert mine[case] == pytest.approx(figures, rel=1e-6), case

@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 NUM_FEATURES = 96
 
@@ -26,6 +27,20 @@ class DigitsNet(nn.Module):
         """Features [B, 96] (0 or more) and class logits [B, 10] of gray images [B, 1, 28, 28] in [0, 255]."""
         features = self.blocks(images.float() / 255).mean(dim=(2, 3))
         return features, self.classifier(features)
+
+
+def for_inference(net: DigitsNet) -> DigitsNet:
+    """The same network, but for rounding, with about a quarter less time on CPUs; it can't be trained any more.
+
+    Normalization is part of the convolutions' weights, and channels are last in memory.
+    """
+    net.eval()
+    for block in net.blocks:
+        assert isinstance(block, nn.Sequential)
+        convolution, norm, _ = block
+        assert isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
+        block[0], block[1], block[2] = fuse_conv_bn_eval(convolution, norm), nn.Identity(), nn.ReLU(inplace=True)
+    return net.to(memory_format=torch.channels_last)
 
 
 def accuracy(net: DigitsNet, images: Tensor, labels: Tensor, batch_size: int = 1000) -> float:

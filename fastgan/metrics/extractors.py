@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fastgan.config import Config
 from fastgan.data import stacked
 from fastgan.errors import UserError
-from fastgan.metrics.digits import NUM_FEATURES, DigitsNet
+from fastgan.metrics.digits import NUM_FEATURES, DigitsNet, for_inference
 
 NAMES = ("digits", "inception", "efficientnet", "dinov2")
 
@@ -86,7 +86,7 @@ def _digits(device: torch.device) -> Extractor:
         raise UserError("the digits extractor's weights are damaged: install fastgan again")
     net = DigitsNet()
     net.load_state_dict(safetensors.torch.load(data))
-    return Extractor("digits", version[:16], NUM_FEATURES, _ready(net, device), 10, "/ 255")
+    return Extractor("digits", version[:16], NUM_FEATURES, _ready(for_inference(net), device), 10, "/ 255")
 
 
 class _OfRgb(nn.Module):

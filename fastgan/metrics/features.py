@@ -54,7 +54,7 @@ class Alone:
 
 
 class Gaussian(NamedTuple):
-    """The mean [F] of features and a root [F, R] of their covariance, root @ root.T, float64; R is its rank."""
+    """The mean [F] of features and a root [F, R] of their covariance, root @ root.T, float64."""
 
     mean: Tensor
     root: Tensor
@@ -103,10 +103,12 @@ class Collector:
     def finish(self, group: Group) -> Collected:
         """What all processes took in together; all must ask."""
         total, outer = group.total(self._sum.cpu()), group.total(self._outer.cpu())
+        near = group.gather(torch.cat(self._near).cpu())
+        is_few = self.num_images <= min(len(near), self.extractor.num_features)
         return Collected(
             self.num_images,
-            gaussian_of(self.num_images, total, outer),
-            group.gather(torch.cat(self._near).cpu()),
+            gaussian_of_few(near) if is_few else gaussian_of(self.num_images, total, outer),
+            near,
             group.total(self._splits.cpu()),
             group.total(self._legible.cpu()),
         )
@@ -169,3 +171,10 @@ def gaussian_of(num_images: int, total: Tensor, outer: Tensor) -> Gaussian:
     smallest = max(float(variances.max()), 0.0) * len(mean) * torch.finfo(torch.float64).eps
     real = variances > smallest
     return Gaussian(mean, directions[:, real] * variances[real].sqrt())
+
+
+def gaussian_of_few(features: Tensor) -> Gaussian:
+    """The Gaussian of features [N, F], no more images than features: their deviations from the mean are a root."""
+    values = features.double()
+    mean = values.mean(0)
+    return Gaussian(mean, (values - mean).T / max(1, len(values) - 1) ** 0.5)

