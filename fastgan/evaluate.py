@@ -211,7 +211,8 @@ class EvaluateOptions:
 
 
 def evaluate(options: EvaluateOptions) -> dict[str, float]:
-    """The run's newest checkpoint is measured; the figures are printed and kept in evaluation.jsonl.
+    """The run's newest checkpoint, or `which` is asked for, is measured; the figures are printed and kept in
+    evaluation.jsonl.
 
     The processes of a launch, `accelerate launch -m fastgan.cli evaluate RUN`, share the work. Raises UserError for a
     folder without a run, a checkpoint, or the extractor's weights.

@@ -9,10 +9,10 @@ import torch
 import tyro
 from torch import Tensor, nn
 
-from fastgan import networks
+from fastgan import checkpoint, networks
 from fastgan.averages import Averages, read
 from fastgan.board import grid, save_png
-from fastgan.checkpoint import Checkpoints, Snapshot
+from fastgan.checkpoint import BEST, Checkpoints, Damaged, Snapshot
 from fastgan.config import Config
 from fastgan.data.images import to_bytes
 from fastgan.errors import UserError
@@ -24,8 +24,10 @@ BATCH_SIZE = 64
 
 @dataclass(frozen=True)
 class Which:
-    """Which of the averages of G; without any of these, the first."""
+    """Which of the averages of G, and of which checkpoint; without any of these, the first, of the newest."""
 
+    best: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Of the best checkpoint instead, of a run with --best-by."""
     average: int | None = None
     """The number of one of ema_half_lives, from 0."""
     length: float | None = None
@@ -38,6 +40,8 @@ class Which:
             raise UserError(f"average is {self.average}: give either it or --length")
         if self.length is None and self.at is not None:
             raise UserError(f"at is {self.at}: it goes with --length")
+        if self.best and self.length is not None:
+            raise UserError(f"length is {self.length:g}: give either it or --best")
 
 
 @dataclass(frozen=True)
@@ -78,7 +82,8 @@ def to_device() -> torch.device:
 
 
 def open_run(path: Path, which: Which | None = None) -> tuple[RunFolder, Config, Snapshot, nn.Module]:
-    """A run's folder, settings, what G is read from, and G: an average in the newest whole checkpoint, or of a length.
+    """A run's folder, settings, what G is read from, and G: an average in the newest whole checkpoint or the best, or
+    of a length.
 
     Raises UserError where one of them is missing.
     """
@@ -91,12 +96,26 @@ def open_run(path: Path, which: Which | None = None) -> tuple[RunFolder, Config,
         snapshot: Snapshot | None = Snapshot(made.path, {name: read(made.path)}, {"images_seen": made.images_seen})
     else:
         name = _name(which.average or 0, max(1, len(config.optimizer.ema_half_lives)))
-        snapshot = Checkpoints(folder.checkpoints).latest()
+        snapshot = _best(path) if which.best else Checkpoints(folder.checkpoints).latest()
     if snapshot is None:
         raise UserError(f"{path} has no checkpoint yet: let it train on")
     G, _ = networks.build(config)
     G.load_state_dict(snapshot.tensors[name])
     return folder, config, snapshot, G.eval().requires_grad_(False)
+
+
+def _best(run: Path) -> Snapshot:
+    """The best checkpoint of the run in the folder. Raises UserError where none was kept, or it is damaged."""
+    paths = Checkpoints(run / BEST).paths()
+    if not paths:
+        raise UserError(
+            f"best: {run} has no best checkpoint; train with --best-by METRIC, fd_digits say, and --eval-every, "
+            "to have one kept, or leave --best out for the newest"
+        )
+    try:
+        return checkpoint.read(paths[-1])
+    except Damaged as reason:
+        raise UserError(f"best: {paths[-1]} is damaged ({reason}): leave --best out for the newest one") from None
 
 
 def _name(average: int, count: int) -> str:

@@ -6,10 +6,10 @@ from conftest import _signal_handlers_kept
 from PIL import Image
 
 from fastgan import cli, networks, train
-from fastgan.checkpoint import Checkpoints
+from fastgan.checkpoint import BEST, Checkpoints
 from fastgan.errors import UserError
 from fastgan.run_folder import RunFolder
-from fastgan.sample import SampleOptions, images_of, open_run, parse_seeds, sample, to_device
+from fastgan.sample import SampleOptions, Which, images_of, open_run, parse_seeds, sample, to_device
 
 
 def pixels(path: Path) -> np.ndarray:
@@ -97,6 +97,52 @@ def test_the_averaged_generator_of_the_newest_checkpoint(debug_run: Path, tmp_pa
     assert np.abs(pixels(tmp_path / "out" / "seed-000005.png") - wanted).max() <= 1
     make(debug_run, tmp_path / "before", "--seeds", "5")
     assert np.abs(pixels(tmp_path / "before" / "seed-000005.png") - wanted).max() > 1
+
+
+@pytest.fixture
+def run_with_best(debug_run: Path, tmp_path: Path) -> Path:
+    """The run of `debug_run`, its newest checkpoint and, in best/, one whose G is another."""
+    tensors = open_run(debug_run)[2].tensors
+    changed = {name: -value if name.endswith("weight") else value for name, value in tensors["G_ema"].items()}
+    run = tmp_path / "best run"
+    run.mkdir()
+    (run / "config.json").write_bytes((debug_run / "config.json").read_bytes())
+    Checkpoints(run / "checkpoints").save(tensors, {"images_seen": 128})
+    Checkpoints(run / BEST, keep=1).save(tensors | {"G_ema": changed}, {"images_seen": 64})
+    return run
+
+
+def test_best_checkpoint(run_with_best: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`--best` takes the best checkpoint instead of the newest, in `sample` and `walk`, and says of which place."""
+    newest = make(run_with_best, tmp_path / "newest", "--seeds", "5")
+    best = make(run_with_best, tmp_path / "best", "--seeds", "5", "--best")
+    assert capsys.readouterr().out.splitlines()[-1].startswith("1 images after 64 images seen")
+    assert newest.keys() == best.keys() and newest != best
+    snapshot, G = open_run(run_with_best, Which(best=True))[2:]
+    assert snapshot.state["images_seen"] == 64
+    wanted = images_of(G.to(to_device()), [5], 100, to_device())[0, 0].numpy().astype(int)
+    assert np.abs(pixels(tmp_path / "best" / "seed-000005.png") - wanted).max() <= 1
+    flags = ["--frames", "2", "--seeds", "0-1", "--grid", "1", "--out", str(tmp_path / "walk.gif")]
+    assert cli.main(["walk", str(run_with_best), *flags, "--best"]) == 0
+    assert "after 64 images seen" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("verb", ["sample", "walk", "evaluate"])
+def test_no_best_checkpoint(debug_run: Path, verb: str, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`--best` of a run that kept none is one line, which says how to get one; nothing is made."""
+    assert cli.main([verb, str(debug_run), "--best"]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "has no best checkpoint; train with --best-by METRIC" in said
+    assert not list(here.iterdir())
+
+
+def test_best_that_cannot_be(run_with_best: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A damaged best checkpoint, and `--best` with a length, are one line each."""
+    (path,) = Checkpoints(run_with_best / BEST).paths()
+    (path / "G_ema.safetensors").write_bytes(b"broken")
+    assert "G_ema.safetensors has changed): leave --best out" in complaint(capsys, str(run_with_best), "--best")
+    said = complaint(capsys, str(run_with_best), "--best", "--length", "0.1")
+    assert "length is 0.1: give either it or --best" in said
 
 
 def test_order_of_seeds(debug_run: Path, tmp_path: Path) -> None:
