@@ -26,8 +26,10 @@ def _is_measured(config: Config) -> bool:
     return config.run.eval_every != 0 and not _is_stacked(config)
 
 
-def _may_be_digits(config: Config) -> bool:
-    return _is_measured(config) and config.data.channels == 1 and config.data.image_size == (28, 28)
+def _has_full(config: Config) -> bool:
+    """Whether the measure at the end is of more images than the curve's: then the two don't share an axis."""
+    run = config.run
+    return _is_measured(config) and bool(run.eval_every) and run.eval_curve_images < run.eval_images
 
 
 def _is_penalized(config: Config) -> bool:
@@ -45,21 +47,33 @@ class Chart(NamedTuple):
         return any(re.match(pattern, name) for pattern in self.patterns)
 
 
+def _measures(kind: str, is_expected: Callable[[Config], bool]) -> tuple[Chart, ...]:
+    """Distances and what goes with them, of the figures KIND/NAME."""
+
+    def may_be_digits(config: Config) -> bool:
+        return is_expected(config) and config.data.channels == 1 and config.data.image_size == (28, 28)
+
+    return (
+        Chart("distance to the real images (less is better)", (f"{kind}/(fid|fd)_",), is_expected),
+        Chart("kernel distance (less is better)", (f"{kind}/kid_(?!std)",), is_expected),
+        Chart("precision and recall (more is better)", (f"{kind}/(precision|recall)_",), is_expected),
+        Chart("density and coverage (more is better)", (f"{kind}/(density|coverage)_",), is_expected),
+        Chart("inception score (more is better)", (f"{kind}/is_(?!std)",), is_expected),
+        Chart("legible digits, shares of classes", (f"{kind}/(confident|min_class|max_class)",), may_be_digits),
+    )
+
+
 LAYOUT: dict[str, tuple[Chart, ...]] = {
     "Losses and logits": (
         Chart("losses of G and D", ("loss/",)),
         Chart("D's logits of reals and fakes", ("logits/",)),
     ),
     "Metrics": (
-        Chart("distance to the real images (less is better)", ("metrics/(fid|fd)_",), _is_measured),
-        Chart("kernel distance (less is better)", ("metrics/kid_(?!std)",), _is_measured),
-        Chart("precision and recall (more is better)", ("metrics/(precision|recall)_",), _is_measured),
-        Chart("density and coverage (more is better)", ("metrics/(density|coverage)_",), _is_measured),
-        Chart("inception score (more is better)", ("metrics/is_(?!std)",), _is_measured),
-        Chart("legible digits, shares of classes", ("metrics/(confident|min_class|max_class)",), _may_be_digits),
+        *_measures("metrics", _is_measured),
         Chart("divergence from equally frequent modes (less is better)", ("metrics/kl",), _is_stacked),
         Chart("modes found", ("metrics/modes$",), _is_stacked),
     ),
+    "Full measures": _measures("full", _has_full),
     "Penalties and gradients": (
         Chart("norms of the gradients", ("grad_norm/",)),
         Chart("gradient penalties", ("penalty/(?!share)",), _is_penalized),

@@ -1,4 +1,5 @@
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
-from fastgan import presets, train
+from fastgan import layout, presets, train
 from fastgan.board import Board, append_row, grid, read_rows, save_gif, save_png
+from fastgan.config import Config
 from fastgan.data.images import to_bytes, to_unit_range
 from fastgan.run_folder import RunFolder
 
@@ -296,6 +298,24 @@ def test_tensorboard_has_a_layout(folder: RunFolder) -> None:
     assert charts["losses of G and D"] == ["loss/"] and charts["D's logits of reals and fakes"] == ["logits/"]
     assert [group.title for group in shown.category][-1] == "Performance"
     assert "Metrics" not in [group.title for group in shown.category] and "gradient penalties" not in charts
+
+
+def charts_of(config: Config) -> dict[str, list[str]]:
+    """The regular expressions of TensorBoard's custom page, by group."""
+    found = layout.custom_scalars(config)
+    return {group: [tag for _, tags in charts.values() for tag in tags] for group, charts in found.items()}
+
+
+def test_layout_charts_the_full_measures() -> None:
+    """Full measures have charts of their own, in the runs that have any: their images are more than the curve's."""
+    config = presets.debug()
+    run = replace(config.run, eval_every=64, eval_images=120, eval_curve_images=100)
+    groups = charts_of(replace(config, run=run))
+    for metric in ("fd_digits", "kid_digits", "recall_digits", "coverage_digits", "is_digits", "confident_digits"):
+        assert sum(re.match(tag, f"full/{metric}") is not None for tag in groups["Full measures"]) == 1
+        assert not any(re.match(tag, f"full/{metric}") for tag in groups["Metrics"])
+    for other in (replace(run, eval_curve_images=120), replace(run, eval_every=None), replace(run, eval_every=0)):
+        assert "Full measures" not in charts_of(replace(config, run=other))
 
 
 def test_tensorboard_layout_is_written_once(folder: RunFolder) -> None:
