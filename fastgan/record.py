@@ -10,7 +10,7 @@ from typing import Any
 
 from fastgan import presets
 from fastgan.board import read_rows
-from fastgan.checkpoint import Checkpoints
+from fastgan.checkpoint import BEST, Checkpoints
 from fastgan.config import Config, flat
 from fastgan.errors import UserError
 from fastgan.run_folder import RunFolder
@@ -39,7 +39,7 @@ PROTOCOL = {
     "num_reals": "real images",
     "num_fakes": "generated images",
     "torch_fidelity": "torch-fidelity",
-    "num_neighbor_images": "images for precision, recall, kid",
+    "num_neighbor_images": "most images for precision, recall, kid",
 }
 HEADLINES = ("fid_", "fd_", "kl")
 
@@ -62,6 +62,7 @@ class Record:
         self.config = self.folder.read_config()
         self.log, self.performance = (self._rows(file) for file in (self.folder.log, self.folder.performance))
         self.evaluations, self.sessions = (self._rows(file) for file in (self.folder.evaluation, self.folder.sessions))
+        self.curve = self._rows(path / "metrics.jsonl")
         self.grids = sorted(self.folder.grids.glob("[0-9]*.png"))
         if not self.log and not self.grids:
             raise UserError(f"{path} has nothing to report yet: let it train on")
@@ -99,15 +100,17 @@ class Record:
 
     def measurements(self) -> list[Measurement]:
         """What `fastgan evaluate` measured, newest first, then the newest that was measured while training."""
-        return [*map(_evaluated, reversed(self.evaluations)), *self._in_training()]
+        evaluated = [_measurement(row, "by fastgan evaluate") for row in reversed(self.evaluations)]
+        curve = [_measurement(row, "while training") for row in self.curve[-1:]]
+        return evaluated + (curve or list(self._in_log()))
 
-    def _in_training(self) -> Iterator[Measurement]:
+    def _in_log(self) -> Iterator[Measurement]:
+        """The newest metrics of a run whose protocols are gone, if there are any."""
         for row in reversed(self.log):
             metrics = {name.removeprefix(METRICS): v for name, v in row.items() if name.startswith(METRICS)}
             if metrics:
-                images, data = self.config.run.eval_images, self.config.data.data
-                protocol = {"measured": "while training", "data": data, "generated images": f"{images:,}"}
-                yield Measurement(row["images_seen"], metrics, protocol | {"sample seeds": f"0-{images - 1}"})
+                protocol = {"measured": "while training", "data": self.config.data.data}
+                yield Measurement(row["images_seen"], metrics, protocol)
                 return
 
     @property
@@ -122,10 +125,14 @@ class Record:
         """What to type, and what for."""
         run = shlex.quote(str(self.path))
         classes = self.config.networks.num_classes
+        best = Checkpoints(self.path / BEST).paths()
         lines = [("64 samples in one picture", f"fastgan sample {run} --seeds 0-63 --grid --out samples")]
         if classes:
             many = f"fastgan sample {run} --seeds 0-9 --class 0-{min(classes, 10) - 1} --grid --out classes"
             lines.append(("a row a class", many))
+        if best:
+            seen = f"{int(best[0].name):,} images seen"
+            lines.append((f"samples of the best checkpoint, of {seen}", f"fastgan sample {run} --best --out best"))
         lines += [
             ("a walk from seed to seed", f"fastgan walk {run} --out walk.gif"),
             ("measure it against its data", f"fastgan evaluate {run}"),
@@ -136,15 +143,14 @@ class Record:
         return lines
 
 
-def _evaluated(row: dict[str, Any]) -> Measurement:
-    protocol = {"measured": "by fastgan evaluate"} | {
-        name.replace("_", " ").replace("num reals", "real images").replace("num fakes", "generated images"): shown(
-            value
-        )
-        for name, value in row["protocol"].items()
-    }
-    if any(value is not None for value in row.get("which", {}).values()):
-        protocol["average"] = ", ".join(f"{name} {value}" for name, value in row["which"].items() if value is not None)
+def _measurement(row: dict[str, Any], measured: str) -> Measurement:
+    words = {name: PROTOCOL.get(name, name.replace("_", " ")) for name in row["protocol"]}
+    protocol = {"measured": measured} | {words[name]: shown(value) for name, value in row["protocol"].items()}
+    which = dict(row.get("which", {}))
+    if which.pop("best", False):
+        protocol["checkpoint"] = "the best"
+    if any(value is not None for value in which.values()):
+        protocol["average"] = ", ".join(f"{name} {value}" for name, value in which.items() if value is not None)
     made_by = row.get("session", {})
     protocol["fastgan"] = f"{made_by.get('fastgan', '')} {str(made_by.get('commit') or '')[:10]}".strip()
     packages = made_by.get("packages", {})

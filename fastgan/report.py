@@ -61,7 +61,7 @@ def records_of(paths: Sequence[Path]) -> list[Record]:
 
 def plots_of(records: Sequence[Record]) -> list[tuple[str, list[Plot]]]:
     """The charts by group: of one run figures that belong together share one; of several, each figure has its own."""
-    series = [record.series() for record in records]
+    series = [_curves(record) for record in records]
     names = list(dict.fromkeys(name for found in series for name in found))
     x_end = max(record.images_seen for record in records)
     groups = []
@@ -75,6 +75,11 @@ def plots_of(records: Sequence[Record]) -> list[tuple[str, list[Plot]]]:
                 plots += [_overlaid(name, records, series, x_end) for name in on_it]
         groups.append((group, plots))
     return groups
+
+
+def _curves(record: Record) -> dict[str, list[tuple[float, float]]]:
+    """Every figure's course; a full measure that was taken once is in the table of metrics, and no course."""
+    return {name: found for name, found in record.series().items() if len(found) > 1 or not name.startswith("full/")}
 
 
 def _overlaid(name: str, records: Sequence[Record], series: Sequence[dict[str, Any]], x_end: float) -> Plot:
@@ -119,7 +124,7 @@ def facts(record: Record, metric: str | None) -> list[tuple[str, str]]:
     height, width = config.data.image_size
     kind = {1: "gray", 3: "RGB"}.get(config.data.channels, f"{config.data.channels} channels")
     found = [
-        ("data", f"{config.data.data}, {width}x{height} {kind}"),
+        ("data", f"{Path(config.data.data).name}, {width}x{height} {kind}"),
         ("networks", f"{config.networks.network}" + f", {config.networks.num_classes} classes" * has_classes(record)),
         ("images seen", f"{record.images_seen:,}"),
     ]

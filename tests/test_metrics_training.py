@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -10,8 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import refusal
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from fastgan import cli, presets, train
+from fastgan import cli, layout, presets, train
 from fastgan.board import read_rows
 from fastgan.checkpoint import BEST, Checkpoints
 from fastgan.data import sources
@@ -21,6 +23,9 @@ from fastgan.evaluate import CURVE, Evaluator, best_of, load_together
 from fastgan.metrics import extractors
 from fastgan.metrics.features import Alone
 from fastgan.metrics.fidelity import latents
+from fastgan.record import Record
+from fastgan.report import plots_of
+from fastgan.run_folder import RunFolder
 
 pytestmark = pytest.mark.usefixtures("keep_signal_handlers")
 CPU = torch.device("cpu")
@@ -87,6 +92,40 @@ def test_evaluate_repeats_the_full_measure(told):
     found, full = read_rows(told / "evaluation.jsonl")[-1], read_rows(told / CURVE)[-1]
     assert found["metrics"] == pytest.approx(full["metrics"], rel=1e-6)
     assert found["protocol"] == full["protocol"] and found["which"] == full["which"]
+
+
+def test_evaluate_the_best_checkpoint(told, capsys):
+    """`fastgan evaluate --best` has the figures that made it the best, and the report says of which checkpoint."""
+    best = Checkpoints(told / BEST).latest()
+    before = (told / "evaluation.jsonl").read_bytes() if (told / "evaluation.jsonl").exists() else None
+    assert cli.main(["evaluate", str(told), "--images", "100", "--best"]) == 0
+    found = read_rows(told / "evaluation.jsonl")[-1]
+    assert found["images_seen"] == best.state["images_seen"] and found["which"]["best"] is True
+    assert found["metrics"]["recall_digits"] == pytest.approx(best.state["metrics"]["recall_digits"], rel=1e-6)
+    (measurement, *_) = Record(told).measurements()
+    assert measurement.protocol["checkpoint"] == "the best"
+    (told / "evaluation.jsonl").write_bytes(before) if before else (told / "evaluation.jsonl").unlink()
+
+
+def test_report_has_the_full_measure(told):
+    """What the report shows of training is its newest measure with that one's protocol, and the best checkpoint."""
+    record = Record(told)
+    measurement = next(one for one in record.measurements() if one.protocol["measured"] == "while training")
+    assert measurement.metrics == read_rows(told / CURVE)[-1]["metrics"]
+    assert measurement.protocol["generated images"] == "120" and measurement.protocol["sample seeds"] == "0-119"
+    assert any(command.endswith("--best --out best") for _, command in record.commands())
+    assert "full/fd_digits" in record.series() and "Full measures" not in dict(plots_of([record]))
+
+
+def test_layout_has_every_metric(told):
+    """Each metric that a run writes, of the curve and in full, is on one chart of TensorBoard's custom page."""
+    charts = layout.custom_scalars(RunFolder(told).read_config())
+    tags = [tag for group in charts.values() for _, patterns in group.values() for tag in patterns]
+    written = EventAccumulator(str(told / "tensorboard")).Reload().Tags()["scalars"]
+    metrics = [name for name in written if name.startswith(("metrics/", "full/")) and "_std_" not in name]
+    assert sum(name.startswith("full/") for name in metrics) == 10
+    for name in metrics:
+        assert sum(re.match(tag, name) is not None for tag in tags) == 1, name
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from PIL import Image
 from fastgan import charts, cli, embed, layout, presets, record
 from fastgan.board import append_row
 from fastgan.charts import Line, Plot
+from fastgan.report import plots_of
 from fastgan.run_folder import RunFolder
 
 needs_browser = pytest.mark.skipif(browser.find() is None, reason="no Chromium is installed")
@@ -53,6 +54,7 @@ def run(debug_run: Path, tmp_path: Path) -> Path:
         pixels = random.integers(0, 256, (60, 60, 3), np.uint8)
         Image.fromarray(pixels).save(folder.grids / f"{images_seen:012d}.png")
     protocol = {"extractor": "digits", "num_fakes": 10_000, "num_reals": 60_000}
+    protocol["transform"] = "a sentence that is wider than any telephone, said of pixels that go into a network"
     session = {"fastgan": "0.1", "commit": "abc", "packages": {"torch": "2"}}
     metrics = {"fd_digits": 0.125, "precision_digits": 0.75}
     row = {"images_seen": 3200, "which": {}, "metrics": metrics, "protocol": protocol, "session": session}
@@ -103,6 +105,25 @@ def test_page_of_a_run(run: Path, tmp_path: Path) -> None:
     for command in ("fastgan sample '", "fastgan walk '", "fastgan evaluate '", "fastgan train --preset debug"):
         assert command in text, command
     assert "samples after 0 images seen" in text and "samples after 3,100 images seen" in text
+
+
+def test_data_by_name(run: Path, tmp_path: Path) -> None:
+    """The data set is named without its path, which is in the settings; in the protocol each thing has one name."""
+    config = json.loads((run / "config.json").read_text())
+    config["data"]["data"] = "/somewhere/deep/my faces"
+    (run / "config.json").write_text(json.dumps(config))
+    page = write_page(str(run), "--out", str(tmp_path / "page.html"))
+    assert "<dd>my faces, 28x28 gray</dd>" in page and "/somewhere/deep/my faces" in page
+    names = [name for found in record.Record(run).measurements() for name in found.protocol]
+    assert "generated images" in names and len({name.replace("-", " ") for name in names}) == len(set(names))
+
+
+def test_full_measures_in_the_table(run: Path) -> None:
+    """A full measure that was taken once has no curve; taken twice it has."""
+    append_row(RunFolder(run).log, {"images_seen": 3200, "full/fd_digits": 0.5})
+    assert not any("Full" in group for group, _ in plots_of([record.Record(run)]))
+    append_row(RunFolder(run).log, {"images_seen": 6400, "full/fd_digits": 0.4})
+    assert any("Full" in group for group, _ in plots_of([record.Record(run)]))
 
 
 def test_page_stands_alone(run: Path, tmp_path: Path) -> None:
@@ -339,6 +360,8 @@ def test_page_in_a_browser(run: Path, debug_run: Path, tmp_path: Path) -> None:
                 page.open(path.as_uri(), size, dark=size == browser.PHONE)
                 assert page.ask("document.images.length") > 4 and page.ask(browser.BROKEN_IMAGES) == []
                 assert page.ask("document.documentElement.scrollWidth") <= size[0]
+                if path == one:  # without a move of the table
+                    assert page.ask("document.querySelector('.headline td').getBoundingClientRect().right") <= size[0]
                 assert all(address.startswith(("file:", "data:")) for address in page.requests)
         page.open(one.as_uri())
         shown = "document.querySelector('.frames .shown figcaption').textContent"
