@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastgan.errors import UserError
+from fastgan.kernels.conv2d import conv2d
 from fastgan.networks.layers import one_hot
 from fastgan.networks.recompute import Recomputing
 
@@ -46,7 +47,9 @@ class Conv2d(nn.Conv2d):
     """A convolution that computes in its input's dtype; its weights stay in their own."""
 
     def forward(self, x: Tensor) -> Tensor:  # [B, C, H, W]
-        return self._conv_forward(x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        assert isinstance(self.padding, tuple)
+        return conv2d(x, self.weight.to(x.dtype), bias, self.stride, self.padding, self.groups)
 
 
 class ConvTranspose2d(nn.ConvTranspose2d):
