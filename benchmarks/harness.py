@@ -9,6 +9,8 @@ from pathlib import Path
 
 import torch
 
+from fastgan.config import Config
+from fastgan.data.batch import Batch
 from fastgan.run_folder import session
 
 RESULTS = Path(__file__).parent / "results"
@@ -47,11 +49,34 @@ def processor() -> str:
     return f"{', '.join(sorted(names)) or platform.processor()}, {torch.get_num_threads()} threads"
 
 
-def matmul_peak(size: int = 2048, tries: int = 8) -> float:
-    """FLOP/s of the fastest of a few float32 matrix products, [size, size] each."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    a, b = (torch.randn(size, size, device=device) for _ in range(2))
-    return 2 * size**3 / min(seconds(lambda: a @ b) for _ in range(tries))
+def matmul_peak(arithmetic: str = "float32", tries: int = 8) -> float:
+    """FLOP/s of the fastest of a few large square matrix products, in float32, tf32 or bfloat16."""
+    device, size = ("cuda", 8192) if torch.cuda.is_available() else ("cpu", 2048)
+    dtype = torch.bfloat16 if arithmetic == "bfloat16" else torch.float32
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if arithmetic == "tf32" else "highest")
+    try:
+        return 2 * size**3 / min(seconds(lambda: a @ b) for _ in range(tries))
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+class DrawnLoader:
+    """Batches of random images of a config's kind, which are on the device already."""
+
+    num_images = 10**9
+
+    def __init__(self, config: Config, device: torch.device) -> None:
+        size, channels, classes = config.data.batch_size, config.data.channels, config.networks.num_classes
+        draws = torch.Generator().manual_seed(0)
+        pixels = torch.randint(0, 256, (size, channels, *config.data.image_size), generator=draws, dtype=torch.uint8)
+        self._pixels = pixels.to(device).contiguous(memory_format=torch.channels_last)
+        self._index = torch.arange(size, device=device)
+        self._labels = self._index % classes if classes else None
+
+    def batch(self, images_seen: int) -> Batch:
+        return Batch(self._pixels, self._labels, self._index + images_seen, len(self._pixels))
 
 
 def save(theme: str, title: str, table: str) -> Path:

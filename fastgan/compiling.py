@@ -25,7 +25,7 @@ def settle(trainer: Trainer, processes: Processes) -> None:
     if wish == "off":
         return
     reason = None if wish == "on" else no_gain(config, trainer.steps_to(trainer.total_images), processes)
-    reason = reason or obstacle(processes)
+    reason = reason or obstacle(config, processes)
     if wish == "on" and reason is not None:
         raise UserError(f"compile is on: {reason}; give --compile off")
     if processes.smallest(reason is None):
@@ -45,10 +45,12 @@ def no_gain(config: Config, steps: int, processes: Processes) -> str | None:
     return None if saved > COMPILE_S else f"it takes {COMPILE_S:.0f} s and would save about {saved:.0f} s of this run"
 
 
-def obstacle(processes: Processes) -> str | None:
+def obstacle(config: Config, processes: Processes) -> str | None:
     """Why nothing can be compiled here; None where a small function was. Takes some seconds."""
     if processes.engine == "zero3" and processes.count > 1:
         return "the engine zero3 moves weights while the networks run"
+    if config.run.activation_checkpointing:
+        return "compiled code decides by itself what it keeps, and activation_checkpointing is True"
     try:
         torch.compile(lambda x: 2 * x + 1)(torch.ones(8, device=processes.device))
     except Exception as error:  # whatever the compiler, its compiler or its driver raise

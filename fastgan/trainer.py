@@ -77,9 +77,12 @@ class Trainer:
         self.on_short_memory: Callable[[int], None] = lambda micro_batch: None
 
     def compile(self, cuda_graphs: bool = False) -> None:
-        """From now on G and both objectives run compiled, each as one graph."""
+        """From now on G and both objectives run compiled, each as one graph, but for those whose processes exchange
+        BatchNorm's statistics in the middle.
+        """
         for module in (self.G.net, self.d_objective, self.g_objective):
-            module.compile(fullgraph=True, mode="reduce-overhead" if cuda_graphs else None)
+            if self.num_processes == 1 or not has_batch_norm(module):
+                module.compile(fullgraph=True, mode="reduce-overhead" if cuda_graphs else None)
 
     @property
     def total_images(self) -> int:

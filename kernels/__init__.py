@@ -1,1 +1,1 @@
-"""Ops of fastgan, one file each: reference, kernel, autograd function, public op. Imported as `fastgan.kernels`."""
+"""Ops of fastgan, one file each: reference, kernel, derivative, public op. Imported as `fastgan.kernels`."""

@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from fastgan.kernels.derivatives import Context, differentiable
 from torch import Tensor
+
+from fastgan.kernels.derivatives import Context, differentiable
 
 aten = torch.ops.aten
 Gradients = tuple[Tensor | None, ...]

@@ -4,9 +4,10 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from fastgan.kernels.conv2d import conv2d, conv2d_reference
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from fastgan.kernels.conv2d import conv2d, conv2d_reference
 
 # (kernel, stride, padding, groups, bias) on pictures of 7x6, where a stride of 2 leaves a rest
 FORMS = [(3, 1, 1, 4, True), (1, 1, 0, 1, False), (4, 2, 1, 1, True), (5, 2, 2, 2, False), (3, 2, 0, 1, True)]

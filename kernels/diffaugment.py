@@ -1,0 +1,217 @@
+"""DiffAugment (Zhao et al. 2020, 2006.10738): brightness, saturation, contrast, shift and cutout in one pass.
+
+With m the mean of a pixel's colours and M that of the image's, a pixel becomes gain vivid x + gain (1 - vivid) m +
+(1 - gain) M + added, moves, and is 0 inside the window. But for `added` this is linear, and its adjoint runs backwards:
+what is kept moves back and is mixed by the same symmetric matrices. Before either pass one more reads what M needs.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.library import custom_op
+
+from fastgan.errors import UserError
+from fastgan.kernels.choice import Implementation, constexpr, jit, takes_triton, tl, triton
+from fastgan.kernels.derivatives import Context, differentiable
+from fastgan.kernels.tiles import Blocks, accumulator, accumulator_dtype, dense, empty, layout
+
+TILE = 512  # numbers at a time: all channels of some pixels
+
+
+class Changes(NamedTuple):
+    """What happens to each image: [B] each, any dtype, without gradients. Behind each stands what changes nothing."""
+
+    added: Tensor  # brightness: to every colour; 0
+    vivid: Tensor  # saturation: times the distance from the pixel's gray; 1
+    gain: Tensor  # contrast: times the distance from the image's mean; 1
+    shift_x: Tensor  # whole pixels to the right, 0 coming in from outside; 0
+    shift_y: Tensor  # and down; 0
+    centre_x: Tensor  # in [0, 1), of the window, half as wide and high as the image, that becomes 0
+    centre_y: Tensor
+    cut: Tensor  # bool, whether there is such a window; False
+
+
+def diffaugment_reference(images: Tensor, changes: Changes) -> Tensor:
+    """What `diffaugment` is, in torch's own ops."""
+    x = images.to(torch.promote_types(images.dtype, torch.float32))
+    colors = _num_colors(x)
+    x = torch.cat([_color_reference(x[:, :colors], changes), x[:, colors:]], 1)
+    height, width = x.shape[2:]
+    batch = torch.arange(len(x), device=x.device)[:, None, None]
+    rows = torch.arange(height, device=x.device) - changes.shift_y.long()[:, None]  # [B, H]
+    columns = torch.arange(width, device=x.device) - changes.shift_x.long()[:, None]  # [B, W]
+    inside = ((rows >= 0) & (rows < height))[:, :, None] & ((columns >= 0) & (columns < width))[:, None]
+    at = (rows.clamp(0, height - 1)[:, :, None], columns.clamp(0, width - 1)[:, None])
+    x = x.permute(0, 2, 3, 1)[batch, at[0], at[1]].permute(0, 3, 1, 2)
+    cut = _near(changes.centre_y, height)[:, :, None] & _near(changes.centre_x, width)[:, None]
+    cut = cut & changes.cut[:, None, None]
+    x = x.masked_fill((cut | ~inside)[:, None], 0.0)
+    return x.to(images.dtype).contiguous(memory_format=layout(images))
+
+
+def _num_colors(images: Tensor) -> int:
+    """How many channels are colours: the fourth of four is alpha."""
+    return 3 if images.shape[1] == 4 else images.shape[1]
+
+
+def _color_reference(x: Tensor, changes: Changes) -> Tensor:
+    added, vivid, gain = (value.to(x.dtype)[:, None, None, None] for value in changes[:3])
+    x = x + added
+    if x.shape[1] == 3:
+        x = torch.lerp(x.mean(1, keepdim=True), x, vivid)
+    return torch.lerp(x.mean((1, 2, 3), keepdim=True), x, gain)
+
+
+def _near(centre: Tensor, size: int) -> Tensor:
+    """Which of so many pixels in a row are in the window, bool [B, size]."""
+    places = (torch.arange(size, device=centre.device, dtype=torch.float64) + 0.5) / size
+    return (places - centre.double()[:, None]).abs() < 0.25
+
+
+class _Op(NamedTuple):
+    """What the kernel is compiled for."""
+
+    adjoint: bool
+    constant: bool  # whether `added` is
+    vivid: bool  # whether there is a saturation
+    precision: Any
+    tile: Blocks
+
+
+class _View(NamedTuple):
+    """Sizes and strides (image, channel, row, column) of what is read and written."""
+
+    channels: int
+    colors: int
+    height: int
+    width: int
+    strides: tuple[int, ...]
+
+
+@jit
+def _kernel(x, mean, color, place, out, sums, view, OP: constexpr):  # type: ignore[no-untyped-def]
+    """Where `sums` are given these are sums over the colours of what is kept, a tile; else `out` is the result."""
+    program = tl.program_id(0)
+    along = tl.cdiv(view.height * view.width, OP.tile.pixels)
+    image = program // along
+    c = tl.arange(0, OP.tile.channels)[:, None]
+    p = program % along * OP.tile.pixels + tl.arange(0, OP.tile.pixels)[None, :]
+    h = p // view.width
+    w = p % view.width
+    place += image * 6  # shift right and down, then the window's first column, the one after its last, and its rows
+    color += image * 3  # added, vivid, gain
+    row = h + tl.load(place + 1) * (1 if OP.adjoint else -1)  # what is read
+    column = w + tl.load(place) * (1 if OP.adjoint else -1)
+    y = row if OP.adjoint else h  # where the window is looked for
+    x_ = column if OP.adjoint else w
+    kept = (x_ < tl.load(place + 2)) | (x_ >= tl.load(place + 3)) | (y < tl.load(place + 4)) | (y >= tl.load(place + 5))
+    kept = kept & (row >= 0) & (row < view.height) & (column >= 0) & (column < view.width)
+    valid = (c < view.channels) & (h < view.height)
+    start = image.to(tl.int64) * view.strides[0]
+    at = c * view.strides[1] + row * view.strides[2] + column * view.strides[3]
+    v = tl.load(x + start + at, mask=valid & kept, other=0).to(OP.precision)
+    colored = tl.where(c < view.colors, v, 0.0)
+    if sums is not None:
+        tl.store(sums + program, tl.sum(colored))
+    else:
+        gain = tl.load(color + 2)
+        mixed = v * gain
+        if OP.vivid:
+            vivid = tl.load(color + 1)
+            mixed = mixed * vivid + tl.sum(colored, 0, keep_dims=True) * (gain * (1.0 - vivid) / 3.0)
+        mixed += (1.0 - gain) * tl.load(mean + image)
+        if OP.constant:
+            mixed += tl.load(color)
+        v = tl.where(c < view.colors, mixed, v)
+        if not OP.adjoint:
+            v = tl.where(kept, v, 0.0)
+        at = c * view.strides[1] + h * view.strides[2] + w * view.strides[3]
+        tl.store(out + start + at, v, mask=valid)
+
+
+def _run(x: Tensor, color: Tensor, place: Tensor, adjoint: bool, constant: bool) -> Tensor:
+    out = empty(x)
+    if not out.numel():
+        return out
+    x = dense(x, x)
+    batch, channels, height, width = x.shape
+    colors, wide = _num_colors(x), triton.next_power_of_2(channels)
+    tile = Blocks(wide, min(triton.next_power_of_2(height * width), max(1, TILE // wide)))
+    along = triton.cdiv(height * width, tile.pixels)
+    view = _View(channels, colors, height, width, x.stride())
+    op = _Op(adjoint, constant, colors == 3, accumulator(x), tile)
+    color, place = color.to(accumulator_dtype(x)).contiguous(), place.contiguous()
+    with torch.cuda.device_of(x):
+        if adjoint:
+            sums = color.new_empty(batch, along)
+            _kernel[(batch * along,)](x, None, color, place, None, sums, view, op)
+            mean = sums.sum(1) / (colors * height * width)
+        else:
+            mean = x[:, :colors].mean((1, 2, 3), dtype=color.dtype)
+        _kernel[(batch * along,)](x, mean, color, place, out, None, view, op)
+    return out
+
+
+@custom_op("fastgan::diffaugment", mutates_args=())
+def _forward(x: Tensor, color: Tensor, place: Tensor, constant: bool) -> Tensor:
+    return _run(x, color, place, adjoint=False, constant=constant)
+
+
+@custom_op("fastgan::diffaugment_vjp", mutates_args=())
+def _vjp(grad: Tensor, color: Tensor, place: Tensor) -> Tensor:
+    return _run(grad, color, place, adjoint=True, constant=False)
+
+
+def _fake(x: Tensor, color: Tensor, place: Tensor, constant: bool = False) -> Tensor:
+    return empty(x)
+
+
+_forward.register_fake(_fake)
+_vjp.register_fake(_fake)
+
+
+def _keep(ctx: Context, inputs: Sequence[Any], output: Tensor) -> None:
+    ctx.save_for_backward(inputs[1], inputs[2])
+
+
+def _backward(ctx: Context, grad: Tensor) -> tuple[Tensor | None, ...]:
+    return differentiable_vjp(grad, *ctx.saved_tensors), None, None, None
+
+
+def _backward_vjp(ctx: Context, change: Tensor) -> tuple[Tensor | None, ...]:
+    return differentiable_diffaugment(change, *ctx.saved_tensors, False), None, None
+
+
+differentiable_diffaugment = differentiable("DiffAugment", _forward, _keep, _backward)
+differentiable_vjp = differentiable("DiffAugmentVjp", _vjp, _keep, _backward_vjp)
+
+
+def _places(changes: Changes, height: int, width: int) -> Tensor:
+    """Shifts and windows in whole pixels, int32 [B, 6]: right, down, first column, the one after the last, and rows."""
+    ends = [changes.shift_x.int(), changes.shift_y.int()]
+    for centre, size in ((changes.centre_x, width), (changes.centre_y, height)):
+        near = _near(centre, size) & changes.cut[:, None]
+        first = near.int().argmax(1)
+        ends += [first, first + near.sum(1)]
+    return torch.stack([end.int() for end in ends], 1)
+
+
+def diffaugment(images: Tensor, changes: Changes, implementation: Implementation = "auto") -> Tensor:
+    """`diff_color`, `diff_shift` and `cutout` of fastgan.augment, in this order, of images [B, C, H, W].
+
+    Dtype and memory format are those of `images`; the numbers between are float32, or float64 where `images` are. Four
+    channels are three colours and alpha, which only moves and is cut; without three colours there is no saturation.
+    Raises UserError for other shapes.
+    """
+    if images.dim() != 4 or any(value.shape != images.shape[:1] for value in changes):
+        shapes = sorted({str(tuple(value.shape)) for value in changes})
+        raise UserError(
+            f"images are {tuple(images.shape)}, changes {', '.join(shapes)}: give [B, C, H, W] and [B] each"
+        )
+    if not takes_triton(implementation, images):
+        return diffaugment_reference(images, changes)
+    color = torch.stack([value.double() for value in changes[:3]], 1).detach()
+    result: Tensor = differentiable_diffaugment(images, color, _places(changes, *images.shape[2:]), True)
+    return result

@@ -1,0 +1,64 @@
+"""diffaugment's kernel against the reference, and both against fastgan.augment."""
+
+from functools import partial
+
+import pytest
+import torch
+from comparing import assert_derivatives, assert_equal, assert_same, assert_same_by_functions, cases, drawn
+
+from fastgan import counter
+from fastgan.augment import KINDS, Draws, augment
+from fastgan.counter import Stream
+from fastgan.kernels.diffaugment import Changes, diffaugment
+
+SHAPES = ((4, 3, 7, 10), (3, 4, 8, 8), (3, 1, 9, 5), (2, 5, 6, 6), (0, 3, 4, 4), (1, 3, 20, 19), (1, 3, 1, 2))
+
+
+def keys_of(count):
+    return counter.keys(3, Stream.AUGMENT_D, torch.arange(count))
+
+
+def changes_for(shape, p):
+    """What fastgan.augment draws for such images."""
+    draws = Draws(keys_of(shape[0]), p, KINDS["diffaugment"])
+    uniform, choose = draws.uniform, draws.choose
+    most = [int(size / 8 + 0.5) for size in (shape[3], shape[2])]
+    shifts = [((2 * n + 1) * uniform("shift", k)).floor() - n for k, n in zip((1, 2), most, strict=True)]
+    return Changes(
+        choose("brightness", uniform("brightness") - 0.5, 0),
+        choose("saturation", 2 * uniform("saturation"), 1),
+        choose("contrast", uniform("contrast") + 0.5, 1),
+        *(choose("shift", shift, 0) for shift in shifts),
+        uniform("cutout", 1),
+        uniform("cutout", 2),
+        draws.happens("cutout"),
+    )
+
+
+@pytest.mark.parametrize(("dtype", "layout", "shape"), cases(SHAPES), ids=str)
+def test_the_kernel_is_the_reference(dtype, layout, shape):
+    """Values and all derivatives; values are augment's as well."""
+    op, x = partial(diffaugment, changes=changes_for(shape, 0.8)), drawn(shape, dtype, layout)
+    assert_same(op, (x,), dtype)
+    for implementation in ("reference", "triton"):
+        assert_equal(op(x, implementation=implementation), augment(x, keys_of(shape[0]), 0.8, "diffaugment"), dtype)
+
+
+def test_some_images_are_left_alone_and_some_are_not():
+    """An image to which nothing happens keeps its bits; the others don't."""
+    shape = (12, 3, 8, 8)
+    changes, x = changes_for(shape, 0.2), drawn(shape, torch.float32)
+    still = (changes.added == 0) & (changes.vivid == 1) & (changes.gain == 1) & ~changes.cut
+    still = still & (changes.shift_x == 0) & (changes.shift_y == 0)
+    assert 0 < still.sum() < len(x)
+    for implementation in ("reference", "triton"):
+        same = (diffaugment(x, changes, implementation) == x).all((1, 2, 3))
+        assert torch.equal(same, still)
+
+
+@pytest.mark.parametrize("shape", [(3, 3, 3, 4), (2, 4, 4, 2), (2, 1, 3, 3)], ids=str)
+def test_derivatives(shape):
+    """gradcheck and gradgradcheck."""
+    op, x = partial(diffaugment, changes=changes_for(shape, 0.9)), drawn(shape, torch.float64)
+    assert_derivatives(op, (x,))
+    assert_same_by_functions(op, (x,))
