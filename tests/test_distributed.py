@@ -61,7 +61,7 @@ def test_processes_learn_what_one_learns(tmp_path, one, num_processes):
 
 
 def test_whole_run_under_divided_weights(tmp_path, one):
-    """ZeRO 3, where no process holds whole weights: rows, histograms, health and checkpoint are those of one process."""
+    """ZeRO 3, where no process holds whole weights: rows and weights are those of one, with histograms, too."""
     run_dir = tmp_path / "run"
     answer = launch(run_dir, 2, "--engine", "zero3", "--histograms")
     assert answer.returncode == 0, answer.stderr
