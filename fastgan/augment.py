@@ -1,7 +1,7 @@
 """Differentiable augmentation: random changes of the images that D sees, each a pure function of one key and of p.
 
-Reals and fakes given the same keys get the same changes. Gradients flow to the images, twice (torch >= 2.12 or so:
-`grid_sample` had no second derivative before), so D's penalties can be taken with respect to the images before it.
+Reals and fakes given the same keys get the same changes. Gradients flow to the images, twice, so D's penalties can be
+taken with respect to the images before it.
 """
 
 import math
@@ -9,11 +9,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from fastgan import counter
 from fastgan.errors import UserError
+from fastgan.kernels.diffaugment import Changes, diffaugment
+from fastgan.warp import warp
 
 # In the order in which ADA applies them. Append only: what old runs drew depends on the places.
 OPERATIONS = (
@@ -132,7 +133,7 @@ class Frame:
         rows = (self.middle[:, None] + self.down[:, None] * y) * unit  # [B, H, 2]
         columns = self.right[:, None] * x * unit  # [B, W, 2]
         grid = rows.to(images.dtype)[:, :, None] + columns.to(images.dtype)[:, None]  # [B, H, W, 2], -1 to 1
-        seen = F.grid_sample(images, grid, mode=mode, padding_mode=padding, align_corners=True)
+        seen = warp(images, grid, mode, padding)
         return seen.where(_per_image(moved.any(1), images), images)
 
 
@@ -203,9 +204,7 @@ def diff_color(images: Tensor, draws: Draws) -> Tensor:
     """
     if images.shape[1] == 4:
         return torch.cat([diff_color(images[:, :3], draws), images[:, 3:]], 1)
-    added = draws.choose("brightness", draws.uniform("brightness") - 0.5, 0)
-    vivid = draws.choose("saturation", 2 * draws.uniform("saturation"), 1)
-    gain = draws.choose("contrast", draws.uniform("contrast") + 0.5, 1)
+    added, vivid, gain, *_ = diff_changes(images, draws)
     changed = (added != 0) | (gain != 1)
     result = images + _per_image(added, images)
     if images.shape[1] == 3:
@@ -217,10 +216,8 @@ def diff_color(images: Tensor, draws: Draws) -> Tensor:
 
 def diff_shift(images: Tensor, draws: Draws) -> Tensor:
     """DiffAugment's translation: by whole pixels up to 1/8 of the size, each as likely; 0 comes in from outside."""
-    frame = Frame.still(draws.table[:, 0])
-    most = [int(size / 8 + 0.5) for size in (images.shape[3], images.shape[2])]
-    x, y = (((2 * n + 1) * draws.uniform("shift", k)).floor() - n for k, n in zip((1, 2), most, strict=True))
-    frame = frame.move(draws.choose("shift", x, 0), draws.choose("shift", y, 0))
+    changes = diff_changes(images, draws)
+    frame = Frame.still(draws.table[:, 0]).move(changes.shift_x, changes.shift_y)
     return frame.sample(images, "nearest", "zeros")
 
 
@@ -237,6 +234,29 @@ def cutout(images: Tensor, draws: Draws) -> Tensor:
     return images.masked_fill(inside[:, None], 0.0)
 
 
+def diff_changes(images: Tensor, draws: Draws) -> Changes:
+    """The numbers of DiffAugment's changes, [B] each."""
+    uniform, choose = draws.uniform, draws.choose
+    most = [int(size / 8 + 0.5) for size in (images.shape[3], images.shape[2])]
+    shifts = [((2 * n + 1) * uniform("shift", k)).floor() - n for k, n in zip((1, 2), most, strict=True)]
+    return Changes(
+        choose("brightness", uniform("brightness") - 0.5, 0),
+        choose("saturation", 2 * uniform("saturation"), 1),
+        choose("contrast", uniform("contrast") + 0.5, 1),
+        *(choose("shift", shift, 0) for shift in shifts),
+        uniform("cutout", 1),
+        uniform("cutout", 2),
+        draws.happens("cutout"),
+    )
+
+
+def diff_augment(images: Tensor, draws: Draws) -> Tensor:
+    """All that DiffAugment does, on a GPU in one pass."""
+    if images.is_cuda:
+        return diffaugment(images, diff_changes(images, draws))
+    return cutout(diff_shift(diff_color(images, draws), draws), draws)
+
+
 _BLIT = dict.fromkeys(("flip", "turn", "shift"), 1.0)
 _GEOMETRY = dict.fromkeys(("scale", "rotate_before", "stretch", "rotate_after", "slide"), 1.0)
 _COLOR = dict.fromkeys(("brightness", "contrast", "luma_flip", "hue", "saturation"), 1.0)
@@ -246,7 +266,7 @@ _HALF_COLOR = dict.fromkeys(_COLOR, 0.5)
 
 KINDS: dict[str, Kind] = {
     "none": Kind(),
-    "diffaugment": Kind((diff_color, diff_shift, cutout), _DIFF),  # as published at p = 1
+    "diffaugment": Kind((diff_augment,), _DIFF),  # as published at p = 1
     "blit": Kind((geometry,), _BLIT),
     "ada": Kind((geometry, color), _BLIT | _GEOMETRY | _COLOR),  # the paper's choice, "bgc"
     # For digits and letters: a 6 stays a 6. The rotations add up to 10 degrees at most, and as a reflection shows

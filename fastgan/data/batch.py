@@ -9,8 +9,9 @@ from torch import Tensor
 from fastgan import counter
 from fastgan.config import Config
 from fastgan.counter import Stream
-from fastgan.data.images import ImageSource, to_unit_range
+from fastgan.data.images import ImageSource
 from fastgan.data.order import Order, batch_positions, share
+from fastgan.kernels.unpack import unpack
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Batch:
     @property
     def reals(self) -> Tensor:
         """The images as D sees them: [B, C, H, W] in [-1, 1], of torch's default dtype (float32)."""
-        return to_unit_range(self.pixels)
+        return unpack(self.pixels, dtype=torch.get_default_dtype(), channels_last=True)
 
     def part(self, place: slice) -> "Batch":
         """Some of these images, still of the same global batch."""

@@ -15,12 +15,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastgan.errors import UserError
+from fastgan.kernels.bias_act import bias_act
 from fastgan.kernels.conv2d import conv2d
+from fastgan.kernels.resample import downsample2, upsample2
 from fastgan.networks.layers import one_hot
 from fastgan.networks.recompute import Recomputing
 
 SLOPE = 0.2
-FILTER = (1 / 8, 3 / 8, 3 / 8, 1 / 8)  # low-pass, one axis
 CLASS_DIM = 64  # of the class embedding that G gets beside z
 
 
@@ -47,7 +48,15 @@ class Conv2d(nn.Conv2d):
     """A convolution that computes in its input's dtype; its weights stay in their own."""
 
     def forward(self, x: Tensor) -> Tensor:  # [B, C, H, W]
-        bias = None if self.bias is None else self.bias.to(x.dtype)
+        return self._convolve(x, None if self.bias is None else self.bias.to(x.dtype))
+
+    def activated(self, x: Tensor) -> Tensor:
+        """The same behind a leaky ReLU. On a GPU that takes the bias along; on a CPU the convolution does."""
+        if not x.is_cuda:
+            return F.leaky_relu(self(x), SLOPE)
+        return bias_act(self._convolve(x, None), self.bias, SLOPE)
+
+    def _convolve(self, x: Tensor, bias: Tensor | None) -> Tensor:
         assert isinstance(self.padding, tuple)
         return conv2d(x, self.weight.to(x.dtype), bias, self.stride, self.padding, self.groups)
 
@@ -79,53 +88,23 @@ class R3Block(Recomputing):
         nn.init.zeros_(self.project.weight)
 
     def compute(self, x: Tensor) -> Tensor:  # [B, C, H, W]
-        y = F.leaky_relu(self.expand(x), SLOPE)  # [B, expansion C, H, W]
-        y = F.leaky_relu(self.grouped(y), SLOPE)  # [B, expansion C, H, W]
+        y = self.expand.activated(x)  # [B, expansion C, H, W]
+        y = self.grouped.activated(y)  # [B, expansion C, H, W]
         return x + self.project(y)  # [B, C, H, W]
 
 
-class _Resample(nn.Module):
-    """Multiplies every image's rows and columns by fixed matrices, [new H, H] and [new W, W].
-
-    Of the ways to filter (depthwise convolution, F.interpolate, sums of shifted pictures) this one has the fastest
-    double backward on a CPU: 3 times faster than convolution. Unlike F.interpolate it is deterministic on a GPU.
-    """
-
-    rows: Tensor
-    columns: Tensor
-
-    def __init__(self, rows: Tensor, columns: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("rows", rows, persistent=False)
-        self.register_buffer("columns", columns, persistent=False)
+class Downsample2(nn.Module):
+    """Half the height and width, both even, after a low-pass filter; 0 is beyond the border."""
 
     def forward(self, x: Tensor) -> Tensor:  # [B, C, H, W]
-        batch, channels, height, width = x.shape
-        x = x.permute(0, 2, 3, 1).reshape(batch, height, width * channels)
-        x = torch.bmm(self.rows.to(x.dtype).expand(batch, -1, -1), x)  # [B, new H, W C]
-        x = x.view(-1, width, channels)
-        x = torch.bmm(self.columns.to(x.dtype).expand(len(x), -1, -1), x)  # [B new H, new W, C]
-        return x.view(batch, len(self.rows), len(self.columns), channels).permute(0, 3, 1, 2)
+        return downsample2(x)
 
 
-class Downsample2(_Resample):
-    """Half the height and width of pictures of `size`, both even, after the filter [1, 3, 3, 1] / 8 an axis.
+class Upsample2(nn.Module):
+    """Twice the height and width through a low-pass filter; 0 is beyond the border."""
 
-    The picture is taken to be 0 outside, so constants are kept but in the outermost pixels, which get 7/8 of them.
-    """
-
-    def __init__(self, size: tuple[int, int]) -> None:
-        super().__init__(_halving(size[0]), _halving(size[1]))
-
-
-class Upsample2(_Resample):
-    """Twice the height and width of pictures of `size`, with the filter [1, 3, 3, 1] / 4 an axis.
-
-    It is 4 times the adjoint of Downsample2: the picture is 0 outside, and the outermost pixels get 3/4 of a constant.
-    """
-
-    def __init__(self, size: tuple[int, int]) -> None:
-        super().__init__(*(2 * _halving(2 * side).T.contiguous() for side in size))
+    def forward(self, x: Tensor) -> Tensor:  # [B, C, H, W]
+        return upsample2(x)
 
 
 @dataclass(frozen=True)
@@ -170,8 +149,7 @@ class R3Generator(nn.Module):
         trunk = _named(0, levels[0])
         self._half = [shape.is_half(0)] * len(trunk)  # of each part of the trunk
         for level in range(1, len(stages)):
-            up = Upsample2(_scaled(base, level - 1))
-            trunk |= _named(level, levels[level], [*_match(stages[level - 1], stages[level]), up])
+            trunk |= _named(level, levels[level], [*_match(stages[level - 1], stages[level]), Upsample2()])
             self._half += [shape.is_half(level)] * (len(trunk) - len(self._half))
         self.trunk = nn.Sequential(OrderedDict(trunk))
         self.output = _to_pixels(stages[-1], channels, shape.stem)
@@ -200,7 +178,7 @@ class R3Discriminator(nn.Module):
         trunk = _named(len(stages) - 1, levels[-1])
         self._half = [shape.is_half(len(stages) - 1)] * len(trunk)
         for level in range(len(stages) - 2, -1, -1):
-            down = [Downsample2(_scaled(base, level + 1)), *_match(stages[level + 1], stages[level])]
+            down = [Downsample2(), *_match(stages[level + 1], stages[level])]
             trunk |= _named(level + 1, [], down) | _named(level, levels[level])
             self._half += [shape.is_half(level + 1)] * len(down) + [shape.is_half(level)] * len(levels[level])
         self.trunk = nn.Sequential(OrderedDict(trunk))
@@ -301,18 +279,6 @@ def _through(layers: Iterable[nn.Module], half: Sequence[bool], x: Tensor) -> Te
     for layer, is_half in zip(layers, half, strict=True):
         x = layer(x.to(torch.bfloat16 if is_half else dtype))
     return x
-
-
-def _scaled(base: tuple[int, int], level: int) -> tuple[int, int]:
-    return base[0] * 2**level, base[1] * 2**level
-
-
-def _halving(side: int) -> Tensor:
-    """The matrix [side / 2, side] that filters and takes every other value; 0 beyond the border."""
-    padded = torch.zeros(side // 2, side + 2)
-    for i in range(side // 2):
-        padded[i, 2 * i : 2 * i + 4] = torch.tensor(FILTER)
-    return padded[:, 1:-1].contiguous()
 
 
 def _embed(classes: nn.Linear, labels: Tensor | None, dtype: torch.dtype) -> Tensor:

@@ -7,9 +7,9 @@ import torch
 from comparing import assert_derivatives, assert_equal, assert_same, assert_same_by_functions, cases, drawn
 
 from fastgan import counter
-from fastgan.augment import KINDS, Draws, augment
+from fastgan.augment import KINDS, Draws, augment, diff_changes
 from fastgan.counter import Stream
-from fastgan.kernels.diffaugment import Changes, diffaugment
+from fastgan.kernels.diffaugment import diffaugment
 
 SHAPES = ((4, 3, 7, 10), (3, 4, 8, 8), (3, 1, 9, 5), (2, 5, 6, 6), (0, 3, 4, 4), (1, 3, 20, 19), (1, 3, 1, 2))
 
@@ -20,19 +20,7 @@ def keys_of(count):
 
 def changes_for(shape, p):
     """What fastgan.augment draws for such images."""
-    draws = Draws(keys_of(shape[0]), p, KINDS["diffaugment"])
-    uniform, choose = draws.uniform, draws.choose
-    most = [int(size / 8 + 0.5) for size in (shape[3], shape[2])]
-    shifts = [((2 * n + 1) * uniform("shift", k)).floor() - n for k, n in zip((1, 2), most, strict=True)]
-    return Changes(
-        choose("brightness", uniform("brightness") - 0.5, 0),
-        choose("saturation", 2 * uniform("saturation"), 1),
-        choose("contrast", uniform("contrast") + 0.5, 1),
-        *(choose("shift", shift, 0) for shift in shifts),
-        uniform("cutout", 1),
-        uniform("cutout", 2),
-        draws.happens("cutout"),
-    )
+    return diff_changes(torch.empty(shape, device="meta"), Draws(keys_of(shape[0]), p, KINDS["diffaugment"]))
 
 
 @pytest.mark.parametrize(("dtype", "layout", "shape"), cases(SHAPES), ids=str)
