@@ -147,12 +147,16 @@ def _critic(
 ) -> Critic:
     """D behind the augmentation of the images that `index` numbers, as a function of the images alone."""
     noise = counter.keys(seed, noise_stream, index)
-    changes = counter.keys(seed, augment_stream, index)
+    changes = None if kind == "none" else counter.keys(seed, augment_stream, index)
 
     def judge(images: Tensor) -> Tensor:
-        copies = len(images) // len(index)  # a finite difference judges several versions of a batch at once
-        given = (None if labels is None else labels.repeat(copies), noise.repeat(copies))
-        logits: Tensor = D(augment(images, changes.repeat(copies), augment_p, kind), *given)
-        return logits
+        copies = len(images) // max(len(index), 1)  # a finite difference judges several versions of a batch at once
+        if changes is not None:
+            images = augment(images, _repeated(changes, copies), augment_p, kind)
+        return D(images, None if labels is None else _repeated(labels, copies), _repeated(noise, copies))
 
     return judge
+
+
+def _repeated(values: Tensor, copies: int) -> Tensor:
+    return values if copies == 1 else values.repeat(copies)
