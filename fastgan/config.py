@@ -253,6 +253,8 @@ class RunConfig:
     its whole share. It changes no result. Where memory runs out it is halved."""
     activation_checkpointing: bool = False
     """True: r3gan's blocks keep their inputs alone and compute the rest again: less memory, more time, same results."""
+    tf32: bool = True
+    """False: GPUs compute float32 convolutions in float32, not in TF32; matrix products they do so anyway."""
     compile: Literal["auto", "off", "on"] = "auto"
     """on: torch.compile makes one graph of each player's step, which takes minutes at first. auto: on GPUs, if the run
     is long enough. It changes no result but for rounding."""

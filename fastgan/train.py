@@ -174,12 +174,15 @@ def train(config: Config, stop: StopRequest) -> None:
 
 
 def _train(config: Config, stop: StopRequest, together: "Agreement", watchdog: "Watchdog") -> None:
+    import torch
+
     from fastgan.distributed import Processes
     from fastgan.run_folder import RunFolder
     from fastgan.trainer import EVENT_S
     from fastgan.watch import Watch
 
     run = config.run
+    torch.backends.cudnn.allow_tf32 = run.tf32
     processes = Processes(run.threads, run.engine, run.offload, together, run.timeout_s)
     folder = RunFolder(config.run_dir)
     trainer, source = _trainer(config, processes, folder, together, watchdog)
