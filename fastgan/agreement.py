@@ -4,13 +4,15 @@ It is settled through the launch's store, before there is a process group: a pro
 its error, so that nobody waits for it, and a wrong launch ends on every process with the same line.
 """
 
+import argparse
 import json
 import os
 import platform
 import socket
+import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
@@ -18,7 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import uuid4
 
 from fastgan.config import Config, flat
-from fastgan.errors import Lost, UserError
+from fastgan.errors import EXIT_USER_ERROR, Lost, UserError
 
 if TYPE_CHECKING:
     from torch.distributed import Store
@@ -29,7 +31,7 @@ T = TypeVar("T")
 Facts = Mapping[str, Mapping[str, object]]  # by kind, then by name
 
 LIMIT_S = 120.0  # for the processes of a launch to come: launchers start them at the same time, but imports take time
-ANSWER_S = 15.0  # for a store to answer where something listens at its port
+ANSWER_S = 10.0  # for a store to answer where something listens at its port
 WORK_S = 3600.0  # for one to finish its work, a download perhaps
 ABSENT = "absent: "  # what a verdict begins with where nobody made a mistake
 ERRORS_S = 1.0  # for more errors to come after the first
@@ -177,12 +179,21 @@ def of_launch(limit_s: float = LIMIT_S) -> Agreement:
     count, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
     if count == 1:
         return Agreement()
-    from torch.distributed import TCPStore
-
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     hosts_it = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     if not hosts_it and not _is_open(host, port, limit_s):
         raise Absent(f"nothing listens at {host}:{port} for rank {rank}: is the main host up, and its port open?")
+    store = _join(host, port, count, hosts_it, limit_s)
+    if isinstance(store, str):
+        fault = f"{host}:{port} can't be the launch's store for rank {rank} ({store})"
+        raise Absent(f"{fault}: another program has the port; give another --main_process_port")
+    return Agreement(_meet(store, rank, count, limit_s), rank, count)
+
+
+def _join(host: str, port: int, count: int, hosts_it: bool, limit_s: float) -> "Store | str":
+    """The store there, or why there is none."""
+    from torch.distributed import TCPStore
+
     found: list[Store | str] = []
 
     def join() -> None:  # waits for ever where another program listens, whatever the store's own limit
@@ -195,11 +206,7 @@ def of_launch(limit_s: float = LIMIT_S) -> Agreement:
     thread = threading.Thread(target=join, daemon=True)
     thread.start()
     thread.join(ANSWER_S)
-    store = found[0] if found else f"no answer in {ANSWER_S:g} s"
-    if isinstance(store, str):
-        fault = f"{host}:{port} can't be the launch's store for rank {rank} ({store})"
-        raise Absent(f"{fault}: another program has the port; give another --main_process_port")
-    return Agreement(_meet(store, rank, count, limit_s), rank, count)
+    return found[0] if found else f"no answer in {ANSWER_S:g} s"
 
 
 def _is_open(host: str, port: int, limit_s: float) -> bool:
@@ -346,3 +353,26 @@ def _who(ranks: list[int], said: Mapping[int, Mapping[str, Any]]) -> str:
     """The ranks and their hosts: `rank 1 (host b)`, `ranks 2, 3 (host b)`."""
     hosts = ", ".join(dict.fromkeys(said[rank]["host"] for rank in ranks))
     return f"rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))} ({hosts})"
+
+
+def port_taken(command: Sequence[str]) -> str | None:
+    """A line where another program has the port of the main host that a launcher's command names; None where not.
+
+    For who starts launchers: torch's own waits there for minutes, without a word.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    for name in ("ip", "port"):
+        parser.add_argument(f"--main_process_{name}", f"--main-process-{name}")
+    named, _ = parser.parse_known_args(command)
+    port = int(named.main_process_port or 29500)
+    if named.main_process_ip is None or not _is_open(named.main_process_ip, port, 0.0):
+        return None
+    if not isinstance(_join(named.main_process_ip, port, 1, False, ANSWER_S), str):
+        return None
+    return f"another program has {named.main_process_ip}:{port}: give every host another --main_process_port"
+
+
+if __name__ == "__main__":
+    if (line := port_taken(sys.argv[1:])) is not None:
+        print(f"fastgan: error: {line}", file=sys.stderr, flush=True)
+        os._exit(EXIT_USER_ERROR)  # a thread still waits for that program

@@ -2,8 +2,16 @@
 
 import os
 import signal
+import socket
 import subprocess
+import sys
+import time
 from pathlib import Path
+
+import pytest
+from torch.distributed import TCPStore
+
+from fastgan import agreement
 
 SCRIPT = Path(__file__).parents[1] / "launch" / "keep_going"
 COUNT = 'n=$(cat "$0" 2>/dev/null || echo 0); n=$((n + 1)); echo "$n" >"$0"; '
@@ -53,11 +61,31 @@ def test_sigterm_is_handed_on():
     assert process.wait(timeout=30) == 75
 
 
-def test_launcher_that_starts_nothing_is_told_of():
-    """While a launcher waits for the main host, a line says what to look at; where a process has started, none does."""
-    environment = os.environ | {"KEEP_GOING_HINT_S": "0.2", "KEEP_GOING_PAUSE_S": "0"}
-    for command, told in (("sleep 1", True), ('echo start >>"$FASTGAN_STATUS"; sleep 1', False)):
+@pytest.mark.parametrize("command", ["exec sleep 60", "exit 1"])
+def test_port_of_another_program_ends_it(command):
+    """Whether the launcher waits, as on most hosts, or fails at once, as on the main one: a line and 2, within 30 s."""
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = str(other.getsockname()[1])
+        words = ["--main_process_ip", "127.0.0.1", "--main_process_port", port]
+        environment = os.environ | {"KEEP_GOING_LOOK_S": "0.5", "PYTHON": sys.executable}
+        began = time.monotonic()
         answer = subprocess.run(
-            [SCRIPT, "sh", "-c", command], env=environment, timeout=60, check=True, capture_output=True, text=True
+            [SCRIPT, "sh", "-c", command, "launcher", *words],
+            env=environment,
+            timeout=90,
+            check=False,
+            capture_output=True,
+            text=True,
         )
-        assert ("is --main_process_port free" in answer.stderr) == told
+    assert answer.returncode == 2 and f"another program has 127.0.0.1:{port}" in answer.stderr
+    assert answer.stderr.count("error:") == 1 and time.monotonic() - began < 30
+
+
+def test_port_of_a_launch_is_nobody_elses():
+    """A port at which nothing listens, or a launch's own store, is not taken; nor is one that isn't named."""
+    store = TCPStore("127.0.0.1", 0, 1, True, wait_for_workers=False)
+    for words in (["--main_process_port", str(store.port)], ["--main-process-port=9"], []):
+        assert agreement.port_taken(["accelerate", "launch", "--main_process_ip", "127.0.0.1", *words, "x.py"]) is None
+    assert agreement.port_taken(["fastgan", "train"]) is None
