@@ -361,7 +361,7 @@ def test_folder_removed_meanwhile(run_dir: Path, monkeypatch: pytest.MonkeyPatch
     def removes(self: watch.Watch, trainer: Trainer) -> None:
         log(self, trainer)
         if trainer.images_seen == 192:
-            wait_until((run_dir / "checkpoints" / "000000000128").exists)
+            wait_until(self.writer._writes["checkpoint"].done)
             (run_dir / "checkpoints").rename(moved)
 
     monkeypatch.setattr(watch.Watch, "log", removes)

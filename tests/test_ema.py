@@ -420,7 +420,9 @@ def test_table_of_metrics(run: Path, capsys: pytest.CaptureFixture[str]) -> None
     command = ["ema", str(run), "--length", "0.07", "0.1", "--evaluate", "--images", "50"]
     assert cli.main(command) == 0
     rows = read_rows(run / "evaluation.jsonl")[-2:]
-    assert [row["which"] for row in rows] == [{"average": None, "length": n, "at": None} for n in (0.07, 0.1)]
+    assert [row["which"] for row in rows] == [
+        {"best": False, "average": None, "length": n, "at": None} for n in (0.07, 0.1)
+    ]
     heads, *table = [line.split() for line in capsys.readouterr().out.splitlines()[-3:]]
     assert heads == ["length", *rows[0]["metrics"]] and [line[0] for line in table] == ["0.07", "0.1"]
     for line, row in zip(table, rows, strict=True):
