@@ -37,7 +37,7 @@ class Options:
     """The recipe."""
     width: float = 0.125
     """The networks' width."""
-    images: int = 8_000
+    images: int = 24_000
     """Images of the run."""
     checkpoint_every: int = 512
     """Images between two checkpoints."""
