@@ -97,3 +97,11 @@ def test_training_after_sampling() -> None:
         layer(x)
     layer(x).sum().backward()
     assert layer.weight.grad is not None and bool(layer.weight.grad.any())
+
+
+def test_compiled_layers_are_whole_graphs() -> None:
+    """Where it would pay, compiled code has torch's convolution, in one graph, with the same numbers to 1e-5."""
+    layer, x = fourier.Conv2d(64, 64, kernel_size=5, padding=2), torch.randn(64, 64, 7, 7)
+    assert fourier.pays(x, (7, 7), 5, 25, (64, 64))
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x), layer(x), rtol=0, atol=1e-5)

@@ -7,7 +7,8 @@ only matrix products, fast and differentiable any number of times. Float32 errs 
 average, torch's own convolutions by 3e-7; gradients in weights by 5e-7, torch's by 2e-6.
 
 Weights, names and results are those of torch's layers, which compute themselves where this doesn't pay: large pictures,
-few channels, few images; and on GPUs, where nobody has measured it.
+few channels, few images; on GPUs, where nobody has measured it; and compiled, as Dynamo can't follow how the matrices
+are made.
 """
 
 import functools
@@ -70,7 +71,7 @@ def pays(x: Tensor, size: tuple[int, int], kernel: int, taps: float, channels: t
 
     `kernel` is the side of the kernel here, `taps` what the plain convolution multiplies for a place and two channels.
     """
-    if x.device.type != "cpu":
+    if x.device.type != "cpu" or torch.compiler.is_compiling():
         return False
     places, (c_in, c_out) = size[0] * size[1], channels
     reach = kernel // 2
