@@ -11,6 +11,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 from serve import Arrays, serve
+from weights import load_into
 
 import fastgan
 from fastgan import networks, presets
@@ -38,10 +39,7 @@ class FastganPeer:
         self.trainer.train_step(self.trainer.loader.batch(self.trainer.images_seen))
 
     def load(self, weights: Arrays) -> None:
-        for side, net in (("G", self.trainer.G.net), ("D", self.trainer.D.net)):
-            start = f"{side}/"
-            mine = {name.removeprefix(start): value for name, value in weights.items() if name.startswith(start)}
-            net.load_state_dict({name: torch.from_numpy(value) for name, value in mine.items()})
+        load_into({"G": self.trainer.G.net, "D": self.trainer.D.net}, weights)
 
     @torch.no_grad()
     def images(self, z: np.ndarray, training: bool) -> np.ndarray:

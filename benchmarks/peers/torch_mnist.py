@@ -13,6 +13,7 @@ import torch
 from serve import Arrays, serve
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
+from weights import load_into
 
 BATCH_SIZE, Z_DIM = 256, 100
 NORM = {"eps": 1e-3, "momentum": 0.01}
@@ -80,10 +81,7 @@ class TorchPeer:
         self._g_optimizer.step()
 
     def load(self, weights: Arrays) -> None:
-        for side, net in (("G", self.G), ("D", self.D)):
-            start = f"{side}/"
-            mine = {name.removeprefix(start): value for name, value in weights.items() if name.startswith(start)}
-            net.load_state_dict({name: torch.from_numpy(value) for name, value in mine.items()})
+        load_into({"G": self.G, "D": self.D}, weights)
 
     @torch.no_grad()
     def images(self, z: np.ndarray, training: bool) -> np.ndarray:

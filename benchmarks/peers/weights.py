@@ -6,9 +6,11 @@ and in Keras; the usual PyTorch program has channels first. A transposed convolu
 its kernel mirrored.
 """
 
+from collections.abc import Mapping
+
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 Weights = dict[str, Tensor]
 NORM = {"weight": "gamma", "bias": "beta", "running_mean": "moving_mean", "running_var": "moving_variance"}
@@ -64,6 +66,14 @@ def torch_usual(G: Weights, D: Weights) -> Weights:
         found[f"G/1.{kind}"] = channels_first(value) if value.dim() else value
         found |= {f"G/{there}.{kind}": G[f"{here}.{kind}"] for here, there in (("norm7", 5), ("norm14", 8))}
     return found
+
+
+def load_into(nets: Mapping[str, nn.Module], arrays: Mapping[str, np.ndarray]) -> None:
+    """The networks, by side, have the weights that stand there as `side/name`."""
+    for side, net in nets.items():
+        start = f"{side}/"
+        mine = {name.removeprefix(start): value for name, value in arrays.items() if name.startswith(start)}
+        net.load_state_dict({name: torch.from_numpy(value) for name, value in mine.items()})
 
 
 def unsettled(net: Weights) -> Weights:
