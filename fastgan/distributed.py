@@ -19,7 +19,7 @@ import psutil
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+from accelerate.utils import InitProcessGroupKwargs
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -222,6 +222,17 @@ def _zero_engine(module: nn.Module, optimizer: torch.optim.Optimizer, stage: int
     return engine
 
 
+def _arrange_gradients(shared: nn.Module, module: nn.Module) -> None:
+    """DDP has arranged the module's gradients for its exchanges, in an order that only the module decides.
+
+    It does so once, in the order of a process's first backward pass, and in this order three or more processes add them
+    up: arranged by whichever step a run goes on with, a resumed run would differ in its last bits.
+    """
+    module.forward = lambda: sum(parameter.sum() for parameter in module.parameters())
+    shared().backward()
+    del module.forward
+
+
 class Processes:
     """One process of a run of `count`, number `rank`, computing on `device`."""
 
@@ -241,13 +252,10 @@ class Processes:
         if together is not None and together.store is not None:
             _open_group(together, limit_s)
         patience = InitProcessGroupKwargs(timeout=collective_timeout(limit_s))
-        # Else DDP arranges gradients anew after a process's first step, and three or more processes add them up in
-        # another order: a resumed run would differ in its last bits.
-        steady = DistributedDataParallelKwargs(find_unused_parameters=True)
         # What these two say, of layouts and of DeepSpeed's own calls, no user can mend.
         warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides", UserWarning)
         warnings.filterwarnings("ignore", "`torch.distributed..* is deprecated", FutureWarning)
-        self._accelerator = Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=[patience, steady])
+        self._accelerator = Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=[patience])
         self.rank: int = self._accelerator.process_index
         self.count: int = self._accelerator.num_processes
         self.device: torch.device = self._accelerator.device
@@ -265,7 +273,11 @@ class Processes:
             return Player(net, module, optimizer)
         if self.engine.startswith("zero"):
             return ZeroPlayer(net, module, optimizer, int(self.engine.removeprefix("zero")), self.offload)
-        return Player(net, self._accelerator.prepare_model(module), optimizer)
+        shared = self._accelerator.prepare_model(module)
+        shared.broadcast_buffers = False  # they are functions of what all processes have: the same on all
+        _arrange_gradients(shared, module)
+        optimizer.zero_grad()
+        return Player(net, shared, optimizer)
 
     def vote(self, number: int) -> int:
         """The largest number of all processes when they last asked, 0 the first time: all must ask, after each step.

@@ -63,10 +63,14 @@ def pictures(config: Config) -> ImageSet:
     return ImageSet("noise", ((noise + 128) // 2 + slope).to(torch.uint8), labels)
 
 
+def trainer_of(name: str) -> Trainer:
+    config = tiny(presets.get(name))
+    return Trainer(config, networks.build(config), build_loader(config, pictures(config), torch.device("cpu")))
+
+
 def curve(name: str) -> dict[str, list[float]]:
     """The losses of both players in every step."""
-    config = tiny(presets.get(name))
-    trainer = Trainer(config, networks.build(config), build_loader(config, pictures(config), torch.device("cpu")))
+    trainer = trainer_of(name)
     steps = [trainer.train_step(trainer.loader.batch(trainer.images_seen)) for _ in range(STEPS)]
     return {key: [step[key].item() for step in steps] for key in ("loss/D", "loss/G")}
 
@@ -92,6 +96,17 @@ def test_golden_curve(name: str) -> None:
         assert found[key] == pytest.approx(wanted, rel=tolerance, abs=tolerance), (
             f"{key} of {name}: if this is meant, renew with `python tests/test_golden.py {name}` and say why"
         )
+
+
+@pytest.mark.parametrize("name", sorted(presets.PRESETS))
+def test_every_step_moves_every_parameter(name: str) -> None:
+    """No parameter lacks a gradient in a step with penalties or one without: DDP would wait for it."""
+    trainer = trainer_of(name)
+    for _ in range(2):
+        trainer.train_step(trainer.loader.batch(trainer.images_seen))
+    for player in (trainer.G, trainer.D):
+        for parameter in player.net.parameters():
+            assert player.optimizer.state[parameter]["step"] == 2
 
 
 def test_no_golden_file_without_its_preset() -> None:

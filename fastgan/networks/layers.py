@@ -6,6 +6,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn.utils import parametrize
 
 from fastgan import counter
@@ -32,29 +33,17 @@ class Dropout(nn.Module):
         return x * (keep * (1 / (1 - self.p)))
 
 
-class _SumOverProcesses(torch.autograd.Function):
-    """The sum of all processes' tensors; the gradient is summed as well, as every process depends on every other."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        total = x.clone()
-        dist.all_reduce(total)
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        total: Tensor = _SumOverProcesses.apply(grads[0])
-        return total
-
-
 def _several_processes() -> bool:
     return dist.is_initialized() and dist.get_world_size() > 1
 
 
+@torch.no_grad()
 def sum_over_processes(x: Tensor) -> Tensor:
-    """The sum of all processes' tensors, who must all ask; differentiable."""
-    total: Tensor = _SumOverProcesses.apply(x) if _several_processes() else x
-    return total
+    """The sum of all processes' tensors, who must all ask."""
+    if _several_processes():
+        x = x.clone()
+        dist.all_reduce(x)
+    return x
 
 
 def place() -> tuple[int, int]:
@@ -65,10 +54,11 @@ def place() -> tuple[int, int]:
 @torch.no_grad()
 def all_values(x: Tensor) -> Tensor:
     """All processes' tensors, who must all ask, in their order: [...] -> [processes, ...]."""
-    rank, count = place()
-    values = torch.zeros(count, *x.shape, dtype=x.dtype, device=x.device)
-    values[rank] = x
-    return sum_over_processes(values)
+    if not _several_processes():
+        return x[None]
+    values = x.new_empty(dist.get_world_size(), *x.shape)
+    dist.all_gather(list(values), x.contiguous())
+    return values
 
 
 class BatchNorm(nn.modules.batchnorm._BatchNorm):
@@ -87,25 +77,58 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or (not _several_processes() and x.numel() > x.shape[1]):
             return super().forward(x)
-        mean, var, count = self._global_moments(x)
+        mean, var, count = _global_moments(x.detach())
         with torch.no_grad():
             assert self.running_mean is not None and self.running_var is not None and self.momentum is not None
             assert self.num_batches_tracked is not None
             self.num_batches_tracked.add_(1)
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(var * count / (count - 1).clamp(min=1), self.momentum)
-        shape = (1, -1) + (1,) * (x.dim() - 2)
-        scale = self.weight * torch.rsqrt(var + self.eps)
-        return x * scale.view(shape) + (self.bias - mean * scale).view(shape)
+        normalized: Tensor = _NormalizeByBatch.apply(x, self.weight, self.bias, mean, var, count, self.eps)
+        return normalized
 
-    def _global_moments(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Mean [C], biased variance [C] and number of values a channel, of all processes; differentiable."""
-        over = [0, *range(2, x.dim())]
-        count = torch.tensor(float(x.numel() // x.shape[1]), device=x.device)
-        total = sum_over_processes(torch.cat([x.sum(over), count[None]]))
-        mean, count = total[:-1] / total[-1], total[-1].detach()
-        centered = x - mean.view((1, -1) + (1,) * (x.dim() - 2))
-        return mean, sum_over_processes(centered.square().sum(over)) / count, count
+
+@torch.no_grad()
+def _global_moments(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean [C], biased variance [C] and number of values a channel, of all processes, who must all ask."""
+    x = x if x.dtype == torch.float64 else x.float()
+    mine = torch.zeros(3, x.shape[1], dtype=x.dtype, device=x.device)
+    if x.numel():
+        mine[0], mine[1] = torch.batch_norm_update_stats(x, None, None, 0.0)
+        mine[2] = x.numel() // x.shape[1]
+    means, variances, counts = all_values(mine).unbind(1)  # [processes, C] each
+    count = counts.sum(0)
+    mean = (means * counts).sum(0) / count
+    return mean, ((variances + (means - mean).square()) * counts).sum(0) / count, count
+
+
+class _NormalizeByBatch(torch.autograd.Function):
+    """Normalization of x by the moments of all processes' x, of which they are functions: its derivative knows that.
+
+    Each direction is one exchange between processes: here that of the gradient's two sums.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor, count: Tensor, eps: float
+    ) -> Tensor:
+        ctx.save_for_backward(x, weight, mean, var, count)
+        ctx.eps = eps
+        return F.batch_norm(x, mean, var, weight, bias, eps=eps)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, mean, var, count = ctx.saved_tensors
+        _, grad_weight, grad_bias = torch.ops.aten.native_batch_norm_backward(
+            grad, x, weight, mean, var, None, None, False, ctx.eps, [False, True, True]
+        )
+        slope, level = all_values(torch.stack([grad_weight, grad_bias])).sum(0) / count
+        scale = weight * torch.rsqrt(var + ctx.eps)
+        # scale * (grad - level - slope * normalized x)
+        grad_x = F.batch_norm(x, mean, var, -scale * slope, -scale * level, eps=ctx.eps)
+        grad_x.addcmul_(grad, scale.view(-1, *[1] * (x.dim() - 2)))
+        return grad_x, grad_weight, grad_bias, None, None, None, None
 
 
 class SpectralNorm(nn.Module):
