@@ -19,7 +19,7 @@ import psutil
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -252,10 +252,11 @@ class Processes:
         if together is not None and together.store is not None:
             _open_group(together, limit_s)
         patience = InitProcessGroupKwargs(timeout=collective_timeout(limit_s))
+        in_place = DistributedDataParallelKwargs(gradient_as_bucket_view=True)  # exchanged where they lie
         # What these two say, of layouts and of DeepSpeed's own calls, no user can mend.
         warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides", UserWarning)
         warnings.filterwarnings("ignore", "`torch.distributed..* is deprecated", FutureWarning)
-        self._accelerator = Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=[patience])
+        self._accelerator = Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=[patience, in_place])
         self.rank: int = self._accelerator.process_index
         self.count: int = self._accelerator.num_processes
         self.device: torch.device = self._accelerator.device
