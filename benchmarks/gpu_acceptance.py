@@ -141,12 +141,13 @@ def compiled() -> Iterator[Row]:
 
 
 def precision() -> Iterator[Row]:
-    """R3GAN's stages in bfloat16 against float32: finite losses, near to one another."""
+    """R3GAN's stages in bfloat16 and float16 against float32: finite losses, near to one another."""
     config = small("cifar10")
     wanted, _ = course(config, None, 6)
-    half, _ = course(replace(config, networks=replace(config.networks, precision="bfloat16")), None, 6)
-    error = max(abs(a - b) / abs(b) for a, b in zip(half, wanted, strict=True))
-    yield "cifar10, bfloat16", error < 0.1, f"losses of 6 steps differ by {error:.1e}"
+    for name in ("bfloat16", "float16"):
+        half, _ = course(replace(config, networks=replace(config.networks, precision=name)), None, 6)
+        error = max(abs(a - b) / abs(b) for a, b in zip(half, wanted, strict=True))
+        yield f"cifar10, {name}", error < 0.1, f"losses of 6 steps differ by {error:.1e}"
 
 
 def dali() -> Iterator[Row]:

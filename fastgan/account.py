@@ -52,7 +52,7 @@ class Work:
 
     images: int
     sizes: Sizes
-    flops: dict[str, float]  # by arithmetic: bfloat16; tf32: float32 convolutions; float32: other products
+    flops: dict[str, float]  # by arithmetic: bfloat16 or float16; tf32: float32 convolutions; float32: other products
     operations: float  # that are started one by one; views cost nothing
     moved_bytes: float  # read and written by them
     d_phase: Held
@@ -111,8 +111,8 @@ class Ledger(TorchDispatchMode):
 
 
 def _arithmetic(operation: Any, result: Tensor) -> str:
-    if result.dtype == torch.bfloat16:
-        return "bfloat16"
+    if result.dtype in (torch.bfloat16, torch.float16):
+        return str(result.dtype).removeprefix("torch.")
     return "tf32" if operation in CONVOLUTIONS else "float32"
 
 

@@ -79,9 +79,10 @@ class NetworkConfig:
     spectral_norm: bool = False
     """True: each linear layer and convolution of D is divided by its largest singular value."""
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
-    """What convolutions compute in (bfloat16: r3gan only); weights, losses and penalties stay float32."""
+    """What convolutions compute in (but float32: r3gan only); weights, losses and penalties stay float32. float16, for
+    GPUs without bfloat16, overflows sooner: each player's loss is scaled, and steps that overflow are left out."""
     float32_stages: int = 1
-    """r3gan in bfloat16: how many stages, from the lowest resolution up, compute in float32 all the same."""
+    """r3gan in another precision: how many stages, from the lowest resolution up, compute in float32 all the same."""
 
     def __post_init__(self) -> None:
         _require_positive(self, "z_dim", "width", "d_width", "blocks", "expansion")
@@ -90,12 +91,6 @@ class NetworkConfig:
             _require(channels > 0, "stages", self.stages, "give numbers of channels above 0")
         _require(self.num_classes >= 0, "num_classes", self.num_classes, "give a number of classes, 0 for none")
         _require(self.float32_stages >= 0, "float32_stages", self.float32_stages, "give a number of stages, 0 or more")
-        _require(
-            self.precision != "float16",
-            "precision",
-            self.precision,
-            "gradient penalties overflow it and training falls apart (R3GAN, appendix): give bfloat16 or float32",
-        )
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,15 @@ class Player:
 
     def __init__(self, net: nn.Module, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         self.net, self.module, self.optimizer = net, module, optimizer
+        self.scaler: torch.amp.GradScaler | None = None
+
+    def scale_losses(self) -> None:
+        """From now on gradients are those of a scaled loss, which float16 holds; the scale follows their size."""
+        self.scaler = torch.amp.GradScaler(next(self.net.parameters()).device.type)
+
+    def scaled(self, loss: Tensor) -> Tensor:
+        """The loss in the scale in which `step` expects its gradients."""
+        return loss if self.scaler is None else self.scaler.scale(loss)
 
     def accumulating(self, is_last: bool) -> AbstractContextManager[None]:
         """In it, a forward and backward pass adds to the gradients; after the step's last one they are shared."""
@@ -52,10 +61,20 @@ class Player:
         self.optimizer.zero_grad()
 
     def step(self, lr: float, beta2: float) -> Tensor:
-        """The weights have moved along the gradients, which are gone; returns their norm before that."""
+        """The weights have moved along the gradients, which are gone; returns their norm before that.
+
+        Where losses are scaled and the scale was too large, they haven't, and the norm is 0.
+        """
         self._set(lr, beta2)
+        if self.scaler is not None:
+            self.scaler.unscale_(self.optimizer)
         norm = nn.utils.get_total_norm([p.grad for p in self.net.parameters() if p.grad is not None])
-        self.optimizer.step()
+        if self.scaler is None:
+            self.optimizer.step()
+        else:
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+            norm = norm.nan_to_num(0.0, 0.0, 0.0)
         self.optimizer.zero_grad()
         return norm
 
@@ -113,6 +132,13 @@ class ZeroPlayer(Player):
         self._engine.set_gradient_accumulation_boundary(is_last)
         with self.whole():
             yield
+
+    def scale_losses(self) -> None:
+        """Raises UserError."""
+        raise UserError(
+            f"precision is 'float16': engine zero{self.stage} doesn't scale each player's loss; give --precision "
+            "bfloat16, or --engine ddp"
+        )
 
     def backward(self, loss: Tensor) -> None:
         self._engine.backward(loss)

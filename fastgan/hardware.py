@@ -24,7 +24,8 @@ UTILISATION_UNKNOWN = 0.10
 class Gpu:
     """Peaks in TFLOP/s (None: there is no such unit), memory in GB and GB/s, the link to others in GB/s each way."""
 
-    bfloat16: float | None  # tensor cores, float32 sums
+    float16: float  # tensor cores, float32 sums; bfloat16 as well
+    bfloat16: float | None
     tf32: float | None
     float32: float
     memory: float
@@ -33,8 +34,8 @@ class Gpu:
     link_name: str
 
     def peak(self, arithmetic: str) -> float:
-        """FLOP/s of 'bfloat16', 'tf32' or 'float32'; without the unit the work is done in float32."""
-        peaks = {"bfloat16": self.bfloat16, "tf32": self.tf32}
+        """FLOP/s of 'float16', 'bfloat16', 'tf32' or 'float32'; without the unit the work is done in float32."""
+        peaks = {"float16": self.float16, "bfloat16": self.bfloat16, "tf32": self.tf32}
         return 1e12 * (peaks.get(arithmetic) or self.float32)
 
 
@@ -42,16 +43,16 @@ class Gpu:
 # A6000) and AD102 (RTX 4090). Where a sheet gives figures with sparsity only, they are halved. SXM versions of H100,
 # H200 and A100; a link's figure is half of the one given for both directions together.
 GPUS = {
-    "h100": Gpu(989.4, 494.7, 66.9, 80, 3350, 450, "NVLink"),
-    "h200": Gpu(989.4, 494.7, 66.9, 141, 4800, 450, "NVLink"),
-    "a100-80": Gpu(312, 156, 19.5, 80, 2039, 300, "NVLink"),
-    "a100-40": Gpu(312, 156, 19.5, 40, 1555, 300, "NVLink"),
-    "l40": Gpu(181.05, 90.5, 90.5, 48, 864, 32, "PCIe 4"),
-    "l40s": Gpu(362.05, 183, 91.6, 48, 864, 32, "PCIe 4"),
-    "a6000": Gpu(154.8, 77.4, 38.7, 48, 768, 32, "PCIe 4"),
-    "rtx4090": Gpu(165.2, 82.6, 82.6, 24, 1008, 32, "PCIe 4"),
-    "rtx3090": Gpu(71, 35.6, 35.6, 24, 936, 32, "PCIe 4"),
-    "t4": Gpu(None, None, 8.1, 16, 320, 16, "PCIe 3"),
+    "h100": Gpu(989.4, 989.4, 494.7, 66.9, 80, 3350, 450, "NVLink"),
+    "h200": Gpu(989.4, 989.4, 494.7, 66.9, 141, 4800, 450, "NVLink"),
+    "a100-80": Gpu(312, 312, 156, 19.5, 80, 2039, 300, "NVLink"),
+    "a100-40": Gpu(312, 312, 156, 19.5, 40, 1555, 300, "NVLink"),
+    "l40": Gpu(181.05, 181.05, 90.5, 90.5, 48, 864, 32, "PCIe 4"),
+    "l40s": Gpu(362.05, 362.05, 183, 91.6, 48, 864, 32, "PCIe 4"),
+    "a6000": Gpu(154.8, 154.8, 77.4, 38.7, 48, 768, 32, "PCIe 4"),
+    "rtx4090": Gpu(165.2, 165.2, 82.6, 82.6, 24, 1008, 32, "PCIe 4"),
+    "rtx3090": Gpu(71, 71, 35.6, 35.6, 24, 936, 32, "PCIe 4"),
+    "t4": Gpu(65, None, None, 8.1, 16, 320, 16, "PCIe 3"),
 }
 
 

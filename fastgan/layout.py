@@ -76,6 +76,7 @@ LAYOUT: dict[str, tuple[Chart, ...]] = {
     "Full measures": _measures("full", _has_full),
     "Penalties and gradients": (
         Chart("norms of the gradients", ("grad_norm/",)),
+        Chart("scales of the losses", ("loss_scale/",), lambda config: config.networks.precision == "float16"),
         Chart("gradient penalties", ("penalty/(?!share)",), _is_penalized),
         Chart("the penalties' share of D's loss", ("penalty/share$",), _is_penalized),
         Chart("augmentation", ("augment/",), lambda config: config.objective.augment_target is not None),

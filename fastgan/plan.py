@@ -118,7 +118,12 @@ def length(config: Config) -> Length:
 
 def _work(found: Forecast) -> str:
     total = found.work.total_flops
-    named = {"bfloat16": "in bfloat16", "tf32": "float32 convolutions", "float32": "other float32 products"}
+    named = {
+        "float16": "in float16",
+        "bfloat16": "in bfloat16",
+        "tf32": "float32 convolutions",
+        "float32": "other float32 products",
+    }
     shares = [
         f"{found.work.flops[kind] / total:.1%} {name}" for kind, name in named.items() if kind in found.work.flops
     ]
@@ -217,8 +222,8 @@ def _assumptions(found: Forecast) -> list[str]:
         basis = "given"
     return [
         "assumed, not measured:",
-        f"  peaks of {cluster.gpu} in TFLOP/s, dense: bfloat16 {bfloat16}, float32 convolutions {tf32}, other products "
-        f"{gpu.float32:g}",
+        f"  peaks of {cluster.gpu} in TFLOP/s, dense: float16 {gpu.float16:g}, bfloat16 {bfloat16}, float32 "
+        f"convolutions {tf32}, other products {gpu.float32:g}",
         f"  utilisation of them {cluster.reached(network):g} ({basis}; --utilisation)",
         f"  memory at {gpu.memory_bandwidth:,g} GB/s; {cluster.launch_us:g} us from one operation's start to the "
         "next's, without torch.compile (--launch-us)",

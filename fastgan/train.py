@@ -90,9 +90,11 @@ def _end_with_launcher() -> None:
 
 
 def _hint(config: Config, num_images: int) -> str | None:
-    """What helps where a user's images are few and D would see them as they are; else None."""
+    """What helps where float16 meets penalties, or where a user's images are few and D would see them as they are."""
     from fastgan.data.names import NAMES
 
+    if config.networks.precision == "float16" and config.objective.penalty != "none":
+        return "gradient penalties may overflow float16 (R3GAN, appendix); where the GPU has it, --precision bfloat16"
     if num_images >= FEW_IMAGES or config.data.data in NAMES or config.objective.augment != "none":
         return None
     remedy = "--preset fewshot, or --augment ada --augment-target 0.6"

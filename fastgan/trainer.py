@@ -67,6 +67,9 @@ class Trainer:
         self.G = engine(G, G, _optimizer(G, config))
         self.d_objective, self.g_objective = DiscriminatorObjective(D, config), GeneratorObjective(D, config)
         self.D = engine(D, self.d_objective, _optimizer(D, config))
+        if config.networks.precision == "float16":
+            self.G.scale_losses()
+            self.D.scale_losses()
         self.meter = Meter()
         self.images_seen = 0
         self.warm = False  # whether all first weights of G are another run's: then its averages needn't forget them
@@ -112,6 +115,8 @@ class Trainer:
         fakes = self.fakes(self.G.module, batch, Stream.LATENTS_D) if self.config.objective.share_fakes else None
         terms = self.discriminator_phase(batch, fakes, knobs)
         terms |= self.generator_phase(batch, fakes, knobs)
+        one = torch.ones((), device=self.device)
+        terms |= {f"loss_scale/{side}": player.scaled(one) for side, player in self._players() if player.scaler}
         self.images_seen += batch.global_size
         with self.G.whole():
             self.ema.update(self.G.net, knobs.ema_betas)
@@ -154,7 +159,7 @@ class Trainer:
             with self.D.accumulating(is_last=number == len(parts)):
                 gamma, strength = self._on_device(knobs.gamma), self._strength(knobs)
                 loss, found = self.D.module(part.reals, mine, part.labels, part.index, gamma, strength)
-                self.D.backward(loss * self._share(part))
+                self.D.backward(self.D.scaled(loss * self._share(part)))
             _add(terms, found, self._share(part))
         return terms
 
@@ -180,19 +185,19 @@ class Trainer:
                 fakes = self.fakes(self.G.module, part, Stream.LATENTS_G)
                 with self.D.whole():
                     loss, found = self.g_objective(part.reals, fakes, part.labels, part.index, self._strength(knobs))
-                    self.G.backward(loss * self._share(part))
+                    self.G.backward(self.G.scaled(loss * self._share(part)))
             _add(terms, found, self._share(part))
         return terms
 
     def _answer(self, batch: Batch, fakes: Tensor, knobs: Knobs) -> tuple[Tensor, Terms]:
-        """The gradient of G's objective in fakes that are made already, [B, C, H, W], and its terms."""
+        """The gradient of G's objective, scaled, in fakes that are made already, [B, C, H, W], and its terms."""
         slopes: list[Tensor] = []
         terms = Terms()
         for place, part in self._parts(batch):
             mine = fakes[place].detach().requires_grad_()
             with self.D.whole():
                 loss, found = self.g_objective(part.reals, mine, part.labels, part.index, self._strength(knobs))
-                slopes += torch.autograd.grad(loss * self._share(part), mine)
+                slopes += torch.autograd.grad(self.G.scaled(loss * self._share(part)), mine)
             _add(terms, found, self._share(part))
         return torch.cat(slopes), terms
 
@@ -282,6 +287,9 @@ class Trainer:
                 "and --d-lr, or another --seed; checkpoints, if any, were written before and are good"
             )
 
+    def _players(self) -> tuple[tuple[str, Player], ...]:
+        return ("G", self.G), ("D", self.D)
+
     def _averages(self) -> dict[str, nn.Module]:
         averages = {f"G_ema{number or ''}": net for number, net in enumerate(self.ema.nets)}
         return averages | {f"G_power{number}": net for number, net in enumerate(self.power.nets)}
@@ -296,21 +304,29 @@ class Trainer:
         tensors |= {name: dict(net.state_dict()) for name, net in self._averages().items()}
         tensors["optimizers"] = {
             f"{side}/{key}": value
-            for side, player in (("G", self.G), ("D", self.D))
+            for side, player in self._players()
             for key, value in player.optimizer_state().items()
         }
         if self.augment_p is not None:
             tensors["augment"] = {"p": self.augment_p}
-        return tensors, {"images_seen": self.images_seen, "warm": self.warm, "meter": self.meter.state()}
+        scalers = {side: player.scaler.state_dict() for side, player in self._players() if player.scaler is not None}
+        return tensors, {
+            "images_seen": self.images_seen,
+            "warm": self.warm,
+            "meter": self.meter.state(),
+            "loss_scales": scalers,
+        }
 
     def load_state(self, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any]) -> None:
         """The trainer stands where `state` was taken, bit for bit."""
         for name, net in self._averages().items():
             net.load_state_dict(tensors[name])
-        for side, player in (("G", self.G), ("D", self.D)):
+        for side, player in self._players():
             start = f"{side}/"
             mine = {k.removeprefix(start): v for k, v in tensors["optimizers"].items() if k.startswith(start)}
             player.load(tensors[side], mine)
+            if player.scaler is not None and side in state.get("loss_scales", {}):
+                player.scaler.load_state_dict(state["loss_scales"][side])
         if self.augment_p is not None:
             self.augment_p = self.augment_p.copy_(tensors["augment"]["p"])
         self.images_seen, self.warm = state["images_seen"], state.get("warm", False)

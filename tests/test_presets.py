@@ -163,7 +163,6 @@ def test_unknown_length(capsys: pytest.CaptureFixture[str]) -> None:
 REFUSED = {
     "lazy": (["--preset", "cifar10", "--penalty-every", "2"], "penalty_every is 2", "relativistic loss unstable"),
     "r1": (["--preset", "cifar10", "--penalty", "r1"], "penalty is 'r1'", "diverges with r1 alone"),
-    "float16": (["--preset", "ffhq64", "--precision", "float16"], "precision is 'float16'", "penalties overflow"),
     "differences": (
         ["--preset", "stacked-mnist", "--penalty-form", "finite-difference"],
         "penalty_form is 'finite-difference'",

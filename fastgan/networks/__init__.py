@@ -11,6 +11,8 @@ from fastgan.networks import convolutions, dcgan, faces, r3gan
 from fastgan.networks.layers import add_spectral_norm
 from fastgan.networks.recompute import recompute_activations
 
+REDUCED = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+
 
 def _dcgan28(config: Config) -> tuple[nn.Module, nn.Module]:
     size, channels, networks = config.data.image_size, config.data.channels, config.networks
@@ -45,7 +47,8 @@ def _r3gan(config: Config) -> tuple[nn.Module, nn.Module]:
         base,
         networks.num_classes,
         networks.stem,
-        networks.float32_stages if networks.precision == "bfloat16" else None,
+        REDUCED.get(networks.precision),
+        networks.float32_stages,
     )
     channels = config.data.channels
     return r3gan.R3Generator(networks.z_dim, channels, shape), r3gan.R3Discriminator(channels, shape)

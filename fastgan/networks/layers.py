@@ -93,9 +93,11 @@ def _global_moments(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Mean [C], biased variance [C] and number of values a channel, of all processes, who must all ask."""
     x = x if x.dtype == torch.float64 else x.float()
     mine = torch.zeros(3, x.shape[1], dtype=x.dtype, device=x.device)
-    if x.numel():
+    mine[2] = values = x.numel() // x.shape[1]
+    if values == 1:
+        mine[0] = x.flatten()
+    elif values:
         mine[0], mine[1] = torch.batch_norm_update_stats(x, None, None, 0.0)
-        mine[2] = x.numel() // x.shape[1]
     means, variances, counts = all_values(mine).unbind(1)  # [processes, C] each
     count = counts.sum(0)
     mean = (means * counts).sum(0) / count

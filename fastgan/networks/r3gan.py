@@ -115,7 +115,7 @@ class Shape:
     the widest maps, where a CPU spends most of its time, are left out: one convolution with overlapping windows leads
     from a fraction of their resolution to the pixels.
 
-    Stages in bfloat16 have their resampling towards `base`, and the highest one the pixels' convolution, in it as well.
+    Stages in `reduced` have their resampling towards `base` in it as well, the highest one the convolution to pixels.
     Weights stay float32; so do z, the base picture, logits and, at their ends, images.
     """
 
@@ -126,11 +126,12 @@ class Shape:
     base: tuple[int, int] = (4, 4)
     num_classes: int = 0
     stem: int = 1
-    float32_stages: int | None = None  # how many, from `base` up, compute in float32, the others in bfloat16; None: all
+    reduced: torch.dtype | None = None  # bfloat16 or float16, in which the stages from float32_stages up compute
+    float32_stages: int = 0
 
-    def is_half(self, level: int) -> bool:
-        """Whether the stage computes in bfloat16."""
-        return self.float32_stages is not None and level >= self.float32_stages
+    def dtype_at(self, level: int) -> torch.dtype | None:
+        """What the stage computes in; None: in float32, or in the weights' own where that is wider."""
+        return None if level < self.float32_stages else self.reduced
 
 
 class R3Generator(nn.Module):
@@ -147,10 +148,10 @@ class R3Generator(nn.Module):
         self.picture = nn.Parameter(torch.randn(1, stages[0], *base))
         levels = _build(shape)
         trunk = _named(0, levels[0])
-        self._half = [shape.is_half(0)] * len(trunk)  # of each part of the trunk
+        self._dtypes = [shape.dtype_at(0)] * len(trunk)  # of each part of the trunk
         for level in range(1, len(stages)):
             trunk |= _named(level, levels[level], [*_match(stages[level - 1], stages[level]), Upsample2()])
-            self._half += [shape.is_half(level)] * (len(trunk) - len(self._half))
+            self._dtypes += [shape.dtype_at(level)] * (len(trunk) - len(self._dtypes))
         self.trunk = nn.Sequential(OrderedDict(trunk))
         self.output = _to_pixels(stages[-1], channels, shape.stem)
 
@@ -159,7 +160,7 @@ class R3Generator(nn.Module):
         if self.classes is not None:
             z = torch.cat([z, _embed(self.classes, labels, z.dtype)], dim=1)  # [B, z_dim + 64]
         x = self.picture * self.factors(z)[:, :, None, None]  # [B, stages[0], *base]
-        images: Tensor = self.output(_through(self.trunk, self._half, x))  # [B, C, H, W]
+        images: Tensor = self.output(_through(self.trunk, self._dtypes, x))  # [B, C, H, W]
         return images.to(z.dtype)
 
 
@@ -176,11 +177,11 @@ class R3Discriminator(nn.Module):
         self.input = _from_pixels(channels, stages[-1], shape.stem)
         levels = _build(shape)
         trunk = _named(len(stages) - 1, levels[-1])
-        self._half = [shape.is_half(len(stages) - 1)] * len(trunk)
+        self._dtypes = [shape.dtype_at(len(stages) - 1)] * len(trunk)
         for level in range(len(stages) - 2, -1, -1):
             down = [Downsample2(), *_match(stages[level + 1], stages[level])]
             trunk |= _named(level + 1, [], down) | _named(level, levels[level])
-            self._half += [shape.is_half(level + 1)] * len(down) + [shape.is_half(level)] * len(levels[level])
+            self._dtypes += [shape.dtype_at(level + 1)] * len(down) + [shape.dtype_at(level)] * len(levels[level])
         self.trunk = nn.Sequential(OrderedDict(trunk))
         # A depthwise convolution to 1x1 is this product and its sum, which are faster.
         self.picture = nn.Parameter(torch.randn(1, stages[0], *base) / math.sqrt(math.prod(base)))
@@ -191,9 +192,9 @@ class R3Discriminator(nn.Module):
     def forward(self, images: Tensor, labels: Tensor | None = None, keys: Tensor | None = None) -> Tensor:
         """Logits [B] of images [B, C, H, W]; labels [B], int64, if there are classes."""
         # One grey channel is laid out both ways, so the convolution can't tell: it must be told what the rest wants.
-        x = self.input(images.bfloat16() if self._half[0] else images)
+        x = self.input(images if self._dtypes[0] is None else images.to(self._dtypes[0]))
         x = x.contiguous(memory_format=torch.channels_last)  # [B, stages[-1], H, W]
-        x = _through(self.trunk, self._half, x).to(self.picture.dtype)  # [B, stages[0], *base]
+        x = _through(self.trunk, self._dtypes, x).to(self.picture.dtype)  # [B, stages[0], *base]
         x = self.features((x * self.picture).sum((2, 3)))  # [B, features]
         if self.classes is not None:
             x = x * _embed(self.classes, labels, x.dtype)
@@ -273,11 +274,11 @@ def _build(shape: Shape) -> list[list[R3Block]]:
     return [[R3Block(w, sum(counts), shape.group_width, shape.expansion) for _ in range(n)] for w, n in widths]
 
 
-def _through(layers: Iterable[nn.Module], half: Sequence[bool], x: Tensor) -> Tensor:
-    """`x` after all layers: those that are `half` compute in bfloat16, the others in `x`'s own dtype, or float32."""
-    dtype = torch.float32 if x.dtype == torch.bfloat16 else x.dtype
-    for layer, is_half in zip(layers, half, strict=True):
-        x = layer(x.to(torch.bfloat16 if is_half else dtype))
+def _through(layers: Iterable[nn.Module], dtypes: Sequence[torch.dtype | None], x: Tensor) -> Tensor:
+    """`x` after all layers, each in its dtype, or where that is None in `x`'s own, but in no less than float32."""
+    own = torch.promote_types(x.dtype, torch.float32)
+    for layer, dtype in zip(layers, dtypes, strict=True):
+        x = layer(x.to(own if dtype is None else dtype))
     return x
 
 
