@@ -14,7 +14,7 @@ from fastgan.augment import adapt
 from fastgan.config import Config
 from fastgan.counter import Stream
 from fastgan.data.batch import Batch, Loader
-from fastgan.data.order import num_steps
+from fastgan.data.order import largest_share, num_steps
 from fastgan.distributed import Player
 from fastgan.ema import Ema
 from fastgan.errors import Diverged, Stopped, UserError
@@ -100,7 +100,7 @@ class Trainer:
     @property
     def max_share(self) -> int:
         """The most images of a batch that one process has."""
-        return -(-self.config.data.batch_size // self.num_processes)
+        return largest_share(self.config.data.batch_size, self.num_processes)
 
     def steps_to(self, images_seen: int) -> int:
         """The steps from the start of training to where so many images have been seen."""
@@ -205,7 +205,7 @@ class Trainer:
         """The parts that go through the networks at a time: as many in all processes, in each of about equal size."""
         if self.micro_batch is None:
             return [(slice(None), batch)]
-        largest = -(-batch.global_size // self.num_processes)
+        largest = largest_share(batch.global_size, self.num_processes)
         count = min(-(-largest // self.micro_batch), max(1, batch.global_size // self.num_processes))
         ends = [len(batch.pixels) * number // count for number in range(count + 1)]
         places = [slice(start, end) for start, end in itertools.pairwise(ends)]

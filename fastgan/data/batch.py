@@ -10,7 +10,7 @@ from fastgan import counter
 from fastgan.config import Config
 from fastgan.counter import Stream
 from fastgan.data.images import ImageSource
-from fastgan.data.order import Order, batch_positions, share
+from fastgan.data.order import Order, batch_positions, largest_share, share
 from fastgan.kernels.unpack import unpack
 
 
@@ -22,16 +22,17 @@ class Batch:
     labels: Tensor | None  # [B], int64
     index: Tensor  # [B], int64: each image's number since the start of training, the key of all its randomness
     global_size: int  # images of all processes
+    mirror: Tensor | None = None  # [B], bool: those seen with left and right exchanged
 
     @property
     def reals(self) -> Tensor:
         """The images as D sees them: [B, C, H, W] in [-1, 1], of torch's default dtype (float32)."""
-        return unpack(self.pixels, dtype=torch.get_default_dtype(), channels_last=True)
+        return unpack(self.pixels, self.mirror, dtype=torch.get_default_dtype(), channels_last=True)
 
     def part(self, place: slice) -> "Batch":
         """Some of these images, still of the same global batch."""
-        labels = None if self.labels is None else self.labels[place]
-        return Batch(self.pixels[place], labels, self.index[place], self.global_size)
+        labels, mirror = (None if values is None else values[place] for values in (self.labels, self.mirror))
+        return Batch(self.pixels[place], labels, self.index[place], self.global_size, mirror)
 
 
 class Loader(Protocol):
@@ -50,7 +51,7 @@ class Dealer:
     ) -> None:
         self.source, self.device, self.num_images = source, device, len(source)
         self._config, self._rank, self._num_processes = config, rank, num_processes
-        self.max_share = -(-config.data.batch_size // num_processes)
+        self.max_share = largest_share(config.data.batch_size, num_processes)
         self._order = Order(len(source), config.seed)
         self._labels = None if source.labels is None else source.labels.to(device)
 
@@ -72,8 +73,8 @@ class Dealer:
         mine = self.mine(images_seen)
         index = torch.arange(mine.start, mine.stop, device=self.device)
         pixels = pixels.to(self.device, non_blocking=True)
+        mirror = None
         if self._config.data.mirror:
-            flip = counter.bits(counter.keys(self._config.seed, Stream.MIRROR, index), 1) < 0
-            pixels = torch.where(flip[:, :, None, None], pixels.flip(3), pixels)
+            mirror = counter.bits(counter.keys(self._config.seed, Stream.MIRROR, index), 1)[:, 0] < 0
         labels = None if self._labels is None else self._labels[items.to(self.device, non_blocking=True)]
-        return Batch(pixels, labels, index, global_size=len(self.whole(images_seen)))
+        return Batch(pixels, labels, index, len(self.whole(images_seen)), mirror)

@@ -48,6 +48,11 @@ def num_steps(total_images: int, num_images: int, batch_size: int, keep_partial:
     return epochs * -(-num_images // batch_size) + -(-rest // batch_size)
 
 
+def largest_share(batch_size: int, num_processes: int) -> int:
+    """The most images of a batch that one process has."""
+    return -(-batch_size // num_processes)
+
+
 def share(positions: range, rank: int, num_processes: int) -> range:
     """One process's contiguous part of a batch; the parts differ in length by one at most."""
     start, stop = (len(positions) * part // num_processes for part in (rank, rank + 1))
