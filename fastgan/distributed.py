@@ -282,11 +282,17 @@ class Processes:
         # What these two say, of layouts and of DeepSpeed's own calls, no user can mend.
         warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides", UserWarning)
         warnings.filterwarnings("ignore", "`torch.distributed..* is deprecated", FutureWarning)
-        self._accelerator = Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=[patience, in_place])
+        # Its own precision and compiling would change what several processes learn, but not what one does.
+        off = {"mixed_precision": "no", "dynamo_backend": "no"}
+        cpu = not torch.cuda.is_available()
+        self._accelerator = Accelerator(cpu=cpu, kwargs_handlers=[patience, in_place], **off)
         self.rank: int = self._accelerator.process_index
         self.count: int = self._accelerator.num_processes
         self.device: torch.device = self._accelerator.device
         self.is_main: bool = self._accelerator.is_main_process
+        for name, option in zip(off, ("--precision", "--compile"), strict=True):
+            if (asked := os.environ.get(f"ACCELERATE_{name.upper()}", "no").lower()) != "no":
+                self.say(f"Accelerate's {name} is {asked}: it isn't used, fastgan's own {option} decides")
         self._vote: tuple[dist.Work, Tensor] | None = None
         self._voters: dist.ProcessGroup | None = None
         if self.count > 1:

@@ -17,12 +17,14 @@ TRAIN = Path(__file__).parents[1] / "fastgan" / "train.py"
 OPTIONS = ("--preset", "debug", "--images", "320", "--log-every", "32")
 
 
-def launch(run_dir: Path, num_processes: int, *options: str) -> subprocess.CompletedProcess:
+def launch(
+    run_dir: Path, num_processes: int, *options: str, precision: str = "no", backend: str = "no"
+) -> subprocess.CompletedProcess:
     several = ("--multi_gpu",) if num_processes > 1 else ()  # without it, Accelerate starts one on a CPU
     command = [
         *(sys.executable, "-m", "accelerate.commands.launch", "--quiet", *several),
         *("--num_processes", str(num_processes), "--num_machines", "1", "--main_process_port", "0"),
-        *("--mixed_precision", "no", "--dynamo_backend", "no"),
+        *("--mixed_precision", precision, "--dynamo_backend", backend),
         *(str(TRAIN), *OPTIONS, "--run-dir", str(run_dir), *options),
     ]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -58,6 +60,16 @@ def test_processes_learn_what_one_learns(tmp_path, one, num_processes):
     assert answer.returncode == 0, answer.stderr
     assert_same_run(run_dir, one)
     assert answer.stdout.count("done: 320 images") == 1
+
+
+def test_accelerates_own_precision_and_compiling_are_left_out(tmp_path, one):
+    """Where Accelerate's configuration asks for them, two processes learn what one learns, and say who decides."""
+    run_dir = tmp_path / "run"
+    answer = launch(run_dir, 2, precision="bf16", backend="inductor")
+    assert answer.returncode == 0, answer.stderr
+    assert_same_run(run_dir, one)
+    assert answer.stdout.count("mixed_precision is bf16: it isn't used, fastgan's own --precision decides") == 1
+    assert answer.stdout.count("dynamo_backend is inductor: it isn't used, fastgan's own --compile decides") == 1
 
 
 def test_whole_run_under_divided_weights(tmp_path, one):
