@@ -115,8 +115,6 @@ class Trainer:
         fakes = self.fakes(self.G.module, batch, Stream.LATENTS_D) if self.config.objective.share_fakes else None
         terms = self.discriminator_phase(batch, fakes, knobs)
         terms |= self.generator_phase(batch, fakes, knobs)
-        one = torch.ones((), device=self.device)
-        terms |= {f"loss_scale/{side}": player.scaled(one) for side, player in self._players() if player.scaler}
         self.images_seen += batch.global_size
         with self.G.whole():
             self.ema.update(self.G.net, knobs.ema_betas)
@@ -138,7 +136,7 @@ class Trainer:
                 fakes = self.fakes(self.G.net, batch, Stream.LATENTS_D)
         made = fakes
         terms = self._within_memory(self.D, lambda: self._d_gradients(batch, made, knobs))
-        terms["grad_norm/D"] = self.D.step(knobs.d_lr, knobs.beta2)
+        terms |= self._step("D", self.D, knobs.d_lr, knobs)
         with self.D.whole():
             follow_singular_values(self.D.net)
         if self.augment_p is not None:
@@ -175,7 +173,13 @@ class Trainer:
                 made = fakes
                 slopes, terms = self._within_memory(self.G, lambda: self._answer(batch, made, knobs))
                 self.G.backward((made * slopes).sum())
-        return terms | {"grad_norm/G": self.G.step(knobs.g_lr, knobs.beta2)}
+        return terms | self._step("G", self.G, knobs.g_lr, knobs)
+
+    def _step(self, side: str, player: Player, lr: float, knobs: Knobs) -> Terms:
+        """The player's weights have moved; what there is to know of it."""
+        norm = player.step(lr, knobs.beta2)
+        scale = {} if player.scaler is None else {f"loss_scale/{side}": player.scaled(torch.ones_like(norm))}
+        return {f"grad_norm/{side}": norm} | scale
 
     def _g_gradients(self, parts: list[tuple[slice, Batch]], knobs: Knobs) -> Terms:
         """The gradients of G's objective are there, where each part's fakes are made by themselves."""

@@ -94,10 +94,10 @@ def _global_moments(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     x = x if x.dtype == torch.float64 else x.float()
     mine = torch.zeros(3, x.shape[1], dtype=x.dtype, device=x.device)
     mine[2] = values = x.numel() // x.shape[1]
-    if values == 1:
-        mine[0] = x.flatten()
-    elif values:
+    if values > 1:
         mine[0], mine[1] = torch.batch_norm_update_stats(x, None, None, 0.0)
+    else:
+        mine[0] = x.flatten()
     means, variances, counts = all_values(mine).unbind(1)  # [processes, C] each
     count = counts.sum(0)
     mean = (means * counts).sum(0) / count
