@@ -1,7 +1,9 @@
 """What several tests share: a tiny finished run, an empty folder, handlers of signals put back."""
 
 import contextlib
+import os
 import signal
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,6 +15,9 @@ from fastgan.errors import UserError
 
 settings.register_profile("fastgan", deadline=None, derandomize=True, database=None)
 settings.load_profile("fastgan")
+# torch takes what its compiler left behind as it is, also what a killed run left half-written.
+_compiled = tempfile.TemporaryDirectory(prefix="fastgan-compiled-")
+os.environ["TORCHINDUCTOR_CACHE_DIR"] = _compiled.name
 
 
 @contextlib.contextmanager
