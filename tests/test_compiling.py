@@ -23,7 +23,7 @@ TINY = {
     "faces128": "--width 0.0625 --batch-size 2",  # BatchNorm in D: no penalty
     "cifar10": f"{R3GAN} 4 --stages 8 8 8 8",
     "ffhq64": f"{R3GAN} 4 --stages 8 8 8 8 8",
-    "ffhq256": f"{R3GAN} 1 --stages 8 8 8 8 8 8 --image-size 128 128",  # half its side: time
+    "ffhq256": f"{R3GAN} 1 --stages 8 8 8 8 8 8 8",
     "imagenet32": f"{R3GAN} 4 --stages 8 8 8 8",
     "imagenet64": f"{R3GAN} 4 --stages 8 8 8 8 8",
     "stacked-mnist": f"{R3GAN.replace('burn-in 0', 'burn-in 8')} 4 --stages 8 8 8 8",

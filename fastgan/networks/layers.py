@@ -84,6 +84,8 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
             self.num_batches_tracked.add_(1)
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(var * count / (count - 1).clamp(min=1), self.momentum)
+        if not _several_processes():  # the value is 0 from its mean: as scale * x + shift a rounding would be left
+            x, mean = x - x.detach(), torch.zeros_like(mean)
         normalized: Tensor = _NormalizeByBatch.apply(x, self.weight, self.bias, mean, var, count, self.eps)
         return normalized
 
