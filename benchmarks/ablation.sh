@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What each ingredient of mnist28-fast brings: recipes that differ from it in one, a minute of training each.
+# What each ingredient of mnist28-fast brings: recipes that differ from it in one, half a minute of training each.
 # usage: benchmarks/ablation.sh [options of bench_quality.py]     goes on where it was stopped
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -24,4 +24,4 @@ ingredients=(
     "--num-classes 0"
 )
 exec python benchmarks/bench_quality.py mnist28-fast "${ingredients[@]/#/mnist28-fast }" \
-    --minutes 1 --theme ablation --folder runs/ablation "$@"
+    --minutes 0.5 --theme ablation --folder runs/ablation "$@"
