@@ -154,6 +154,20 @@ def test_efficientnet_features(monkeypatch):
         extractors.load("efficientnet", CPU)
 
 
+def test_efficientnet_is_the_packages_network(monkeypatch):
+    """Fused, and in parts, it sees what the network of the package sees."""
+    if not extractors.has_efficientnet():
+        pytest.skip("the extra efficientnet isn't installed")
+    ours = extractors.load("efficientnet", CPU)
+    monkeypatch.setattr(extractors, "_fuse_efficientnet", lambda net: net)
+    theirs = extractors.load("efficientnet", CPU)
+    draws = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (ours.part + 1, 3, 40, 30), dtype=torch.uint8, generator=draws)
+    for found, wanted in zip(ours(images), theirs.net(images), strict=True):
+        assert found.shape == wanted.shape
+        assert (found - wanted).abs().max() < 1e-5 * wanted.abs().max()
+
+
 HUBCONF = """
 import torch
 
