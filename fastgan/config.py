@@ -66,6 +66,8 @@ class NetworkConfig:
     """dcgan: multiplies D's channels once more."""
     stages: tuple[int, ...] = ()
     """r3gan, dcgan: channels of each stage, from the lowest resolution up."""
+    smooth_image: bool = False
+    """dcgan: G's image passes the filter [1, 2, 1] / 4 along both axes, through which a checkerboard doesn't."""
     blocks: int = 2
     """r3gan: residual blocks a stage."""
     expansion: int = 2

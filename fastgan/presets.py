@@ -233,15 +233,16 @@ def imagenet64() -> Config:
 def faces128_fast() -> Config:
     """The faces of `faces128` faster, by what was learned since, sized for two CPU cores; `--data` names yours.
 
-    As `mnist28-fast`, without classes, mirrored images, and a stronger R1: 128x128 pixels have steeper slopes.
+    As `mnist28-fast`, without classes, mirrored and smooth images, smaller batches, and a stronger R1: 128x128 pixels
+    have steeper slopes. Trials of 30,000 images, a seed each: all of it took `fd_efficientnet` from 117 to 44.
     """
     return Config(
         preset="faces128-fast",
         data=DataConfig(
-            data="faces", image_size=(128, 128), channels=3, batch_size=32, keep_partial_batch=False, mirror=True
+            data="faces", image_size=(128, 128), channels=3, batch_size=16, keep_partial_batch=False, mirror=True
         ),
-        networks=NetworkConfig(network="dcgan", z_dim=64, stages=(256, 128, 64, 32, 16), d_width=1.0),
-        objective=ObjectiveConfig(loss="nonsaturating", penalty="r1", gamma=1.0, penalty_every=4, share_fakes=True),
+        networks=NetworkConfig(network="dcgan", z_dim=64, stages=(256, 128, 64, 32, 16), smooth_image=True),
+        objective=ObjectiveConfig(loss="nonsaturating", penalty="r1", gamma=10.0, penalty_every=4, share_fakes=True),
         optimizer=OptimizerConfig(g_lr=1e-3, d_lr=1e-3, betas=(0.0, 0.99), ema_half_lives=(5_000,)),
         run=RunConfig(epochs=20, console="epochs", log_every=960, eval_every=0),
     )

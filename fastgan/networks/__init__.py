@@ -59,7 +59,7 @@ def _dcgan(config: Config) -> tuple[nn.Module, nn.Module]:
     base, count = r3gan.stages_for(config.data.image_size)
     g_stages = _widths(config, base, count - 1, networks.width)
     d_stages = _widths(config, base, count - 1, networks.width * networks.d_width)
-    G = convolutions.Generator(networks.z_dim, channels, g_stages, base, networks.num_classes)
+    G = convolutions.Generator(networks.z_dim, channels, g_stages, base, networks.num_classes, networks.smooth_image)
     return G, convolutions.Discriminator(channels, d_stages, base, networks.num_classes)
 
 

@@ -2,9 +2,14 @@
 
 G has BatchNorm after each layer but the last; D has no normalization, so that each image has a gradient of its own for
 a penalty. All convolutions are 4x4 with stride 2: an image is a base times a power of two, one stage for each doubling.
+
+Transposed convolutions leave a checkerboard (Odena et al. 2016, distill.pub/2016/deconv-checkerboard), which D sees at
+once and G unlearns slowly. Here they begin as bilinear upsampling, as sub-pixel convolutions may begin as that of the
+nearest pixel (Aitken 2017, arXiv 1707.02937), and the filter [1, 2, 1] / 4 may follow the last of them.
 """
 
 import itertools
+import math
 from collections.abc import Sequence
 
 import torch
@@ -21,10 +26,19 @@ class Generator(nn.Module):
     """z -> dense `base` -> transposed convolutions -> image of `base` times 2 ** len(stages).
 
     `stages` are the widths from `base` up; the image comes after the last of them. A class stands beside z as one-hot.
+    A smooth image is filtered before its tanh, along with the pixels around it.
     """
 
+    binomial: Tensor | None
+
     def __init__(
-        self, z_dim: int, channels: int, stages: Sequence[int], base: tuple[int, int], num_classes: int = 0
+        self,
+        z_dim: int,
+        channels: int,
+        stages: Sequence[int],
+        base: tuple[int, int],
+        num_classes: int = 0,
+        smooth: bool = False,
     ) -> None:
         super().__init__()
         self.base, self.num_classes = base, num_classes
@@ -32,7 +46,10 @@ class Generator(nn.Module):
         self.norms = nn.ModuleList(BatchNorm(width) for width in stages)
         pairs = itertools.pairwise(stages)
         self.ups = nn.ModuleList(nn.ConvTranspose2d(c_in, c_out, 4, 2, 1, bias=False) for c_in, c_out in pairs)
-        self.output = nn.ConvTranspose2d(stages[-1], channels, 4, 2, 1)
+        self.output = nn.ConvTranspose2d(stages[-1], channels, 4, 2, 0 if smooth else 1)
+        taps = torch.tensor([1.0, 2.0, 1.0]) / 4
+        binomial = (taps * taps[:, None]).repeat(channels, 1, 1, 1)  # [C, 1, 3, 3]
+        self.register_buffer("binomial", binomial if smooth else None, persistent=False)
         self.apply(_init)
 
     def forward(self, z: Tensor, labels: Tensor | None = None, keys: Tensor | None = None) -> Tensor:
@@ -43,7 +60,10 @@ class Generator(nn.Module):
         x = F.leaky_relu(self.norms[0](x), SLOPE)  # [B, stages[0], *base]
         for up, norm in zip(self.ups, self.norms[1:], strict=True):
             x = F.leaky_relu(norm(up(x)), SLOPE)
-        return torch.tanh(self.output(x))  # [B, C, H, W]
+        x = self.output(x)
+        if self.binomial is not None:
+            x = F.conv2d(x, self.binomial, groups=len(self.binomial))
+        return torch.tanh(x)  # [B, C, H, W]
 
 
 class Discriminator(nn.Module):
@@ -76,7 +96,12 @@ class Discriminator(nn.Module):
 
 
 def _init(module: nn.Module) -> None:
+    """DCGAN's weights; transposed convolutions are 1x1 convolutions of such weights and bilinear upsampling."""
     if isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
         nn.init.normal_(module.weight, std=INIT_STD)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
+    if isinstance(module, nn.ConvTranspose2d):
+        taps = torch.tensor([1.0, 3.0, 3.0, 1.0]) / math.sqrt(5)  # their mean square is 1
+        with torch.no_grad():
+            module.weight.copy_(module.weight[:, :, :1, :1] * taps * taps[:, None])
