@@ -155,8 +155,8 @@ class Racer:
         save_png(self.folder / f"{mark:08d}.png", grid(images))
         append_row(self.folder / "scores.jsonl", row)
         self.rows.append(row)
-        shown = {name: round(value, 3) for name, value in row.items() if name in ("fd_digits", "confident_digits")}
-        print(f"{self.recipe} seed {self.seed}: {mark:,} images, {shown}", flush=True)
+        shown = (f"{name} {row[name]:.3f}" for name in row if name.startswith(("fd_", "fid_", "confident_")))
+        print(f"{self.recipe} seed {self.seed}: {mark:,} images  {'  '.join(shown)}", flush=True)
 
 
 def race(options: Options, racers: list[Racer]) -> None:
@@ -178,17 +178,39 @@ def course(racers: list[Racer], metric: str) -> dict[int, list[float]]:
 
 
 def table(by_recipe: dict[str, list[Racer]], speed: dict[str, float], metric: str) -> str:
-    columns = ("recipe", "parameters G / D", "images/s", "seconds of training", "images", "seeds", metric, "sure of")
-    lines = [f"| {' | '.join(columns)} |", "|" + " --- |" * len(columns)]
+    """A row a recipe, with what it has at its end."""
+    lines = _head("recipe", "parameters G / D", "images/s", "seconds of training", "seeds", metric, "sure of")
     for recipe, racers in by_recipe.items():
         sizes = " / ".join(f"{size:,}" for size in networks.sizes(racers[0].config))
-        sure = course(racers, "confident_digits")
-        for mark, scores in course(racers, metric).items():
-            share = f"{statistics.median(sure[mark]):.3f}" if mark in sure else ""
-            when = f"{mark / speed[recipe]:.1f} | {mark:,} | {len(scores)}"
-            cells = (recipe, sizes, f"{speed[recipe]:.0f}", when, harness.spread(scores, 2), share)
-            lines.append(f"| {' | '.join(cells)} |")
+        mark, *cells = [(0, "0", "", ""), *_scores(racers, metric)][-1]
+        lines.append(_row(recipe, sizes, f"{speed[recipe]:.0f}", f"{mark / speed[recipe]:.1f}", *cells))
     return "\n".join(lines)
+
+
+def courses(by_recipe: dict[str, list[Racer]], speed: dict[str, float], metric: str) -> str:
+    """A row for each mark that a recipe has passed."""
+    lines = _head("recipe", "images", "seconds of training", "seeds", metric, "sure of")
+    for recipe, racers in by_recipe.items():
+        for mark, *cells in _scores(racers, metric):
+            lines.append(_row(recipe, f"{mark:,}", f"{mark / speed[recipe]:.1f}", *cells))
+    return "\n".join(lines)
+
+
+def _scores(racers: list[Racer], metric: str) -> list[tuple[int, str, str, str]]:
+    """Each mark, how many seeds have passed it, their scores, and the share of samples a classifier is sure of."""
+    sure = course(racers, "confident_digits")
+    return [
+        (mark, str(len(scores)), harness.spread(scores, 2), f"{statistics.median(sure[mark]):.3f}" if sure else "")
+        for mark, scores in course(racers, metric).items()
+    ]
+
+
+def _head(*columns: str) -> list[str]:
+    return [_row(*columns), "|" + " --- |" * len(columns)]
+
+
+def _row(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |"
 
 
 def verdicts(by_recipe: dict[str, list[Racer]], speed: dict[str, float], metric: str) -> list[str]:
@@ -216,10 +238,11 @@ def plot(path: Path, by_recipe: dict[str, list[Racer]], speed: dict[str, float],
         for racer in racers:
             points = [(row["mark"] / speed[recipe], row[metric]) for row in racer.rows if metric in row]
             label = recipe if racer is racers[0] else None
-            axes.plot(*zip(*points, strict=True), color=f"C{number}", marker="o", ms=3, label=label)
+            style = ("-", "--", ":")[number // 10 % 3]  # there are ten colours
+            axes.plot(*zip(*points, strict=True), style, color=f"C{number % 10}", marker="o", ms=3, label=label)
     axes.set(xscale="log", yscale="log", xlabel="seconds of training", ylabel=metric, title="time to quality")
     axes.grid(alpha=0.3, which="both")
-    axes.legend()
+    axes.legend(fontsize="x-small" if len(by_recipe) > 3 else None)
     figure.savefig(path)
 
 
@@ -244,12 +267,13 @@ def main(options: Options) -> None:
     extractor = by_recipe[options.recipes[0]][0].extractor
     metric = "fid_inception" if extractor == "inception" else f"fd_{extractor}"
     text = "\n".join([table(by_recipe, speed, metric), "", *verdicts(by_recipe, speed, metric)])
+    text += f"\n\n{courses(by_recipe, speed, metric)}"
     print(text)
     if options.save:
-        path = harness.save(
-            f"{options.theme}-{options.recipes[0].split()[0]}", title, f"{text}\n\nSpeed measured on {machine}."
-        )
+        theme = f"{options.theme}-{options.recipes[0].split()[0]}"
+        path = harness.save(theme, title, f"{text}\n\nSpeed measured on {machine}.")
         plot(path.with_suffix(".png"), by_recipe, speed, metric)
+        path.write_text(f"{path.read_text()}\n![{metric} over seconds of training]({path.stem}.png)\n")
         print(path)
 
 
