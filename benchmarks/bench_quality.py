@@ -224,7 +224,7 @@ def verdicts(by_recipe: dict[str, list[Racer]], speed: dict[str, float], metric:
         for recipe, found in others:
             reached = [mark for mark, scores in course(found, metric).items() if statistics.median(scores) <= goal]
             first = reached[0] / speed[recipe] if reached else 0.0
-            when = f"after {first:.1f} s, {end / first:.0f} times as fast" if reached else "not yet"
+            when = f"after {first:.1f} s, {end / first:.3g} times as fast" if reached else "not yet"
             said.append(f"{recipe} has it {when}.")
     return said
 
@@ -255,7 +255,9 @@ def main(options: Options) -> None:
     speed = {recipe: statistics.median(measured[recipe]) for recipe in options.recipes}
     for recipe in options.recipes:
         print(f"{recipe}: {harness.spread(measured[recipe], 0)} images/s, {harness.processor()}", flush=True)
-    title = "Time to quality: " + " against ".join(options.recipes)
+    reference, *others = options.recipes
+    against = " against ".join(others) if len(others) < 3 else f"{len(others)} others"
+    title = f"Time to quality: {reference}{' against ' * bool(others)}{against}"
     machine = harness.processor()  # of the speed
     if options.threads is not None:
         torch.set_num_threads(options.threads)
