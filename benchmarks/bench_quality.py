@@ -230,19 +230,24 @@ def verdicts(by_recipe: dict[str, list[Racer]], speed: dict[str, float], metric:
 
 
 def plot(path: Path, by_recipe: dict[str, list[Racer]], speed: dict[str, float], metric: str) -> None:
+    """A line a seed, or for more than three recipes one of medians."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
+    many = len(by_recipe) > 3
+    figure = Figure(figsize=(12 if many else 8, 4.5), dpi=120, layout="constrained")
     axes = figure.add_subplot()
     for number, (recipe, racers) in enumerate(by_recipe.items()):
-        for racer in racers:
-            points = [(row["mark"] / speed[recipe], row[metric]) for row in racer.rows if metric in row]
-            label = recipe if racer is racers[0] else None
-            style = ("-", "--", ":")[number // 10 % 3]  # there are ten colours
+        style = ("-", "--", ":")[number // 10 % 3]  # there are ten colours
+        for group in [racers] if many else [[racer] for racer in racers]:
+            points = [(mark / speed[recipe], statistics.median(s)) for mark, s in course(group, metric).items()]
+            label = recipe if group[0] is racers[0] else None
             axes.plot(*zip(*points, strict=True), style, color=f"C{number % 10}", marker="o", ms=3, label=label)
     axes.set(xscale="log", yscale="log", xlabel="seconds of training", ylabel=metric, title="time to quality")
     axes.grid(alpha=0.3, which="both")
-    axes.legend(fontsize="x-small" if len(by_recipe) > 3 else None)
+    if many:
+        figure.legend(loc="outside right upper", fontsize="small")
+    else:
+        axes.legend()
     figure.savefig(path)
 
 
