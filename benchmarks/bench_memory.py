@@ -41,7 +41,7 @@ def row(config: Config, images: int) -> str:
 
 
 def main(options: Options) -> None:
-    lines = [f"| {' | '.join(COLUMNS)} |", "|" + " --- |" * len(COLUMNS)]
+    lines = [harness.head(*COLUMNS)]
     for name in presets.PRESETS:
         config = presets.get(name)
         images = min(options.most, config.data.batch_size)

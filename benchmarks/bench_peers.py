@@ -227,7 +227,7 @@ def table(workers: dict[str, Worker], values: dict[str, list[float]]) -> str:
     """A row a program, and a row a round."""
     first = next(iter(workers))
     columns = ("program", "images/s", f"{first} is faster by", "cores it had", "images/s a core", "versions")
-    lines = [f"| {' | '.join(columns)} |", "|" + " --- |" * len(columns)]
+    lines = [harness.head(*columns)]
     for name, worker in workers.items():
         ratios = [mine / other for mine, other in zip(values[first], values[name], strict=True)]
         faster = "" if name == first else harness.spread(ratios, 2)

@@ -179,38 +179,31 @@ def course(racers: list[Racer], metric: str) -> dict[int, list[float]]:
 
 def table(by_recipe: dict[str, list[Racer]], speed: dict[str, float], metric: str) -> str:
     """A row a recipe, with what it has at its end."""
-    lines = _head("recipe", "parameters G / D", "images/s", "seconds of training", "seeds", metric, "sure of")
+    columns = ("recipe", "parameters G / D", "images/s", "seconds of training", "seeds", metric, "sure of")
+    lines = [harness.head(*columns)]
     for recipe, racers in by_recipe.items():
         sizes = " / ".join(f"{size:,}" for size in networks.sizes(racers[0].config))
         mark, *cells = [(0, "0", "", ""), *_scores(racers, metric)][-1]
-        lines.append(_row(recipe, sizes, f"{speed[recipe]:.0f}", f"{mark / speed[recipe]:.1f}", *cells))
+        lines.append(harness.row(recipe, sizes, f"{speed[recipe]:.0f}", f"{mark / speed[recipe]:.1f}", *cells))
     return "\n".join(lines)
 
 
 def courses(by_recipe: dict[str, list[Racer]], speed: dict[str, float], metric: str) -> str:
     """A row for each mark that a recipe has passed."""
-    lines = _head("recipe", "images", "seconds of training", "seeds", metric, "sure of")
+    lines = [harness.head("recipe", "images", "seconds of training", "seeds", metric, "sure of")]
     for recipe, racers in by_recipe.items():
         for mark, *cells in _scores(racers, metric):
-            lines.append(_row(recipe, f"{mark:,}", f"{mark / speed[recipe]:.1f}", *cells))
+            lines.append(harness.row(recipe, f"{mark:,}", f"{mark / speed[recipe]:.1f}", *cells))
     return "\n".join(lines)
 
 
 def _scores(racers: list[Racer], metric: str) -> list[tuple[int, str, str, str]]:
     """Each mark, how many seeds have passed it, their scores, and the share of samples a classifier is sure of."""
-    sure = course(racers, "confident_digits")
+    sure = {mark: f"{statistics.median(shares):.3f}" for mark, shares in course(racers, "confident_digits").items()}
     return [
-        (mark, str(len(scores)), harness.spread(scores, 2), f"{statistics.median(sure[mark]):.3f}" if sure else "")
+        (mark, str(len(scores)), harness.spread(scores, 2), sure.get(mark, ""))
         for mark, scores in course(racers, metric).items()
     ]
-
-
-def _head(*columns: str) -> list[str]:
-    return [_row(*columns), "|" + " --- |" * len(columns)]
-
-
-def _row(*cells: str) -> str:
-    return f"| {' | '.join(cells)} |"
 
 
 def verdicts(by_recipe: dict[str, list[Racer]], speed: dict[str, float], metric: str) -> list[str]:
@@ -260,9 +253,10 @@ def main(options: Options) -> None:
     speed = {recipe: statistics.median(measured[recipe]) for recipe in options.recipes}
     for recipe in options.recipes:
         print(f"{recipe}: {harness.spread(measured[recipe], 0)} images/s, {harness.processor()}", flush=True)
-    reference, *others = options.recipes
-    against = " against ".join(others) if len(others) < 3 else f"{len(others)} others"
-    title = f"Time to quality: {reference}{' against ' * bool(others)}{against}"
+    named = options.recipes
+    if len(named) > 3:
+        named = (named[0], f"{len(named) - 1} others")
+    title = "Time to quality: " + " against ".join(named)
     machine = harness.processor()  # of the speed
     if options.threads is not None:
         torch.set_num_threads(options.threads)

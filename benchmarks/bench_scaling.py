@@ -176,7 +176,7 @@ def main(options: Options) -> None:
         )
     columns = ["preset", "batch", "processes", "threads each", "images/s", "of one process's"]
     columns += ["gradients: size, time alone, share of a step", "checkpoints' share of the time"]
-    lines = [f"| {' | '.join(columns)} |", "|" + " --- |" * len(columns)]
+    lines = [harness.head(*columns)]
     for preset in options.presets:
         lines += compare(options, preset, threads)
     table = "\n".join(lines)

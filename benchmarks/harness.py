@@ -39,6 +39,16 @@ def spread(values: list[float], digits: int = 1) -> str:
     return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f} - {max(values):.{digits}f})"
 
 
+def row(*cells: str) -> str:
+    """A table's row."""
+    return f"| {' | '.join(cells)} |"
+
+
+def head(*columns: str) -> str:
+    """A table's first two lines."""
+    return f"{row(*columns)}\n|{' --- |' * len(columns)}"
+
+
 def processor() -> str:
     """The processor's or GPU's name and how many threads or which memory it computes with."""
     if torch.cuda.is_available():

@@ -15,7 +15,7 @@ from fastgan.config import Config
 from fastgan.trainer import Trainer
 
 COLUMNS = ("preset", "batch", "MFLOP an image", "step", "images/s", "ms a step", "share of peak", "peak memory, GiB")
-HEAD = f"| {' | '.join(COLUMNS)} |\n|{' --- |' * len(COLUMNS)}"
+HEAD = harness.head(*COLUMNS)
 
 
 class Step:
