@@ -4,17 +4,26 @@ Its derivative is linear and known from y alone, whose sign is that of x + bias:
 the change of y, `vjp` gradients of y to those of x and bias. Each is the other's derivative, so there are all orders.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.library import custom_op
 
 from fastgan.errors import UserError
-from fastgan.kernels.choice import Implementation, constexpr, jit, takes_triton, tl, triton
-from fastgan.kernels.derivatives import differentiable_activation
-from fastgan.kernels.tiles import accumulator, accumulator_dtype, blocks, channels_are_last, dense, empty
+from fastgan.kernels.choice import Implementation, constexpr, jit, takes_triton, tl
+from fastgan.kernels.derivatives import differentiable_activation, launched
+from fastgan.kernels.tiles import (
+    accumulator,
+    accumulator_dtype,
+    blocks,
+    cdiv,
+    channels_are_last,
+    dense,
+    empty,
+    next_power_of_2,
+)
 
 PROGRAMS = 1024  # that share a sum over pixels: enough for any GPU, few enough that their partial sums cost nothing
 
@@ -40,67 +49,105 @@ def bias_act_reference(
 
 
 @jit
-def activate(x, ACT: constexpr):  # type: ignore[no-untyped-def]
+def activate(x, SLOPE: constexpr, GAIN: constexpr, CLAMP: constexpr):  # type: ignore[no-untyped-def]
     """y, of x with its bias. A comparison with NaN is false, so NaN stays NaN."""
-    y = tl.where(x > 0, x, x * ACT.slope) * ACT.gain
-    if ACT.clamp is not None:
-        bound = tl.full(y.shape, ACT.clamp, y.dtype)
+    y = tl.where(x > 0, x, x * SLOPE) * GAIN
+    if CLAMP is not None:
+        bound = tl.full(y.shape, CLAMP, y.dtype)
         y = tl.where(y > bound, bound, tl.where(y < -bound, -bound, y))
     return y
 
 
 @jit
-def steepen(v, y, ACT: constexpr):  # type: ignore[no-untyped-def]
+def steepen(v, y, SLOPE: constexpr, GAIN: constexpr, CLAMP: constexpr):  # type: ignore[no-untyped-def]
     """v dy/dx, from y: 0 where y is clamped."""
-    v = tl.where(y > 0, v, v * ACT.slope) * ACT.gain
-    if ACT.clamp is not None:
-        v = tl.where(tl.abs(y) < tl.full(y.shape, ACT.clamp, y.dtype), v, 0.0)
+    v = tl.where(y > 0, v, v * SLOPE) * GAIN
+    if CLAMP is not None:
+        v = tl.where(tl.abs(y) < tl.full(y.shape, CLAMP, y.dtype), v, 0.0)
     return v
 
 
+# Arguments are plain numbers: Triton 3.6 doesn't compile constants in tuples, and takes longer to launch with tuples.
+
+
 @jit
-def _map_kernel(x, bias, y, out, view, ACT: constexpr, TYPE: constexpr, TILE: constexpr):  # type: ignore[no-untyped-def]
+def _map_kernel(  # type: ignore[no-untyped-def]
+    x,
+    bias,
+    y,
+    out,
+    channels,
+    pixels,
+    stride_picture,
+    stride_channel,
+    stride_pixel,
+    SLOPE: constexpr,
+    GAIN: constexpr,
+    CLAMP: constexpr,
+    TYPE: constexpr,
+    TILE_C: constexpr,
+    TILE_P: constexpr,
+):
     """out = activate(x + bias) or, where y is given, dy/dx (x + bias)."""
     program = tl.program_id(0)
-    across = tl.cdiv(view.channels, TILE.channels)
-    along = tl.cdiv(view.pixels, TILE.pixels)
-    first = program // across % along * TILE.pixels
-    c = program % across * TILE.channels + tl.arange(0, TILE.channels)[:, None]
-    p = tl.arange(0, TILE.pixels)[None, :]
+    across = tl.cdiv(channels, TILE_C)
+    along = tl.cdiv(pixels, TILE_P)
+    first = program // across % along * TILE_P
+    c = program % across * TILE_C + tl.arange(0, TILE_C)[:, None]
+    p = tl.arange(0, TILE_P)[None, :]
     # Tensors may be larger than 32 bits count, tiles can't.
-    start = (program // (across * along)).to(tl.int64) * view.stride_picture + first.to(tl.int64) * view.stride_pixel
-    at = c * view.stride_channel + p * view.stride_pixel
-    inside = (c < view.channels) & (first + p < view.pixels)
+    start = (program // (across * along)).to(tl.int64) * stride_picture + first.to(tl.int64) * stride_pixel
+    at = c * stride_channel + p * stride_pixel
+    inside = (c < channels) & (first + p < pixels)
     v = tl.load(x + start + at, mask=inside, other=0).to(TYPE)
     if bias is not None:
-        v += tl.load(bias + c, mask=c < view.channels, other=0).to(TYPE)
-    v = activate(v, ACT) if y is None else steepen(v, tl.load(y + start + at, mask=inside, other=0).to(TYPE), ACT)
+        v += tl.load(bias + c, mask=c < channels, other=0).to(TYPE)
+    if y is None:
+        v = activate(v, SLOPE, GAIN, CLAMP)
+    else:
+        v = steepen(v, tl.load(y + start + at, mask=inside, other=0).to(TYPE), SLOPE, GAIN, CLAMP)
     tl.store(out + start + at, v, mask=inside)
 
 
 @jit
-def _vjp_kernel(grad, y, out, sums, work, ACT: constexpr, TYPE: constexpr, TILE: constexpr):  # type: ignore[no-untyped-def]
-    """out = dy/dx grad, some tiles a program, and, where `sums` are given, their sum over these, a channel."""
-    view, tiles = work
+def _vjp_kernel(  # type: ignore[no-untyped-def]
+    grad,
+    y,
+    out,
+    sums,
+    channels,
+    pixels,
+    stride_picture,
+    stride_channel,
+    stride_pixel,
+    TILES: constexpr,  # the interpreter of Triton 3.6 loops over constants only
+    SLOPE: constexpr,
+    GAIN: constexpr,
+    CLAMP: constexpr,
+    TYPE: constexpr,
+    TILE_C: constexpr,
+    TILE_P: constexpr,
+):
+    """out = dy/dx grad, TILES tiles a program, and, where `sums` are given, their sum over these, a channel."""
     program = tl.program_id(0)
-    across = tl.cdiv(view.channels, TILE.channels)
-    along = tl.cdiv(view.pixels, TILE.pixels * tiles)
-    c = program % across * TILE.channels + tl.arange(0, TILE.channels)[:, None]
-    p = tl.arange(0, TILE.pixels)[None, :]
-    at = c * view.stride_channel + p * view.stride_pixel
-    picture = (program // (across * along)).to(tl.int64) * view.stride_picture
-    first = program // across % along * TILE.pixels * tiles
-    total = tl.zeros([TILE.channels, TILE.pixels], TYPE)
-    for _ in range(tiles):
-        start = picture + first.to(tl.int64) * view.stride_pixel
-        inside = (c < view.channels) & (first + p < view.pixels)
+    across = tl.cdiv(channels, TILE_C)
+    along = tl.cdiv(pixels, TILE_P * TILES)
+    c = program % across * TILE_C + tl.arange(0, TILE_C)[:, None]
+    p = tl.arange(0, TILE_P)[None, :]
+    at = c * stride_channel + p * stride_pixel
+    picture = (program // (across * along)).to(tl.int64) * stride_picture
+    first = program // across % along * TILE_P * TILES
+    total = tl.full([TILE_C, TILE_P], 0.0, TYPE)
+    for _ in range(TILES):
+        start = picture + first.to(tl.int64) * stride_pixel
+        inside = (c < channels) & (first + p < pixels)
         v = tl.load(grad + start + at, mask=inside, other=0).to(TYPE)
-        v = steepen(v, tl.load(y + start + at, mask=inside, other=0).to(TYPE), ACT)
+        v = steepen(v, tl.load(y + start + at, mask=inside, other=0).to(TYPE), SLOPE, GAIN, CLAMP)
         tl.store(out + start + at, v, mask=inside)
         total += v
-        first += TILE.pixels
+        first += TILE_P
     if sums is not None:
-        tl.store(sums + program // across * view.channels + c, tl.sum(total, 1, keep_dims=True), mask=c < view.channels)
+        tl.store(sums + program // across * channels + c, tl.sum(total, 1, keep_dims=True), mask=c < channels)
 
 
 class _View(NamedTuple):
@@ -122,6 +169,7 @@ def _view(x: Tensor) -> _View:
     return _View(x.shape[0], channels, pixels, channels * pixels, pixels, 1)
 
 
+@functools.cache
 def as_stored(slope: float, gain: float, clamp: float | None, dtype: torch.dtype) -> Act:
     """The constants, the bound rounded to what y has where it is clamped."""
     return Act(slope, gain, None if clamp is None else torch.tensor(clamp, dtype=dtype).item())
@@ -132,28 +180,25 @@ def _map(x: Tensor, bias: Tensor | None, y: Tensor | None, slope: float, gain: f
     out = empty(like)
     if out.numel():
         view = _view(out)
-        tile = blocks(view.channels, view.pixels, channels_are_last(out))
-        programs = view.pictures * triton.cdiv(view.channels, tile.channels) * triton.cdiv(view.pixels, tile.pixels)
+        tile = blocks(view.channels, view.pixels, view.stride_channel == 1)
+        programs = view.pictures * cdiv(view.channels, tile.channels) * cdiv(view.pixels, tile.pixels)
         x, y, bias = dense(x, like), None if y is None else dense(y, y), None if bias is None else bias.contiguous()
         act = as_stored(slope, gain, clamp, out.dtype)
         with torch.cuda.device_of(out):
-            _map_kernel[(programs,)](x, bias, y, out, view, act, accumulator(out), tile)
+            _map_kernel[(programs,)](x, bias, y, out, *view[1:], *act, accumulator(out), *tile)
     return out
 
 
-@custom_op("fastgan::bias_act", mutates_args=())
 def _forward(x: Tensor, bias: Tensor | None, slope: float, gain: float, clamp: float | None) -> Tensor:
     return _map(x, bias, None, slope, gain, clamp)
 
 
-@custom_op("fastgan::bias_act_jvp", mutates_args=())
 def _jvp(
     tangent: Tensor, bias_tangent: Tensor | None, y: Tensor, slope: float, gain: float, clamp: float | None
 ) -> Tensor:
     return _map(tangent, bias_tangent, y, slope, gain, clamp)
 
 
-@custom_op("fastgan::bias_act_vjp", mutates_args=())
 def _vjp(
     grad: Tensor, y: Tensor, with_bias: bool, slope: float, gain: float, clamp: float | None
 ) -> tuple[Tensor, Tensor]:
@@ -161,25 +206,24 @@ def _vjp(
     if not out.numel():
         return out, sums.zero_()
     view = _view(out)
-    tile = blocks(view.channels, view.pixels, channels_are_last(out))
-    across, along = triton.cdiv(view.channels, tile.channels), triton.cdiv(view.pixels, tile.pixels)
-    tiles = min(along, max(1, view.pictures * across * along // PROGRAMS)) if with_bias else 1
-    along = triton.cdiv(along, tiles)
+    tile = blocks(view.channels, view.pixels, view.stride_channel == 1)
+    across, along = cdiv(view.channels, tile.channels), cdiv(view.pixels, tile.pixels)
+    most = min(along, view.pictures * across * along // PROGRAMS) if with_bias else 1
+    tiles = next_power_of_2(max(1, most) + 1) // 2  # few different numbers: each is compiled
+    along = cdiv(along, tiles)
     parts = sums.new_empty(view.pictures * along, view.channels) if with_bias else None
     act = as_stored(slope, gain, clamp, y.dtype)
     with torch.cuda.device_of(out):
         _vjp_kernel[(view.pictures * across * along,)](
-            dense(grad, y), dense(y, y), out, parts, (view, tiles), act, accumulator(y), tile
+            dense(grad, y), dense(y, y), out, parts, *view[1:], tiles, *act, accumulator(y), *tile
         )
     return out, sums if parts is None else parts.sum(0)
 
 
-@_forward.register_fake
 def _fake_forward(x: Tensor, *_: Any) -> Tensor:
     return empty(x)
 
 
-@_jvp.register_fake
 def _fake_jvp(tangent: Tensor, bias_tangent: Tensor | None, y: Tensor, *_: Any) -> Tensor:
     return empty(y)
 
@@ -188,10 +232,12 @@ def _vjp_outputs(grad: Tensor, y: Tensor, with_bias: bool, *_: Any) -> tuple[Ten
     return empty(y), y.new_empty(y.shape[1] if with_bias else 0, dtype=accumulator_dtype(y))
 
 
-_vjp.register_fake(_vjp_outputs)
-
-
-differentiable_bias_act = differentiable_activation("BiasAct", _forward, _jvp, _vjp)
+differentiable_bias_act = differentiable_activation(
+    "BiasAct",
+    launched("fastgan::bias_act", _forward, _fake_forward),
+    launched("fastgan::bias_act_jvp", _jvp, _fake_jvp),
+    launched("fastgan::bias_act_vjp", _vjp, _vjp_outputs),
+)
 
 
 def check_settings(x: Tensor, bias: Tensor | None, slope: float, gain: float, clamp: float | None) -> None:

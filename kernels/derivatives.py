@@ -15,9 +15,26 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.library import custom_op
 
 Context = Any  # torch's FunctionCtx, whose attributes are whatever an op keeps
+
+
+def launched(name: str, launch: Callable[..., Any], fake: Callable[..., Any]) -> Callable[..., Any]:
+    """Register `launch` with torch.library as the op `name`, for torch.compile and for modes that watch ops.
+
+    Where neither is there the op is called without torch's dispatcher, whose way through Python takes the host several
+    times as long as the launch.
+    """
+    op = custom_op(name, launch, mutates_args=())
+    op.register_fake(fake)
+
+    def call(*inputs: Any) -> Any:
+        plain = type(inputs[0]) in (Tensor, nn.Parameter) and torch._C._len_torch_dispatch_stack() == 0
+        return launch(*inputs) if plain else op(*inputs)
+
+    return call
 
 
 def differentiable(

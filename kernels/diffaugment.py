@@ -10,12 +10,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.library import custom_op
 
 from fastgan.errors import UserError
-from fastgan.kernels.choice import Implementation, constexpr, jit, takes_triton, tl, triton
-from fastgan.kernels.derivatives import Context, differentiable
-from fastgan.kernels.tiles import Blocks, accumulator, accumulator_dtype, dense, empty, layout
+from fastgan.kernels.choice import Implementation, constexpr, jit, takes_triton, tl
+from fastgan.kernels.derivatives import Context, differentiable, launched
+from fastgan.kernels.tiles import Blocks, accumulator, accumulator_dtype, cdiv, dense, empty, layout, next_power_of_2
 
 TILE = 512  # numbers at a time: all channels of some pixels
 
@@ -70,64 +69,68 @@ def _near(centre: Tensor, size: int) -> Tensor:
     return (places - centre.double()[:, None]).abs() < 0.25
 
 
-class _Op(NamedTuple):
-    """What the kernel is compiled for."""
-
-    adjoint: bool
-    constant: bool  # whether `added` is
-    vivid: bool  # whether there is a saturation
-    precision: Any
-    tile: Blocks
-
-
-class _View(NamedTuple):
-    """Sizes and strides (image, channel, row, column) of what is read and written."""
-
-    channels: int
-    colors: int
-    height: int
-    width: int
-    strides: tuple[int, ...]
-
-
 @jit
-def _kernel(x, mean, color, place, out, sums, view, OP: constexpr):  # type: ignore[no-untyped-def]
-    """Where `sums` are given these are sums over the colours of what is kept, a tile; else `out` is the result."""
+def _kernel(  # type: ignore[no-untyped-def]
+    x,
+    mean,
+    color,
+    place,
+    out,
+    sums,
+    channels,
+    colors,
+    height,
+    width,
+    stride_picture,
+    stride_channel,
+    stride_row,
+    stride_column,
+    ADJOINT: constexpr,
+    CONSTANT: constexpr,
+    VIVID: constexpr,
+    TYPE: constexpr,
+    TILE_C: constexpr,
+    TILE_P: constexpr,
+):
+    """Where `sums` are given these are sums over the colours of what is kept, a tile; else `out` is the result.
+
+    CONSTANT: `added` counts. VIVID: there is a saturation.
+    """
     program = tl.program_id(0)
-    along = tl.cdiv(view.height * view.width, OP.tile.pixels)
+    along = tl.cdiv(height * width, TILE_P)
     image = program // along
-    c = tl.arange(0, OP.tile.channels)[:, None]
-    p = program % along * OP.tile.pixels + tl.arange(0, OP.tile.pixels)[None, :]
-    h = p // view.width
-    w = p % view.width
+    c = tl.arange(0, TILE_C)[:, None]
+    p = program % along * TILE_P + tl.arange(0, TILE_P)[None, :]
+    h = p // width
+    w = p % width
     place += image * 6  # shift right and down, then the window's first column, the one after its last, and its rows
     color += image * 3  # added, vivid, gain
-    row = h + tl.load(place + 1) * (1 if OP.adjoint else -1)  # what is read
-    column = w + tl.load(place) * (1 if OP.adjoint else -1)
-    y = row if OP.adjoint else h  # where the window is looked for
-    x_ = column if OP.adjoint else w
+    row = h + tl.load(place + 1) * (1 if ADJOINT else -1)  # what is read
+    column = w + tl.load(place) * (1 if ADJOINT else -1)
+    y = row if ADJOINT else h  # where the window is looked for
+    x_ = column if ADJOINT else w
     kept = (x_ < tl.load(place + 2)) | (x_ >= tl.load(place + 3)) | (y < tl.load(place + 4)) | (y >= tl.load(place + 5))
-    kept = kept & (row >= 0) & (row < view.height) & (column >= 0) & (column < view.width)
-    valid = (c < view.channels) & (h < view.height)
-    start = image.to(tl.int64) * view.strides[0]
-    at = c * view.strides[1] + row * view.strides[2] + column * view.strides[3]
-    v = tl.load(x + start + at, mask=valid & kept, other=0).to(OP.precision)
-    colored = tl.where(c < view.colors, v, 0.0)
+    kept = kept & (row >= 0) & (row < height) & (column >= 0) & (column < width)
+    valid = (c < channels) & (h < height)
+    start = image.to(tl.int64) * stride_picture
+    at = c * stride_channel + row * stride_row + column * stride_column
+    v = tl.load(x + start + at, mask=valid & kept, other=0).to(TYPE)
+    colored = tl.where(c < colors, v, 0.0)
     if sums is not None:
         tl.store(sums + program, tl.sum(colored))
     else:
         gain = tl.load(color + 2)
         mixed = v * gain
-        if OP.vivid:
+        if VIVID:
             vivid = tl.load(color + 1)
             mixed = mixed * vivid + tl.sum(colored, 0, keep_dims=True) * (gain * (1.0 - vivid) / 3.0)
         mixed += (1.0 - gain) * tl.load(mean + image)
-        if OP.constant:
+        if CONSTANT:
             mixed += tl.load(color)
-        v = tl.where(c < view.colors, mixed, v)
-        if not OP.adjoint:
+        v = tl.where(c < colors, mixed, v)
+        if not ADJOINT:
             v = tl.where(kept, v, 0.0)
-        at = c * view.strides[1] + h * view.strides[2] + w * view.strides[3]
+        at = c * stride_channel + h * stride_row + w * stride_column
         tl.store(out + start + at, v, mask=valid)
 
 
@@ -137,39 +140,33 @@ def _run(x: Tensor, color: Tensor, place: Tensor, adjoint: bool, constant: bool)
         return out
     x = dense(x, x)
     batch, channels, height, width = x.shape
-    colors, wide = _num_colors(x), triton.next_power_of_2(channels)
-    tile = Blocks(wide, min(triton.next_power_of_2(height * width), max(1, TILE // wide)))
-    along = triton.cdiv(height * width, tile.pixels)
-    view = _View(channels, colors, height, width, x.stride())
-    op = _Op(adjoint, constant, colors == 3, accumulator(x), tile)
+    colors, wide = _num_colors(x), next_power_of_2(channels)
+    tile = Blocks(wide, min(next_power_of_2(height * width), max(1, TILE // wide)))
+    along = cdiv(height * width, tile.pixels)
     color, place = color.to(accumulator_dtype(x)).contiguous(), place.contiguous()
+    sizes = (channels, colors, height, width, *x.stride())
+    settings = (adjoint, constant, colors == 3, accumulator(x), *tile)
     with torch.cuda.device_of(x):
         if adjoint:
             sums = color.new_empty(batch, along)
-            _kernel[(batch * along,)](x, None, color, place, None, sums, view, op)
+            _kernel[(batch * along,)](x, None, color, place, None, sums, *sizes, *settings)
             mean = sums.sum(1) / (colors * height * width)
         else:
             mean = x[:, :colors].mean((1, 2, 3), dtype=color.dtype)
-        _kernel[(batch * along,)](x, mean, color, place, out, None, view, op)
+        _kernel[(batch * along,)](x, mean, color, place, out, None, *sizes, *settings)
     return out
 
 
-@custom_op("fastgan::diffaugment", mutates_args=())
 def _forward(x: Tensor, color: Tensor, place: Tensor, constant: bool) -> Tensor:
     return _run(x, color, place, adjoint=False, constant=constant)
 
 
-@custom_op("fastgan::diffaugment_vjp", mutates_args=())
 def _vjp(grad: Tensor, color: Tensor, place: Tensor) -> Tensor:
     return _run(grad, color, place, adjoint=True, constant=False)
 
 
 def _fake(x: Tensor, color: Tensor, place: Tensor, constant: bool = False) -> Tensor:
     return empty(x)
-
-
-_forward.register_fake(_fake)
-_vjp.register_fake(_fake)
 
 
 def _keep(ctx: Context, inputs: Sequence[Any], output: Tensor) -> None:
@@ -184,8 +181,12 @@ def _backward_vjp(ctx: Context, change: Tensor) -> tuple[Tensor | None, ...]:
     return differentiable_diffaugment(change, *ctx.saved_tensors, False), None, None
 
 
-differentiable_diffaugment = differentiable("DiffAugment", _forward, _keep, _backward)
-differentiable_vjp = differentiable("DiffAugmentVjp", _vjp, _keep, _backward_vjp)
+differentiable_diffaugment = differentiable(
+    "DiffAugment", launched("fastgan::diffaugment", _forward, _fake), _keep, _backward
+)
+differentiable_vjp = differentiable(
+    "DiffAugmentVjp", launched("fastgan::diffaugment_vjp", _vjp, _fake), _keep, _backward_vjp
+)
 
 
 def _places(changes: Changes, height: int, width: int) -> Tensor:

@@ -10,17 +10,16 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.library import custom_op
 
 from fastgan.errors import UserError
 from fastgan.kernels.bias_act import Act, activate, as_stored, bias_act_reference, check_settings, steepen
-from fastgan.kernels.choice import Implementation, constexpr, jit, takes_triton, tl, triton
-from fastgan.kernels.derivatives import Context, differentiable, differentiable_activation
+from fastgan.kernels.choice import Implementation, constexpr, jit, takes_triton, tl
+from fastgan.kernels.derivatives import Context, differentiable, differentiable_activation, launched
 from fastgan.kernels.tiles import (
-    Blocks,
     accumulator,
     accumulator_dtype,
     blocks,
+    cdiv,
     channels_are_last,
     dense,
     empty,
@@ -57,82 +56,85 @@ def _multiply(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     return last.permute(0, 3, 1, 2).contiguous(memory_format=layout(x))
 
 
-class _Taps(NamedTuple):
-    """The filter of an axis, and which of its taps read what counts with no other result."""
-
-    weights: tuple[float, ...]
-    own: tuple[bool, ...]
-
-
-_DOWN = _Taps((1 / 8, 3 / 8, 3 / 8, 1 / 8), (False, True, True, False))
-_UP = _Taps((3 / 4, 1 / 4), (True, False))  # of the nearest pixel, which is two results' own in a row, and the next one
-
-
-class _Op(NamedTuple):
-    """What a kernel is compiled for; without an activation it is linear."""
-
-    up: bool
-    taps: _Taps
-    scale: float
-    act: Act | None
-    precision: Any
-    tile: Blocks
-
-
-class _View(NamedTuple):
-    """Sizes and strides (picture, channel, row, column) of what is read and written."""
-
-    channels: int
-    height: int
-    width: int
-    rows: int  # of what is read
-    columns: int
-    read: tuple[int, ...]
-    written: tuple[int, ...]
-
-
 @jit
-def _kernel(x, x_y, bias, y, out, sums, view, OP: constexpr):  # type: ignore[no-untyped-def]
+def _kernel(  # type: ignore[no-untyped-def]
+    x,
+    x_y,
+    bias,
+    y,
+    out,
+    sums,
+    channels,
+    height,
+    width,
+    rows,
+    columns,
+    read_picture,
+    read_channel,
+    read_row,
+    read_column,
+    written_picture,
+    written_channel,
+    written_row,
+    written_column,
+    scale,
+    UP: constexpr,
+    ACTIVE: constexpr,
+    SLOPE: constexpr,
+    GAIN: constexpr,
+    CLAMP: constexpr,
+    TYPE: constexpr,
+    TILE_C: constexpr,
+    TILE_P: constexpr,
+):
     """out = scale R x, plus bias, then activated, or steepened where y is given. Where x_y is given x is steepened
     first, and where `sums` are, these are its sums over the pixels that are nearest to a tile's.
+
+    `rows` and `columns` are those of x. Without ACTIVE the kernel is linear.
     """
     program = tl.program_id(0)
-    across = tl.cdiv(view.channels, OP.tile.channels)
-    along = tl.cdiv(view.height * view.width, OP.tile.pixels)
-    c = program % across * OP.tile.channels + tl.arange(0, OP.tile.channels)[:, None]
-    p = program // across % along * OP.tile.pixels + tl.arange(0, OP.tile.pixels)[None, :]
+    across = tl.cdiv(channels, TILE_C)
+    along = tl.cdiv(height * width, TILE_P)
+    c = program % across * TILE_C + tl.arange(0, TILE_C)[:, None]
+    p = program // across % along * TILE_P + tl.arange(0, TILE_P)[None, :]
     picture = (program // (across * along)).to(tl.int64)  # a batch may be larger than 32 bits count, not a picture
-    h = p // view.width
-    w = p % view.width
-    valid = (c < view.channels) & (h < view.height)
-    start = picture * view.read[0]
-    result = tl.zeros([OP.tile.channels, OP.tile.pixels], OP.precision)
-    total = tl.zeros([OP.tile.channels, OP.tile.pixels], OP.precision)
-    for i in tl.static_range(2 if OP.up else 4):
-        for j in tl.static_range(2 if OP.up else 4):
-            # Up: the nearest pixel, then the next one on the side where the result lies.
-            row = h // 2 + i * (h % 2 * 2 - 1) if OP.up else 2 * h - 1 + i
-            column = w // 2 + j * (w % 2 * 2 - 1) if OP.up else 2 * w - 1 + j
-            inside = valid & (row >= 0) & (row < view.rows) & (column >= 0) & (column < view.columns)
-            at = c * view.read[1] + row * view.read[2] + column * view.read[3]
-            v = tl.load(x + start + at, mask=inside, other=0).to(OP.precision)
+    h = p // width
+    w = p % width
+    valid = (c < channels) & (h < height)
+    start = picture * read_picture
+    result = tl.full([TILE_C, TILE_P], 0.0, TYPE)
+    total = tl.full([TILE_C, TILE_P], 0.0, TYPE)
+    for i in tl.static_range(2 if UP else 4):
+        for j in tl.static_range(2 if UP else 4):
+            # Up: the nearest pixel, which is two results' own in a row, then the next one on the side where the result
+            # lies, by 3/4 and 1/4. Down: four in a row by 1/8, 3/8, 3/8, 1/8, of which the middle two are the result's.
+            row = h // 2 + i * (h % 2 * 2 - 1) if UP else 2 * h - 1 + i
+            column = w // 2 + j * (w % 2 * 2 - 1) if UP else 2 * w - 1 + j
+            inside = valid & (row >= 0) & (row < rows) & (column >= 0) & (column < columns)
+            at = c * read_channel + row * read_row + column * read_column
+            v = tl.load(x + start + at, mask=inside, other=0).to(TYPE)
             if x_y is not None:
-                v = steepen(v, tl.load(x_y + start + at, mask=inside, other=0).to(OP.precision), OP.act)
-            if sums is not None and OP.taps.own[i] and OP.taps.own[j]:
-                total += tl.where(h % 2 + w % 2 == 0, v, 0.0) if OP.up else v
-            result += v * (OP.taps.weights[i] * OP.taps.weights[j])
-    result *= OP.scale
+                v = steepen(v, tl.load(x_y + start + at, mask=inside, other=0).to(TYPE), SLOPE, GAIN, CLAMP)
+            if UP:
+                if sums is not None and i + j == 0:
+                    total += tl.where(h % 2 + w % 2 == 0, v, 0.0)
+                result += v * ((3 - 2 * i) * (3 - 2 * j) / 16)
+            else:
+                if sums is not None and (i + 1) // 2 % 2 + (j + 1) // 2 % 2 == 2:
+                    total += v
+                result += v * ((1 + (i + 1) // 2 % 2 * 2) * (1 + (j + 1) // 2 % 2 * 2) / 64)
+    result *= scale
     if bias is not None:
-        result += tl.load(bias + c, mask=c < view.channels, other=0).to(OP.precision)
-    at = c * view.written[1] + h * view.written[2] + w * view.written[3]
-    start = picture * view.written[0]
+        result += tl.load(bias + c, mask=c < channels, other=0).to(TYPE)
+    at = c * written_channel + h * written_row + w * written_column
+    start = picture * written_picture
     if y is not None:
-        result = steepen(result, tl.load(y + start + at, mask=valid, other=0).to(OP.precision), OP.act)
-    elif OP.act is not None and x_y is None:
-        result = activate(result, OP.act)
+        result = steepen(result, tl.load(y + start + at, mask=valid, other=0).to(TYPE), SLOPE, GAIN, CLAMP)
+    elif ACTIVE and x_y is None:
+        result = activate(result, SLOPE, GAIN, CLAMP)
     tl.store(out + start + at, result, mask=valid)
     if sums is not None:
-        tl.store(sums + program // across * view.channels + c, tl.sum(total, 1, keep_dims=True), mask=c < view.channels)
+        tl.store(sums + program // across * channels + c, tl.sum(total, 1, keep_dims=True), mask=c < channels)
 
 
 class _Given(NamedTuple):
@@ -154,12 +156,12 @@ def _launch(
     x, x_y, y, bias = dense(x, out), _dense(x_y, out), _dense(y, out), None if bias is None else bias.contiguous()
     _, channels, height, width = out.shape
     tile = blocks(channels, height * width, channels_are_last(out), TILE, MOST_CHANNELS)
-    along = out.shape[0] * triton.cdiv(height * width, tile.pixels)
+    along = out.shape[0] * cdiv(height * width, tile.pixels)
     parts = sums.new_empty(along, channels) if with_sums else None
-    view = _View(channels, height, width, x.shape[2], x.shape[3], x.stride(), out.stride())
-    op = _Op(up, _UP if up else _DOWN, scale, act, accumulator(out), tile)
+    sizes = (*out.shape[1:], *x.shape[2:], *x.stride(), *out.stride())
+    settings = (up, act is not None, *(act or Act(1.0, 1.0, None)), accumulator(out), *tile)
     with torch.cuda.device_of(out):
-        _kernel[(along * triton.cdiv(channels, tile.channels),)](x, x_y, bias, y, out, parts, view, op)
+        _kernel[(along * cdiv(channels, tile.channels),)](x, x_y, bias, y, out, parts, *sizes, scale, *settings)
     return sums if parts is None else parts.sum(0)
 
 
@@ -177,21 +179,18 @@ def _resized(x: Tensor, up: bool) -> Tensor:
     return empty_pictures(x, height, width)
 
 
-@custom_op("fastgan::resample", mutates_args=())
 def _linear(x: Tensor, up: bool, scale: float) -> Tensor:
     out = _resized(x, up)
     _launch(x, _Given(), out, up, scale, None)
     return out
 
 
-@custom_op("fastgan::resample_act", mutates_args=())
 def _forward(x: Tensor, bias: Tensor | None, up: bool, slope: float, gain: float, clamp: float | None) -> Tensor:
     out = _resized(x, up)
     _launch(x, _Given(bias=bias), out, up, 1.0, as_stored(slope, gain, clamp, x.dtype))
     return out
 
 
-@custom_op("fastgan::resample_act_jvp", mutates_args=())
 def _jvp(
     tangent: Tensor, bias_tangent: Tensor | None, y: Tensor, up: bool, slope: float, gain: float, clamp: float | None
 ) -> Tensor:
@@ -200,7 +199,6 @@ def _jvp(
     return out
 
 
-@custom_op("fastgan::resample_act_vjp", mutates_args=())
 def _vjp(
     grad: Tensor, y: Tensor, with_bias: bool, up: bool, slope: float, gain: float, clamp: float | None
 ) -> tuple[Tensor, Tensor]:
@@ -225,10 +223,6 @@ def _fake_vjp(grad: Tensor, y: Tensor, with_bias: bool, up: bool, *_: Any) -> tu
     return _resized(y, not up), y.new_empty(y.shape[1] if with_bias else 0, dtype=accumulator_dtype(y))
 
 
-for _op, _fake in ((_linear, _fake_linear), (_forward, _fake_forward), (_jvp, _fake_jvp), (_vjp, _fake_vjp)):
-    _op.register_fake(_fake)
-
-
 def _keep(ctx: Context, inputs: Sequence[Any], output: Tensor) -> None:
     ctx.settings = inputs[1:]
 
@@ -239,8 +233,15 @@ def _backward(ctx: Context, grad: Tensor) -> tuple[Tensor | None, ...]:
     return differentiable_resample(grad, other, scale * factor), None, None
 
 
-differentiable_resample = differentiable("Resample", _linear, _keep, _backward)
-differentiable_resample_act = differentiable_activation("ResampleAct", _forward, _jvp, _vjp)
+differentiable_resample = differentiable(
+    "Resample", launched("fastgan::resample", _linear, _fake_linear), _keep, _backward
+)
+differentiable_resample_act = differentiable_activation(
+    "ResampleAct",
+    launched("fastgan::resample_act", _forward, _fake_forward),
+    launched("fastgan::resample_act_jvp", _jvp, _fake_jvp),
+    launched("fastgan::resample_act_vjp", _vjp, _fake_vjp),
+)
 
 
 def downsample2(x: Tensor, implementation: Implementation = "auto") -> Tensor:

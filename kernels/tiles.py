@@ -3,12 +3,13 @@
 Both layouts of pictures are a matter of strides. Triton compiles a stride of 1 in, and reads along that axis.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from fastgan.kernels.choice import tl, triton
+from fastgan.kernels.choice import tl
 
 TILE = 1024  # numbers at a time: 8 for each thread of 4 warps, 16 bytes of bfloat16
 
@@ -41,9 +42,20 @@ def empty(like: Tensor) -> Tensor:
     return torch.empty_like(like, memory_format=layout(like))
 
 
+def cdiv(count: int, size: int) -> int:
+    """How many parts of `size` there are in `count`, the last one perhaps smaller."""
+    return -(-count // size)
+
+
+def next_power_of_2(count: int) -> int:
+    """The smallest power of two that is `count` or more."""
+    return 1 << (count - 1).bit_length() if count > 1 else 1
+
+
+@functools.cache
 def blocks(channels: int, pixels: int, channels_last: bool, size: int = TILE, most_channels: int = 128) -> Blocks:
     """The tile of at most `size` numbers for so many channels and pixels: long in the direction of memory."""
-    width, length = triton.next_power_of_2(channels), triton.next_power_of_2(pixels)
+    width, length = next_power_of_2(channels), next_power_of_2(pixels)
     if channels_last:
         width = min(width, most_channels)
         return Blocks(width, min(length, size // width))

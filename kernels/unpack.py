@@ -3,15 +3,13 @@
 Bytes have no gradient, so there is no derivative.
 """
 
-from typing import Any, NamedTuple
-
 import torch
 from torch import Tensor
-from torch.library import custom_op
 
 from fastgan.errors import UserError
-from fastgan.kernels.choice import Implementation, constexpr, jit, takes_triton, tl, triton
-from fastgan.kernels.tiles import Blocks, accumulator, blocks
+from fastgan.kernels.choice import Implementation, constexpr, jit, takes_triton, tl
+from fastgan.kernels.derivatives import launched
+from fastgan.kernels.tiles import accumulator, blocks, cdiv
 
 SCALE = 2 / 255
 
@@ -26,70 +24,70 @@ def unpack_reference(
     return values.contiguous(memory_format=_format(channels_last))
 
 
-class _Op(NamedTuple):
-    """What the kernel is compiled for."""
-
-    scale: float
-    precision: Any
-    tile: Blocks
-
-
-class _View(NamedTuple):
-    """Sizes and strides (image, channel, row, column) of what is read and written."""
-
-    channels: int
-    height: int
-    width: int
-    read: tuple[int, ...]
-    written: tuple[int, ...]
-
-
 @jit
-def _kernel(images, mirror, out, view, OP: constexpr):  # type: ignore[no-untyped-def]
+def _kernel(  # type: ignore[no-untyped-def]
+    images,
+    mirror,
+    out,
+    channels,
+    height,
+    width,
+    read_image,
+    read_channel,
+    read_row,
+    read_column,
+    written_image,
+    written_channel,
+    written_row,
+    written_column,
+    SCALE: constexpr,
+    TYPE: constexpr,
+    TILE_C: constexpr,
+    TILE_P: constexpr,
+):
     """A tile of one image, read from the other side where it is mirrored."""
     program = tl.program_id(0)
-    across = tl.cdiv(view.channels, OP.tile.channels)
-    along = tl.cdiv(view.height * view.width, OP.tile.pixels)
-    c = program % across * OP.tile.channels + tl.arange(0, OP.tile.channels)[:, None]
-    p = program // across % along * OP.tile.pixels + tl.arange(0, OP.tile.pixels)[None, :]
+    across = tl.cdiv(channels, TILE_C)
+    along = tl.cdiv(height * width, TILE_P)
+    c = program % across * TILE_C + tl.arange(0, TILE_C)[:, None]
+    p = program // across % along * TILE_P + tl.arange(0, TILE_P)[None, :]
     image = (program // (across * along)).to(tl.int64)
-    h = p // view.width
-    w = p % view.width
-    valid = (c < view.channels) & (h < view.height)
+    h = p // width
+    w = p % width
+    valid = (c < channels) & (h < height)
     column = w
     if mirror is not None:
-        column = tl.where(tl.load(mirror + image) != 0, view.width - 1 - w, w)
-    at = c * view.read[1] + h * view.read[2] + column * view.read[3]
-    value = tl.load(images + image * view.read[0] + at, mask=valid, other=0).to(OP.precision) * OP.scale - 1.0
-    at = c * view.written[1] + h * view.written[2] + w * view.written[3]
-    tl.store(out + image * view.written[0] + at, value, mask=valid)
+        column = tl.where(tl.load(mirror + image) != 0, width - 1 - w, w)
+    at = c * read_channel + h * read_row + column * read_column
+    value = tl.load(images + image * read_image + at, mask=valid, other=0).to(TYPE) * SCALE - 1.0
+    at = c * written_channel + h * written_row + w * written_column
+    tl.store(out + image * written_image + at, value, mask=valid)
 
 
 def _format(channels_last: bool) -> torch.memory_format:
     return torch.channels_last if channels_last else torch.contiguous_format
 
 
-@custom_op("fastgan::unpack", mutates_args=())
-def _unpack(images: Tensor, mirror: Tensor | None, dtype: torch.dtype, channels_last: bool) -> Tensor:
-    out = torch.empty_like(images, dtype=dtype, memory_format=_format(channels_last))
+def _launch(images: Tensor, mirror: Tensor | None, dtype: torch.dtype, channels_last: bool) -> Tensor:
+    out = _fake(images, mirror, dtype, channels_last)
     if not out.numel():
         return out
     batch, channels, height, width = out.shape
     tile = blocks(channels, height * width, channels_last)
-    programs = batch * triton.cdiv(channels, tile.channels) * triton.cdiv(height * width, tile.pixels)
-    view = _View(channels, height, width, images.stride(), out.stride())
-    op = _Op(SCALE, accumulator(out), tile)
+    programs = batch * cdiv(channels, tile.channels) * cdiv(height * width, tile.pixels)
+    mirror = None if mirror is None else mirror.contiguous()
+    settings = (*out.shape[1:], *images.stride(), *out.stride(), SCALE, accumulator(out), *tile)
     with torch.cuda.device_of(out):
         # One rounding after the product, one after the difference, as in torch: the same bits.
-        _kernel[(programs,)](
-            images, None if mirror is None else mirror.contiguous(), out, view, op, enable_fp_fusion=False
-        )
+        _kernel[(programs,)](images, mirror, out, *settings, enable_fp_fusion=False)
     return out
 
 
-@_unpack.register_fake
 def _fake(images: Tensor, mirror: Tensor | None, dtype: torch.dtype, channels_last: bool) -> Tensor:
     return torch.empty_like(images, dtype=dtype, memory_format=_format(channels_last))
+
+
+_unpack = launched("fastgan::unpack", _launch, _fake)
 
 
 def unpack(
