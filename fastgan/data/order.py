@@ -10,13 +10,13 @@ from fastgan.counter import Stream
 class Order:
     """An endless sequence of item numbers in which every epoch is a permutation of its own."""
 
-    def __init__(self, num_images: int, seed: int) -> None:
-        self.num_images, self.seed = num_images, seed
+    def __init__(self, num_images: int, seed: int, stream: Stream = Stream.ORDER) -> None:
+        self.num_images, self.seed, self.stream = num_images, seed, stream
         self._epochs: dict[int, Tensor] = {}
 
     def _epoch(self, epoch: int) -> Tensor:
         if epoch not in self._epochs:
-            key = counter.keys(self.seed, Stream.ORDER, torch.tensor([epoch]))
+            key = counter.keys(self.seed, self.stream, torch.tensor([epoch]))
             kept = list(self._epochs.items())[-1:]  # two in all: a batch may run across an epoch's end
             self._epochs = dict([*kept, (epoch, counter.bits(key, self.num_images)[0].argsort(stable=True))])
         return self._epochs[epoch]
