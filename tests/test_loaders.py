@@ -12,6 +12,8 @@ import pytest
 import safetensors.torch
 import torch
 from PIL import Image
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from fastgan import presets
 from fastgan.config import ObjectiveConfig
@@ -191,6 +193,32 @@ def test_mirroring_is_decided_by_the_images_number(sets, loader):
     assert all(torch.equal(a.reals, b.reals) for a, b in zip(mirrored, again, strict=True))
     parts = [mirrored[0].part(slice(start, start + 2)).reals for start in range(0, len(mirrored[0].pixels), 2)]
     assert torch.equal(torch.cat(parts), mirrored[0].reals)
+
+
+class Devices(TorchDispatchMode):
+    """Notes where the tensors are that operations take and make."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        tensors = [leaf for leaf in tree_leaves((args, kwargs, result)) if isinstance(leaf, torch.Tensor)]
+        self.seen |= {tensor.device.type for tensor in tensors}
+        return result
+
+
+@pytest.mark.parametrize("place", [0, 32, 45 * 5])
+def test_resident_batches_are_made_on_the_device(sets, place):
+    """No part of a resident batch comes from the CPU, the first of an epoch and one across its end included."""
+    source, _ = sets[3, "png"]
+    config = config_for("resident", mirror=True, keep_partial=False, reuse_reals=False)
+    loader = build_loader(config, source, torch.device("meta"))
+    with Devices() as devices:
+        batch = loader.batch(place)
+    assert devices.seen == {"meta"}
+    assert batch.labels.shape == batch.for_g.labels.shape == (BATCH,) and batch.for_g.pixels.shape == (BATCH, 3, *SIZE)
 
 
 def test_worker_processes_do_not_change_the_batches(sets):

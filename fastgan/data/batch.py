@@ -10,7 +10,7 @@ from fastgan import counter
 from fastgan.config import Config
 from fastgan.counter import Stream
 from fastgan.data.images import ImageSource
-from fastgan.data.order import Order, batch_positions, largest_share, share
+from fastgan.data.order import CPU, Order, batch_positions, largest_share, share
 from fastgan.kernels.unpack import unpack
 
 
@@ -50,18 +50,27 @@ class Loader(Protocol):
 
 
 class Dealer:
-    """Which images make the batch at a place, and what becomes of their pixels: the same for every loader."""
+    """Which images make the batch at a place, and what becomes of their pixels: the same for every loader.
+
+    Batches are for `device`; the numbers of their items are on `items_on`, where a loader looks their pixels up.
+    """
 
     def __init__(
-        self, config: Config, source: ImageSource, device: torch.device, rank: int = 0, num_processes: int = 1
+        self,
+        config: Config,
+        source: ImageSource,
+        device: torch.device,
+        rank: int = 0,
+        num_processes: int = 1,
+        items_on: torch.device = CPU,
     ) -> None:
         self.source, self.device, self.num_images = source, device, len(source)
         self._config, self._rank, self._num_processes = config, rank, num_processes
-        self._roles = [(Order(len(source), config.seed, Stream.ORDER), Stream.MIRROR)]
+        streams = [(Stream.ORDER, Stream.MIRROR)]
         if not config.objective.reuse_reals:
-            self._roles.append((Order(len(source), config.seed, Stream.ORDER_G), Stream.MIRROR_G))
+            streams.append((Stream.ORDER_G, Stream.MIRROR_G))
+        self._roles = [(Order(len(source), config.seed, order, items_on), mirror) for order, mirror in streams]
         self.most_items = len(self._roles) * largest_share(config.data.batch_size, num_processes)
-        self._labels = None if source.labels is None else source.labels.to(device)
 
     def whole(self, images_seen: int) -> range:
         """The positions of the batch that starts at `images_seen`, all processes together."""
@@ -73,19 +82,23 @@ class Dealer:
         return share(self.whole(images_seen), self._rank, self._num_processes)
 
     def items(self, images_seen: int) -> Tensor:
-        """Return the numbers in the set of the images of that part, int64, on the CPU.
+        """Return the numbers in the set of the images of that part, int64.
 
         They are D's [B], then, where G has reals of its own, G's [B].
         """
         mine = self.mine(images_seen)
         return torch.cat([order.items(mine) for order, _ in self._roles])
 
-    def batch(self, images_seen: int, items: Tensor, pixels: Tensor) -> Batch:
-        """Make the batch of its items and their pixels, uint8 [items, C, H, W] on any device."""
+    def labels(self, items: Tensor) -> Tensor | None:
+        """Return the labels of items on the CPU, int64."""
+        return None if self.source.labels is None else self.source.labels[items]
+
+    def batch(self, images_seen: int, pixels: Tensor, labels: Tensor | None) -> Batch:
+        """Make the batch of its items' pixels, uint8 [items, C, H, W], and labels, on any device."""
         mine, size = self.mine(images_seen), len(self.whole(images_seen))
         index = torch.arange(mine.start, mine.stop, device=self.device)
         pixels = pixels.to(self.device, non_blocking=True)
-        labels = None if self._labels is None else self._labels[items.to(self.device, non_blocking=True)]
+        labels = None if labels is None else labels.to(self.device, non_blocking=True)
 
         def phase(number: int) -> Batch:
             part, stream = slice(number * len(mine), (number + 1) * len(mine)), self._roles[number][1]

@@ -34,7 +34,7 @@ class DaliLoader:
             items = self._dealer.items(images_seen)
             pixels = self._source.pixels(items)
         self._next = self._dealer.whole(images_seen).stop
-        return self._dealer.batch(images_seen, items, pixels)
+        return self._dealer.batch(images_seen, pixels, self._dealer.labels(items))
 
     def _encoded(self) -> list[np.ndarray]:
         """The encoded images of the next batch that the pipeline hasn't had yet."""
