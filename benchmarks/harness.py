@@ -4,6 +4,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -80,13 +81,16 @@ class DrawnLoader:
     def __init__(self, config: Config, device: torch.device) -> None:
         size, channels, classes = config.data.batch_size, config.data.channels, config.networks.num_classes
         draws = torch.Generator().manual_seed(0)
-        pixels = torch.randint(0, 256, (size, channels, *config.data.image_size), generator=draws, dtype=torch.uint8)
-        self._pixels = pixels.to(device).contiguous(memory_format=torch.channels_last)
+        shape = (1 if config.objective.reuse_reals else 2, size, channels, *config.data.image_size)
+        pixels = torch.randint(0, 256, shape, generator=draws, dtype=torch.uint8)
+        self._pixels = [part.to(device).contiguous(memory_format=torch.channels_last) for part in pixels]
         self._index = torch.arange(size, device=device)
         self._labels = self._index % classes if classes else None
 
     def batch(self, images_seen: int) -> Batch:
-        return Batch(self._pixels, self._labels, self._index + images_seen, len(self._pixels))
+        index = self._index + images_seen
+        of_d, *of_g = [Batch(pixels, self._labels, index, len(index)) for pixels in self._pixels]
+        return replace(of_d, of_g=of_g[0]) if of_g else of_d
 
 
 def save(theme: str, title: str, table: str) -> Path:

@@ -184,7 +184,8 @@ def _count(config: Config, images: int, penalized: bool) -> Work:
         step = _build(config, images)
         for parameter in (*step.G.parameters(), *step.D.parameters()):
             parameter.register_post_accumulate_grad_hook(ledger.drop_gradient)
-        start = step.pixels.nbytes + step.index.nbytes + (0 if step.labels is None else step.labels.nbytes)
+        reals = step.pixels.nbytes + (0 if step.labels is None else step.labels.nbytes)
+        start = step.index.nbytes + reals * (1 if config.objective.reuse_reals else 2)
         ledger.flops.clear()
         ledger.operations = ledger.moved_bytes = 0
         ledger.live = ledger.peak = start

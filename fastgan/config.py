@@ -122,6 +122,11 @@ class ObjectiveConfig:
     """Probability of each of its operations, reached after burn_in; where it adapts itself, at the start."""
     augment_target: float | None = None
     """Let augment_p adapt itself so that this share more of the reals than not looks real to D (ADA: 0.6)."""
+    augment_pairs: bool = True
+    """True: the real and the fake of a pair get the same changes. False: each gets its own."""
+    reuse_reals: bool = True
+    """relativistic: True: G's phase compares with the reals that D just saw. False: with reals of its own, as R3GAN's
+    program does, drawn from an order of their own."""
     share_fakes: bool = False
     """True: one pass of G serves both players' phases. False: each phase draws its own latents."""
 
@@ -153,7 +158,23 @@ class ObjectiveConfig:
             self.penalty_form,
             f"it is for the penalties r1 and r1+r2, not {self.penalty}: give exact",
         )
+        self._refuse_idle_reals()
         self._refuse_what_fails()
+
+    def _refuse_idle_reals(self) -> None:
+        """Refuse reals for G that it doesn't look at, or whose classes its fakes can't have."""
+        _require(
+            self.reuse_reals or self.loss == "relativistic",
+            "reuse_reals",
+            self.reuse_reals,
+            f"under the loss {self.loss} G sees no reals: give --reuse-reals or --loss relativistic",
+        )
+        _require(
+            self.reuse_reals or not self.share_fakes,
+            "reuse_reals",
+            self.reuse_reals,
+            "fakes that serve both phases go with reals that do: give --reuse-reals or --no-share-fakes",
+        )
 
     def _refuse_what_fails(self) -> None:
         _require_positive(self, "penalty_every")

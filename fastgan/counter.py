@@ -30,6 +30,10 @@ class Stream(IntEnum):
     DIRECTIONS_REALS = 13
     DIRECTIONS_FAKES = 14
     MIX = 15
+    ORDER_G = 16
+    MIRROR_G = 17
+    AUGMENT_D_FAKES = 18
+    AUGMENT_G_FAKES = 19
 
 
 def _wrap(value: int) -> int:

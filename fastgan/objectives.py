@@ -50,11 +50,12 @@ class DiscriminatorObjective(nn.Module):
     ) -> tuple[Tensor, Terms]:
         """Mean loss, and terms, of images [B, C, H, W] in [-1, 1]; `index` [B] is each one's number in the run.
 
-        A gamma that is the number 0 leaves the penalty out. The two images of a pair get the same augmentation.
+        A gamma that is the number 0 leaves the penalty out.
         """
         penalty = self.config.penalty if isinstance(gamma, Tensor) or gamma else "none"
-        critic = partial(_critic, self.D, self.seed, self.config.augment, labels, index, Stream.AUGMENT_D, augment_p)
-        on_reals, on_fakes = critic(Stream.NOISE_REALS), critic(Stream.NOISE_FAKES)
+        critic = partial(_critic, self.D, self.seed, self.config.augment, labels, index, augment_p)
+        on_reals = critic(Stream.AUGMENT_D, Stream.NOISE_REALS)
+        on_fakes = critic(Stream.AUGMENT_D if self.config.augment_pairs else Stream.AUGMENT_D_FAKES, Stream.NOISE_FAKES)
         real = self._judge(on_reals, reals, index, Stream.DIRECTIONS_REALS, penalty in ("r1", "r1+r2"))
         fake = self._judge(on_fakes, fakes, index, Stream.DIRECTIONS_FAKES, penalty == "r1+r2")
         adversarial = self.loss.d(real.logits, fake.logits)
@@ -111,15 +112,13 @@ class GeneratorObjective(nn.Module):
         """The mean loss, and the terms, of fakes [B, C, H, W] in [-1, 1]; the reals are what a relativistic D compares
         them with.
         """
-        judge = _frozen(self.D)
-        critic = _critic(
-            judge, self.seed, self.config.augment, labels, index, Stream.AUGMENT_G, augment_p, Stream.NOISE_G
-        )
+        critic = partial(_critic, _frozen(self.D), self.seed, self.config.augment, labels, index, augment_p)
         real_logits = None
         if self.loss.g_needs_reals:
             with torch.no_grad():
-                real_logits = critic(reals)
-        fake_logits = critic(fakes)
+                real_logits = critic(Stream.AUGMENT_G, Stream.NOISE_G)(reals)
+        augmentation = Stream.AUGMENT_G if self.config.augment_pairs else Stream.AUGMENT_G_FAKES
+        fake_logits = critic(augmentation, Stream.NOISE_G)(fakes)
         loss = self.loss.g(real_logits, fake_logits).mean()
         return loss, {"loss/G": loss.detach()}
 
@@ -141,8 +140,8 @@ def _critic(
     kind: str,
     labels: Tensor | None,
     index: Tensor,
-    augment_stream: Stream,
     augment_p: Tensor | float,
+    augment_stream: Stream,
     noise_stream: Stream,
 ) -> Critic:
     """D behind the augmentation of the images that `index` numbers, as a function of the images alone."""

@@ -68,14 +68,22 @@ def _r3gan() -> Config:
     Relativistic loss, exact R1 and R2 on every image, Adam; along a cosine over the burn-in go gamma, both learning
     rates, beta2, the average's half-life (from 0) and the augmentation (from 0), then they stay. A half-life's other
     bound, `ema_ramp`, is set to 1, where it never binds. Images are mirrored, as in each command of the authors'
-    README (StackedMNIST isn't among them). Convolutions compute in bfloat16, but in the lowest stages.
+    README (StackedMNIST isn't among them). Convolutions compute in bfloat16, but in the lowest stages. As in their
+    program, G's phase compares with reals of its own, reals and fakes are augmented independently, and images seen are
+    D's reals alone.
+
+    What differs from their program, as far as it is known: it trains until it is stopped by hand, these end where the
+    paper's runs did. Here the order of the reals, the latents and the augmentations are functions of the seed and the
+    image's number, and an epoch shows each image once to D and once to G's phase.
     """
     return Config(
         data=DataConfig(image_size=(32, 32), channels=3, keep_partial_batch=False, mirror=True),
         networks=NetworkConfig(
             network="r3gan", z_dim=64, stages=(768,) * 4, group_width=16, precision="bfloat16", float32_stages=1
         ),
-        objective=ObjectiveConfig(loss="relativistic", penalty="r1+r2", augment="r3gan"),
+        objective=ObjectiveConfig(
+            loss="relativistic", penalty="r1+r2", augment="r3gan", augment_pairs=False, reuse_reals=False
+        ),
         optimizer=OptimizerConfig(
             g_lr=2e-4,
             d_lr=2e-4,
@@ -178,7 +186,7 @@ def fewshot() -> Config:
 
     Loss, penalties, blocks, learning rates, betas and burn-in (a fifth of the run) are R3GAN's (arXiv 2501.05441), the
     networks a twentieth as large as those of `ffhq64`: for one GPU or a patient CPU. Differentiable changes of reals
-    and fakes alike make few images do (DiffAugment: Zhao 2020, arXiv 2006.10738); they are ADA's, whose probability
+    and fakes make few images do (DiffAugment: Zhao 2020, arXiv 2006.10738); they are ADA's, whose probability
     follows a target of 0.6 (Karras 2020, arXiv 2006.06676). Chosen here, not measured: gamma stays at the start value
     of `ffhq64`, and the average's half-life is a larger share of the run, 5%. `--data` names your images, `--transfer`
     a run to start from.

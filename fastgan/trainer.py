@@ -114,7 +114,7 @@ class Trainer:
         knobs = schedules.at(self.config, self.images_seen, batch.global_size, step, self.warm)
         fakes = self.fakes(self.G.module, batch, Stream.LATENTS_D) if self.config.objective.share_fakes else None
         terms = self.discriminator_phase(batch, fakes, knobs)
-        terms |= self.generator_phase(batch, fakes, knobs)
+        terms |= self.generator_phase(batch.for_g, fakes, knobs)
         self.images_seen += batch.global_size
         with self.G.whole():
             self.ema.update(self.G.net, knobs.ema_betas)

@@ -2,6 +2,7 @@
 
 import shlex
 from collections.abc import Iterator
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -43,10 +44,12 @@ class Drawn:
         config, size = self.config, self.config.data.batch_size
         index = torch.arange(images_seen, images_seen + size)
         draws = torch.Generator().manual_seed(images_seen)
-        shape = (size, config.data.channels, *config.data.image_size)
+        shape = (1 if config.objective.reuse_reals else 2, size, config.data.channels, *config.data.image_size)
         pixels = torch.randint(0, 256, shape, generator=draws, dtype=torch.uint8)
         labels = index % config.networks.num_classes if config.networks.num_classes else None
-        return Batch(pixels.contiguous(memory_format=torch.channels_last), labels, index, size)
+        parts = [part.contiguous(memory_format=torch.channels_last) for part in pixels]
+        of_d, *of_g = [Batch(part, labels, index, size) for part in parts]
+        return replace(of_d, of_g=of_g[0]) if of_g else of_d
 
 
 def make(preset: str) -> Trainer:

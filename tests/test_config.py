@@ -25,6 +25,7 @@ from fastgan.config import (
     flat,
 )
 from fastgan.errors import UserError
+from fastgan.losses import LOSSES
 
 
 def changed(config: Config, section: str, **values: Any) -> Config:
@@ -326,6 +327,25 @@ def test_differences_ignore_the_run() -> None:
     other = RunConfig(**{name: another(kind, getattr(ours, name)) for name, kind in kinds.items()})
     assert all(getattr(other, part.name) != getattr(ours, part.name) for part in dataclasses.fields(RunConfig))
     assert presets.debug().differences(replace(presets.debug(), run=other)) == []
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_only_a_g_that_needs_reals_has_its_own(loss: str) -> None:
+    """G's phase may have reals of its own exactly where G's loss compares with reals."""
+    if LOSSES[loss].g_needs_reals:
+        assert not ObjectiveConfig(loss=loss, reuse_reals=False).reuse_reals  # type: ignore[arg-type]
+    else:
+        wanted = f"reuse_reals is False: under the loss {loss} G sees no reals: give --reuse-reals"
+        assert refusal(lambda: ObjectiveConfig(loss=loss, reuse_reals=False)).startswith(wanted)  # type: ignore[arg-type]
+
+
+def test_configs_of_before_mean_what_they_meant() -> None:
+    """A config without the two fields reuses D's reals in G's phase and augments pairs alike."""
+    fields = json.loads(Config().to_json())
+    for name in ("reuse_reals", "augment_pairs"):
+        del fields["objective"][name]
+    objective = Config.from_json(json.dumps(fields)).objective
+    assert objective.reuse_reals and objective.augment_pairs
 
 
 @pytest.mark.parametrize(

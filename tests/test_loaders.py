@@ -12,8 +12,11 @@ import pytest
 import safetensors.torch
 import torch
 from PIL import Image
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from fastgan import presets
+from fastgan.config import ObjectiveConfig
 from fastgan.data.images import ImageSet
 from fastgan.data.loaders import build_loader, check, choose_loader, open_source
 from fastgan.data.prepared import PreparedSet
@@ -54,7 +57,14 @@ def write_prepared(folder: Path, channels: int, encoding: str, labelled: bool = 
     return decoded
 
 
-def config_for(loader: str, channels: int = 3, mirror: bool = False, keep_partial: bool = True, workers: int = 0):
+def config_for(
+    loader: str,
+    channels: int = 3,
+    mirror: bool = False,
+    keep_partial: bool = True,
+    workers: int = 0,
+    reuse_reals: bool = True,
+):
     config = presets.get("debug")
     return replace(
         config,
@@ -66,6 +76,7 @@ def config_for(loader: str, channels: int = 3, mirror: bool = False, keep_partia
             mirror=mirror,
             keep_partial_batch=keep_partial,
         ),
+        objective=ObjectiveConfig(loss="relativistic", reuse_reals=reuse_reals),
         run=replace(config.run, loader=loader, workers=workers),
     )
 
@@ -116,16 +127,44 @@ def test_pixels_are_those_of_the_files(sets, loader, channels, encoding):
 def test_processes_and_resume_points_see_one_sequence(sets, loader, keep_partial, num_processes):
     """The shares of 1, 2 and 3 processes, from the start and from any later batch, are the one sequence of batches."""
     source, _ = sets[3, "png"]
-    whole = batches(config_for("resident", keep_partial=keep_partial), source, 0, 7)
-    config = config_for(loader, keep_partial=keep_partial)
+    whole = batches(config_for("resident", keep_partial=keep_partial, reuse_reals=False), source, 0, 7)
+    config = config_for(loader, keep_partial=keep_partial, reuse_reals=False)
     for first in (0, 2, 4):
         start = sum(batch.global_size for batch in whole[:first])
         shares = [batches(config, source, start, 3, rank, num_processes) for rank in range(num_processes)]
         for number in range(3):
-            images = torch.cat([share[number].pixels for share in shares])
-            index = torch.cat([share[number].index for share in shares])
-            assert torch.equal(images, whole[first + number].pixels)
-            assert torch.equal(index, whole[first + number].index)
+            found = [share[number] for share in shares]
+            for parts, wanted in (
+                (found, whole[first + number]),
+                ([part.for_g for part in found], whole[first + number].for_g),
+            ):
+                for name in ("pixels", "labels", "index"):
+                    assert torch.equal(torch.cat([getattr(part, name) for part in parts]), getattr(wanted, name))
+
+
+@pytest.mark.parametrize("loader", LOADERS)
+def test_gs_phase_has_reals_of_its_own(sets, loader):
+    """G's reals are each image once an epoch, in another order than D's, mirrored for themselves; D's stay the same."""
+    source, _ = sets[3, "png"]
+    plain, separate = (
+        batches(config_for(loader, mirror=True, reuse_reals=reuse_reals), source, 0, 6) for reuse_reals in (True, False)
+    )
+    for one, other in zip(plain, separate, strict=True):
+        assert one.for_g is one
+        for name in ("pixels", "labels", "index", "mirror"):
+            assert torch.equal(getattr(one, name), getattr(other, name))
+        assert torch.equal(other.index, other.for_g.index) and other.global_size == other.for_g.global_size
+    item_of = {source.pixels(torch.tensor([item])).numpy().tobytes(): item for item in range(NUM)}
+    orders, mirrors = [], []
+    for batches_of in (separate, [batch.for_g for batch in separate]):
+        images = torch.cat([batch.pixels for batch in batches_of])
+        items = [item_of[image.contiguous().numpy().tobytes()] for image in images]
+        assert sorted(items[:NUM]) == sorted(items[NUM:]) == list(range(NUM))
+        assert torch.cat([batch.labels for batch in batches_of]).tolist() == [item % 7 for item in items]
+        orders += [items[:NUM], items[NUM:]]
+        mirrors.append(torch.cat([batch.mirror for batch in batches_of]))
+    assert len({tuple(order) for order in orders}) == 4
+    assert 0.3 < (mirrors[0] == mirrors[1]).float().mean() < 0.7
 
 
 @pytest.mark.parametrize("loader", LOADERS)
@@ -154,6 +193,32 @@ def test_mirroring_is_decided_by_the_images_number(sets, loader):
     assert all(torch.equal(a.reals, b.reals) for a, b in zip(mirrored, again, strict=True))
     parts = [mirrored[0].part(slice(start, start + 2)).reals for start in range(0, len(mirrored[0].pixels), 2)]
     assert torch.equal(torch.cat(parts), mirrored[0].reals)
+
+
+class Devices(TorchDispatchMode):
+    """Notes where the tensors are that operations take and make."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        tensors = [leaf for leaf in tree_leaves((args, kwargs, result)) if isinstance(leaf, torch.Tensor)]
+        self.seen |= {tensor.device.type for tensor in tensors}
+        return result
+
+
+@pytest.mark.parametrize("place", [0, 32, 45 * 5])
+def test_resident_batches_are_made_on_the_device(sets, place):
+    """No part of a resident batch comes from the CPU, the first of an epoch and one across its end included."""
+    source, _ = sets[3, "png"]
+    config = config_for("resident", mirror=True, keep_partial=False, reuse_reals=False)
+    loader = build_loader(config, source, torch.device("meta"))
+    with Devices() as devices:
+        batch = loader.batch(place)
+    assert devices.seen == {"meta"}
+    assert batch.labels.shape == batch.for_g.labels.shape == (BATCH,) and batch.for_g.pixels.shape == (BATCH, 3, *SIZE)
 
 
 def test_worker_processes_do_not_change_the_batches(sets):

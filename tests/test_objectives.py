@@ -173,6 +173,24 @@ def test_a_pair_gets_the_same_augmentation(kind):
     assert not torch.isclose(*logits.values(), rtol=1e-3).all()  # the two phases draw for themselves
 
 
+@pytest.mark.parametrize("kind", ["ada", "diffaugment", "r3gan"])
+def test_reals_and_fakes_may_be_augmented_independently(kind):
+    """Without pairs D's fakes and G's fakes get changes of their own; the reals of both phases those of pairs."""
+    reals, _ = images()
+    seen = {}
+    for pairs in (True, False):
+        for number, objective in enumerate(make(loss="relativistic", augment=kind, augment_pairs=pairs)):
+            logits = seen[number, pairs] = []
+            handle = objective.D.register_forward_hook(lambda _, inputs, output, logits=logits: logits.append(output))
+            objective(reals, reals, None, INDEX, augment_p=1.0)
+            handle.remove()
+    for number in range(2):
+        (real, paired), (same_real, independent) = seen[number, True], seen[number, False]
+        assert torch.equal(real, same_real) and torch.equal(real, paired)
+        assert not torch.isclose(real, independent, rtol=1e-3).all()
+    assert not torch.isclose(seen[0, False][1], seen[1, False][1], rtol=1e-3).all()
+
+
 @pytest.mark.parametrize("p", [0.0, torch.tensor(0.0)])
 def test_no_augmentation_is_the_identity(p):
     """`augment="none"` at any strength, and any kind at p = 0, give the objectives of plain images, to the bit."""

@@ -3,6 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fastgan.counter import Stream
 from fastgan.data.order import Order, batch_positions, num_steps, share
 
 PINNED_ORDER = [5, 3, 4, 8, 1, 6, 9, 0, 2, 7, 5, 6, 1, 7, 4, 9, 0, 2, 8, 3]
@@ -47,6 +48,14 @@ def test_order_is_spread_evenly() -> None:
 def test_pinned_order() -> None:
     """The first orders of seed 0 are what they were in the first version, so that old runs can be resumed."""
     assert Order(10, seed=0).items(range(20)).tolist() == PINNED_ORDER
+
+
+def test_streams_have_orders_of_their_own() -> None:
+    """One seed gives D's and G's reals two orders, each a permutation in every epoch."""
+    orders = [Order(100, 0, stream).items(range(300)) for stream in (Stream.ORDER, Stream.ORDER_G)]
+    assert not torch.equal(*orders)
+    for items in orders:
+        assert all(part.sort().values.tolist() == list(range(100)) for part in items.split(100))
 
 
 @settings(max_examples=60)

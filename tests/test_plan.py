@@ -173,6 +173,15 @@ def test_kept_activations_are_what_is_allocated() -> None:
     assert counted.peak >= counted.kept
 
 
+def test_gs_own_reals_are_held_as_well() -> None:
+    """Both phases hold the pixels of both where G has reals of its own: one byte a value more."""
+    separate = account.count(replace(SMALL, objective=replace(SMALL.objective, reuse_reals=False)), 8)
+    pixels = 8 * 3 * 16 * 16
+    for phase in ("d_phase", "g_phase"):
+        found, before = getattr(separate, phase), getattr(account.count(SMALL, 8), phase)
+        assert (found.kept, found.peak) == (before.kept + pixels, before.peak + pixels)
+
+
 def test_zero_divides() -> None:
     """ZeRO's stages divide states, then gradients, then weights among the GPUs; averages and activations stay."""
     learned = FLOAT * sum(networks.sizes(SMALL))

@@ -85,7 +85,7 @@ def test_dry_run_is_the_papers_table(name: str, here: Path, capsys: pytest.Captu
 
 @pytest.mark.parametrize("name", PAPER)
 def test_what_the_dry_run_does_not_show(name: str) -> None:
-    """Size, mirror, classes, bfloat16 stages, beta1 and both phases' own latents are the paper's too."""
+    """Size, mirror, classes, bfloat16 stages, beta1 and both phases' own latents, reals and changes are the paper's."""
     config = presets.get(name)
     side, mirror, num_classes, half, stages = PAPER[name]
     assert config.data.image_size == (side, side) and config.data.channels == 3 and config.data.mirror == mirror
@@ -97,6 +97,7 @@ def test_what_the_dry_run_does_not_show(name: str) -> None:
     objective = config.objective
     assert (objective.loss, objective.penalty, objective.penalty_form) == ("relativistic", "r1+r2", "exact")
     assert objective.penalty_every == 1 and not objective.share_fakes and objective.augment in KINDS
+    assert not objective.reuse_reals and not objective.augment_pairs
     assert not config.data.keep_partial_batch and not nets.spectral_norm
 
 
@@ -168,6 +169,8 @@ REFUSED = {
         "penalty_form is 'finite-difference'",
         "too coarse for differences",
     ),
+    "idle reals": (["--preset", "mnist28", "--no-reuse-reals"], "reuse_reals is False", "G sees no reals"),
+    "shared fakes": (["--preset", "cifar10", "--share-fakes"], "reuse_reals is False", "--no-share-fakes"),
     "batch norm": (["--preset", "faces128", "--penalty", "r1"], "penalty is 'r1'", "D of dcgan128 has BatchNorm"),
     "another network": (
         ["--preset", "ffhq256", "--network", "dcgan128"],

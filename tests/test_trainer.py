@@ -4,8 +4,10 @@ import pytest
 import torch
 
 from fastgan import networks, presets, schedules
+from fastgan.config import NetworkConfig, ObjectiveConfig
 from fastgan.counter import Stream
 from fastgan.data import sources
+from fastgan.data.images import ImageSet
 from fastgan.data.loaders import build_loader, check
 from fastgan.errors import Diverged, Stopped, UserError
 from fastgan.meter import Meter
@@ -82,6 +84,35 @@ def test_separate_phases_draw_their_own_latents():
     batch = trainer.loader.batch(0)
     a, b = (trainer.fakes(trainer.G.net, batch, stream) for stream in (Stream.LATENTS_D, Stream.LATENTS_G))
     assert not torch.equal(a, b)
+
+
+@pytest.mark.parametrize("micro_batch", [None, 5])
+@pytest.mark.parametrize("reuse_reals", [True, False])
+def test_g_compares_with_its_own_reals(reuse_reals, micro_batch):
+    """D sees the batch's reals; G's phase sees them again, or those of its own, its fakes having their classes."""
+    config = presets.get("debug")
+    config = replace(
+        config,
+        data=replace(config.data, batch_size=12),
+        networks=NetworkConfig(network="dcgan", z_dim=8, stages=(8, 4), num_classes=10),
+        objective=ObjectiveConfig(loss="relativistic", reuse_reals=reuse_reals),
+    )
+    source = ImageSet("toy", TOY.images, torch.arange(len(TOY)) % 10)
+    trainer = Trainer(config, networks.build(config), build_loader(config, source, CPU), micro_batch=micro_batch)
+    seen = {"D": [], "G": [], "classes": []}
+    trainer.d_objective.register_forward_pre_hook(lambda _, given: seen["D"].append(given[0]))
+    trainer.g_objective.register_forward_pre_hook(lambda _, given: seen["G"].append(given[0]))
+
+    def note_classes(_, given, images):
+        if images.requires_grad:  # in G's phase
+            seen["classes"].append(given[1])
+
+    trainer.G.net.register_forward_hook(note_classes)
+    batch = trainer.loader.batch(0)
+    trainer.train_step(batch)
+    assert torch.equal(torch.cat(seen["D"]), batch.reals) and torch.equal(torch.cat(seen["G"]), batch.for_g.reals)
+    assert torch.equal(batch.reals, batch.for_g.reals) == reuse_reals
+    assert torch.equal(torch.cat(seen["classes"]), batch.for_g.labels)
 
 
 def test_terms_are_those_of_the_formulas():

@@ -1,6 +1,6 @@
 """What every loader yields, what the trainer knows of a loader, and what the loaders share."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -10,7 +10,7 @@ from fastgan import counter
 from fastgan.config import Config
 from fastgan.counter import Stream
 from fastgan.data.images import ImageSource
-from fastgan.data.order import Order, batch_positions, largest_share, share
+from fastgan.data.order import CPU, Order, batch_positions, largest_share, share
 from fastgan.kernels.unpack import unpack
 
 
@@ -23,6 +23,12 @@ class Batch:
     index: Tensor  # [B], int64: each image's number since the start of training, the key of all its randomness
     global_size: int  # images of all processes
     mirror: Tensor | None = None  # [B], bool: those seen with left and right exchanged
+    of_g: "Batch | None" = None  # what G's phase answers, where it has reals of its own; None: this batch
+
+    @property
+    def for_g(self) -> "Batch":
+        """What G's phase compares with, and whose classes its fakes have."""
+        return self if self.of_g is None else self.of_g
 
     @property
     def reals(self) -> Tensor:
@@ -30,7 +36,7 @@ class Batch:
         return unpack(self.pixels, self.mirror, dtype=torch.get_default_dtype(), channels_last=True)
 
     def part(self, place: slice) -> "Batch":
-        """Some of these images, still of the same global batch."""
+        """Return some of these images, still of the same global batch, for one of the two phases."""
         labels, mirror = (None if values is None else values[place] for values in (self.labels, self.mirror))
         return Batch(self.pixels[place], labels, self.index[place], self.global_size, mirror)
 
@@ -44,16 +50,27 @@ class Loader(Protocol):
 
 
 class Dealer:
-    """Which images make the batch at a place, and what becomes of their pixels: the same for every loader."""
+    """Which images make the batch at a place, and what becomes of their pixels: the same for every loader.
+
+    Batches are for `device`; the numbers of their items are on `items_on`, where a loader looks their pixels up.
+    """
 
     def __init__(
-        self, config: Config, source: ImageSource, device: torch.device, rank: int = 0, num_processes: int = 1
+        self,
+        config: Config,
+        source: ImageSource,
+        device: torch.device,
+        rank: int = 0,
+        num_processes: int = 1,
+        items_on: torch.device = CPU,
     ) -> None:
         self.source, self.device, self.num_images = source, device, len(source)
         self._config, self._rank, self._num_processes = config, rank, num_processes
-        self.max_share = largest_share(config.data.batch_size, num_processes)
-        self._order = Order(len(source), config.seed)
-        self._labels = None if source.labels is None else source.labels.to(device)
+        streams = [(Stream.ORDER, Stream.MIRROR)]
+        if not config.objective.reuse_reals:
+            streams.append((Stream.ORDER_G, Stream.MIRROR_G))
+        self._roles = [(Order(len(source), config.seed, order, items_on), mirror) for order, mirror in streams]
+        self.most_items = len(self._roles) * largest_share(config.data.batch_size, num_processes)
 
     def whole(self, images_seen: int) -> range:
         """The positions of the batch that starts at `images_seen`, all processes together."""
@@ -65,16 +82,32 @@ class Dealer:
         return share(self.whole(images_seen), self._rank, self._num_processes)
 
     def items(self, images_seen: int) -> Tensor:
-        """The numbers in the set of the images of that part, int64 [B], on the CPU."""
-        return self._order.items(self.mine(images_seen))
+        """Return the numbers in the set of the images of that part, int64.
 
-    def batch(self, images_seen: int, items: Tensor, pixels: Tensor) -> Batch:
-        """The batch, of its items and their pixels, uint8 [B, C, H, W] on any device."""
+        They are D's [B], then, where G has reals of its own, G's [B].
+        """
         mine = self.mine(images_seen)
+        return torch.cat([order.items(mine) for order, _ in self._roles])
+
+    def labels(self, items: Tensor) -> Tensor | None:
+        """Return the labels of items on the CPU, int64."""
+        return None if self.source.labels is None else self.source.labels[items]
+
+    def batch(self, images_seen: int, pixels: Tensor, labels: Tensor | None) -> Batch:
+        """Make the batch of its items' pixels, uint8 [items, C, H, W], and labels, on any device."""
+        mine, size = self.mine(images_seen), len(self.whole(images_seen))
         index = torch.arange(mine.start, mine.stop, device=self.device)
         pixels = pixels.to(self.device, non_blocking=True)
-        mirror = None
-        if self._config.data.mirror:
-            mirror = counter.bits(counter.keys(self._config.seed, Stream.MIRROR, index), 1)[:, 0] < 0
-        labels = None if self._labels is None else self._labels[items.to(self.device, non_blocking=True)]
-        return Batch(pixels, labels, index, len(self.whole(images_seen)), mirror)
+        labels = None if labels is None else labels.to(self.device, non_blocking=True)
+
+        def phase(number: int) -> Batch:
+            part, stream = slice(number * len(mine), (number + 1) * len(mine)), self._roles[number][1]
+            classes = None if labels is None else labels[part]
+            return Batch(pixels[part], classes, index, size, self._mirror(stream, index))
+
+        return phase(0) if len(self._roles) == 1 else replace(phase(0), of_g=phase(1))
+
+    def _mirror(self, stream: Stream, index: Tensor) -> Tensor | None:
+        if not self._config.data.mirror:
+            return None
+        return counter.bits(counter.keys(self._config.seed, stream, index), 1)[:, 0] < 0

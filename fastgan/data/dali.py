@@ -34,7 +34,7 @@ class DaliLoader:
             items = self._dealer.items(images_seen)
             pixels = self._source.pixels(items)
         self._next = self._dealer.whole(images_seen).stop
-        return self._dealer.batch(images_seen, items, pixels)
+        return self._dealer.batch(images_seen, pixels, self._dealer.labels(items))
 
     def _encoded(self) -> list[np.ndarray]:
         """The encoded images of the next batch that the pipeline hasn't had yet."""
@@ -45,7 +45,7 @@ class DaliLoader:
         return [self._source.encoded(item) for item in items.tolist()]
 
     def _decoded(self) -> Tensor:
-        """uint8 [B, C, H, W] of the next batch, channels last in memory."""
+        """Return the pixels of the next batch, uint8 [items, C, H, W], channels last in memory."""
         (images,) = self._pipeline.run()
         tensor: Tensor = torch.from_dlpack(images.as_tensor())
         if self._dealer.device.type == "cuda":
@@ -59,7 +59,7 @@ class DaliLoader:
         self._place = images_seen
         self._under_way.clear()
         self._pipeline = Pipeline(
-            batch_size=self._dealer.max_share,
+            batch_size=self._dealer.most_items,
             num_threads=self._num_threads,
             device_id=(self._dealer.device.index or 0) if on_gpu else None,
             prefetch_queue_depth=PREFETCH,

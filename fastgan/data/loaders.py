@@ -99,13 +99,13 @@ def build_loader(
 ) -> Loader:
     """The loader that the config asks for; `say` hears which and why. Raises UserError as `check` does."""
     check(config, source, num_processes)
-    dealer = Dealer(config, source, device, rank, num_processes)
     kind, reason = choose_loader(config, source)
     say(f"data: {len(source):,} images of {source.name}; loader {kind} ({reason})")
     drawn = isinstance(source, StackedSet)  # which is quicker than to hand it over
     workers = config.run.workers if config.run.workers is not None else 0 if drawn else torch.get_num_threads()
     if kind == "resident":
-        return ResidentLoader(dealer)
+        return ResidentLoader(Dealer(config, source, device, rank, num_processes, items_on=device))
+    dealer = Dealer(config, source, device, rank, num_processes)
     if kind == "torch":
         return WorkersLoader(dealer, workers)
     if not isinstance(source, PreparedSet):

@@ -6,30 +6,36 @@ from torch import Tensor
 from fastgan import counter
 from fastgan.counter import Stream
 
+CPU = torch.device("cpu")
+
 
 class Order:
-    """An endless sequence of item numbers in which every epoch is a permutation of its own."""
+    """An endless sequence of item numbers in which every epoch is a permutation of its own.
 
-    def __init__(self, num_images: int, seed: int) -> None:
-        self.num_images, self.seed = num_images, seed
+    It is computed and kept on `device`, from integers, so that it is the same on every device.
+    """
+
+    def __init__(self, num_images: int, seed: int, stream: Stream = Stream.ORDER, device: torch.device = CPU) -> None:
+        self.num_images, self.seed, self.stream, self.device = num_images, seed, stream, device
         self._epochs: dict[int, Tensor] = {}
 
     def _epoch(self, epoch: int) -> Tensor:
         if epoch not in self._epochs:
-            key = counter.keys(self.seed, Stream.ORDER, torch.tensor([epoch]))
+            number = torch.full((1,), epoch, device=self.device)  # filled there: a copy of it would wait for the device
+            key = counter.keys(self.seed, self.stream, number)
             kept = list(self._epochs.items())[-1:]  # two in all: a batch may run across an epoch's end
             self._epochs = dict([*kept, (epoch, counter.bits(key, self.num_images)[0].argsort(stable=True))])
         return self._epochs[epoch]
 
     def items(self, positions: range) -> Tensor:
-        """The items at the given positions since the start of training, int64, on the CPU."""
+        """Return the items at the given positions since the start of training, int64, on the order's device."""
         parts = []
         start = positions.start
         while start < positions.stop:
             epoch, offset = divmod(start, self.num_images)
             parts.append(self._epoch(epoch)[offset : offset + positions.stop - start])
             start += len(parts[-1])
-        return torch.cat(parts) if parts else torch.empty(0, dtype=torch.int64)
+        return torch.cat(parts) if parts else torch.empty(0, dtype=torch.int64, device=self.device)
 
 
 def batch_positions(images_seen: int, num_images: int, batch_size: int, keep_partial: bool) -> range:

@@ -44,7 +44,7 @@ class WorkersLoader:
         place, pixels = next(self._batches)
         assert place == images_seen
         self._next = self._dealer.whole(images_seen).stop
-        return self._dealer.batch(images_seen, self._dealer.items(images_seen), pixels)
+        return self._dealer.batch(images_seen, pixels, self._dealer.labels(self._dealer.items(images_seen)))
 
     def _start(self, images_seen: int) -> None:
         multiprocessing.set_forkserver_preload([__name__])  # torch is imported once, not by each worker
