@@ -25,6 +25,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from fastgan.agreement import Agreement
 from fastgan.errors import UserError
+from fastgan.schedules import Value
 from fastgan.watchdog import LIMIT_S, collective_timeout
 
 BUCKET = 50_000_000  # numbers that ZeRO exchanges at once
@@ -60,7 +61,17 @@ class Player:
         """What backward passes since the last step left behind is gone."""
         self.optimizer.zero_grad()
 
-    def step(self, lr: float, beta2: float) -> Tensor:
+    def settings_on_device(self, wanted: bool) -> None:
+        """Let the optimizer take its settings, and count its steps, on the parameters' device."""
+        for group in self.optimizer.param_groups:
+            group["capturable"] = wanted
+        for parameter, state in self.optimizer.state.items():
+            state["step"] = state["step"].to(parameter.device if self._counts_on_device() else "cpu")
+
+    def _counts_on_device(self) -> bool:
+        return any(bool(group.get("fused") or group["capturable"]) for group in self.optimizer.param_groups)
+
+    def step(self, lr: Value, beta2: Value) -> Tensor:
         """The weights have moved along the gradients, which are gone; returns their norm before that.
 
         Where losses are scaled and the scale was too large, they haven't, and the norm is 0.
@@ -78,9 +89,9 @@ class Player:
         self.optimizer.zero_grad()
         return norm
 
-    def _set(self, lr: float, beta2: float) -> None:
+    def _set(self, lr: Value, beta2: Value) -> None:
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr.float() if isinstance(lr, Tensor) else lr  # torch's kernels read float32
             if "betas" in group:
                 group["betas"] = (group["betas"][0], beta2)
 
@@ -107,9 +118,8 @@ class Player:
             # Each value lies as the optimizer would have made it: a fused one walks parameter and value in step.
             if value.shape == parameter.shape:
                 place = torch.empty_like(parameter)
-            else:  # a fused optimizer has its step count on the device, too
-                fused = self.optimizer.defaults.get("fused")
-                place = torch.empty_like(value, device=parameter.device if fused else "cpu")
+            else:
+                place = torch.empty_like(value, device=parameter.device if self._counts_on_device() else "cpu")
             self.optimizer.state[parameter][name] = place.copy_(value)
 
 
@@ -147,7 +157,7 @@ class ZeroPlayer(Player):
         self._engine.zero_grad()
         self._engine.optimizer.zero_grad()
 
-    def step(self, lr: float, beta2: float) -> Tensor:
+    def step(self, lr: Value, beta2: Value) -> Tensor:
         self._set(lr, beta2)
         self._engine.step()
         return torch.as_tensor(self._engine.get_global_grad_norm() or 0.0)

@@ -1,9 +1,12 @@
 """Moving averages of G: those of half-lives, from the first of which images are sampled, and power functions."""
 
 import copy
+from collections.abc import Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from fastgan.schedules import Value
 
 
 class Ema:
@@ -18,9 +21,16 @@ class Ema:
         return self.nets[0]
 
     @torch.no_grad()
-    def update(self, G: nn.Module, betas: tuple[float, ...]) -> None:
-        """weights = beta * weights + (1 - beta) * G's, in each average with a beta of its own."""
+    def update(self, G: nn.Module, betas: Sequence[Value]) -> None:
+        """Compute weights = beta * weights + (1 - beta) * G's, in each average with a beta of its own."""
         for net, beta in zip(self.nets, betas, strict=True):
-            torch._foreach_lerp_(list(net.parameters()), list(G.parameters()), 1 - beta)
-            for mine, others in zip(net.buffers(), G.buffers(), strict=True):
-                mine.copy_(others)
+            weights: list[Tensor] = list(net.parameters())
+            others: list[Tensor] = list(G.parameters())
+            if isinstance(beta, Tensor):  # a weight of lerp must be a number that the host knows
+                steps = torch._foreach_sub(others, weights)
+                torch._foreach_mul_(steps, (1 - beta).to(steps[0].dtype))
+                torch._foreach_add_(weights, steps)
+            else:
+                torch._foreach_lerp_(weights, others, 1 - beta)
+            for mine, new in zip(net.buffers(), G.buffers(), strict=True):
+                mine.copy_(new)

@@ -2,22 +2,25 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from fastgan import ema_profiles
 from fastgan.config import Config
+
+Value = Any  # a number or, in a recorded step, a tensor [] on the device
 
 
 @dataclass(frozen=True)
 class Knobs:
     """The settings of one step."""
 
-    g_lr: float
-    d_lr: float
-    beta2: float  # Adam's
-    gamma: float
-    augment_p: float
-    ema_betas: tuple[float, ...]  # one for each half-life
-    power_betas: tuple[float, ...]  # one for each of ema_stds
+    g_lr: Value
+    d_lr: Value
+    beta2: Value  # Adam's
+    gamma: Value
+    augment_p: Value
+    ema_betas: tuple[Value, ...]  # one for each half-life
+    power_betas: tuple[Value, ...]  # one for each of ema_stds
 
 
 def cosine(start: float, end: float, images_seen: int, burn_in: int) -> float:

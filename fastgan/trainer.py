@@ -21,7 +21,9 @@ from fastgan.errors import Diverged, Stopped, UserError
 from fastgan.meter import Meter
 from fastgan.networks.layers import BatchNorm, follow_singular_values, sum_over_processes
 from fastgan.objectives import DiscriminatorObjective, GeneratorObjective, Terms
-from fastgan.schedules import Knobs
+from fastgan.optimizers import ScheduledAdam
+from fastgan.recorded import RecordedSteps
+from fastgan.schedules import Knobs, Value
 
 EVENT_S = 3600.0  # for what happens between steps, an evaluation say: the processes that have no part in it wait
 T = TypeVar("T")
@@ -76,16 +78,34 @@ class Trainer:
         self.augment_p: Tensor | None = None  # where it adapts itself
         if config.objective.augment_target is not None:
             self.augment_p = torch.tensor(config.objective.augment_p, device=self.device)
+        self._play: Callable[[Batch, Knobs], Terms] = self.play  # or the same recorded
         self.input_wait_s = 0.0  # since the start of the process: time in which the step had no batch
         self.on_short_memory: Callable[[int], None] = lambda micro_batch: None
 
-    def compile(self, cuda_graphs: bool = False) -> None:
+    def compile(self, wanted: bool = True) -> None:
         """From now on G and both objectives run compiled, each as one graph, but for those whose processes exchange
-        BatchNorm's statistics in the middle.
+        BatchNorm's statistics in the middle; or, where that isn't wanted, as they are.
         """
         for module in (self.G.net, self.d_objective, self.g_objective):
-            if self.num_processes == 1 or not has_batch_norm(module):
-                module.compile(fullgraph=True, mode="reduce-overhead" if cuda_graphs else None)
+            if not wanted:
+                module._compiled_call_impl = None
+            elif self.num_processes == 1 or not has_batch_norm(module):
+                module.compile(fullgraph=True)
+        self.use_graphs(self.uses_graphs)  # what was recorded ran otherwise
+
+    @property
+    def uses_graphs(self) -> bool:
+        """Whether steps are recorded and replayed."""
+        return self._play != self.play
+
+    def use_graphs(self, wanted: bool = True) -> None:
+        """Record each kind of step from now on as one CUDA graph and replay it, or stop doing so.
+
+        For one process on a GPU, and losses that aren't scaled. Nothing changes but for rounding.
+        """
+        self._play = RecordedSteps(self.play, self.device) if wanted else self.play
+        for _, player in self._players():
+            player.settings_on_device(wanted)
 
     @property
     def total_images(self) -> int:
@@ -108,14 +128,17 @@ class Trainer:
         return num_steps(images_seen, self.loader.num_images, data.batch_size, data.keep_partial_batch)
 
     def train_step(self, batch: Batch) -> Terms:
-        """Play one round: D moves, G answers, the averages of G follow."""
-        torch.compiler.cudagraph_mark_step_begin()
+        """Take one step of D, then of G, and update the averages of G."""
         step = self.steps_to(self.images_seen)
-        knobs = schedules.at(self.config, self.images_seen, batch.global_size, step, self.warm)
+        terms = self._play(batch, schedules.at(self.config, self.images_seen, batch.global_size, step, self.warm))
+        self.images_seen += batch.global_size
+        return terms
+
+    def play(self, batch: Batch, knobs: Knobs) -> Terms:
+        """Do the step's work on the device, which depends on the batch, the knobs and this trainer's tensors only."""
         fakes = self.fakes(self.G.module, batch, Stream.LATENTS_D) if self.config.objective.share_fakes else None
         terms = self.discriminator_phase(batch, fakes, knobs)
         terms |= self.generator_phase(batch.for_g, fakes, knobs)
-        self.images_seen += batch.global_size
         with self.G.whole():
             self.ema.update(self.G.net, knobs.ema_betas)
             self.power.update(self.G.net, knobs.power_betas)
@@ -141,8 +164,9 @@ class Trainer:
             follow_singular_values(self.D.net)
         if self.augment_p is not None:
             r = sum_over_processes(terms["augment/r"]) / self.num_processes
-            terms["augment/p"] = self.augment_p
-            self.augment_p = adapt(self.augment_p, r, batch.global_size, self.config.objective.augment_target or 0.0)
+            terms["augment/p"] = self.augment_p.clone()
+            target = self.config.objective.augment_target or 0.0
+            self.augment_p.copy_(adapt(self.augment_p, r, batch.global_size, target))
         return terms
 
     def _d_gradients(self, batch: Batch, fakes: Tensor | None, knobs: Knobs) -> Terms:
@@ -175,7 +199,7 @@ class Trainer:
                 self.G.backward((made * slopes).sum())
         return terms | self._step("G", self.G, knobs.g_lr, knobs)
 
-    def _step(self, side: str, player: Player, lr: float, knobs: Knobs) -> Terms:
+    def _step(self, side: str, player: Player, lr: Value, knobs: Knobs) -> Terms:
         """The player's weights have moved; what there is to know of it."""
         norm = player.step(lr, knobs.beta2)
         scale = {} if player.scaler is None else {f"loss_scale/{side}": player.scaled(torch.ones_like(norm))}
@@ -246,9 +270,11 @@ class Trainer:
         """The probability of each operation of the augmentation."""
         return self._on_device(knobs.augment_p) if self.augment_p is None else self.augment_p
 
-    def _on_device(self, value: float) -> Tensor | float:
+    def _on_device(self, value: Tensor | float) -> Tensor | float:
         """A number that changes, in the form that compiled networks don't take for a constant; 0 is one."""
-        return torch.full((), value, dtype=torch.float64, device=self.device) if value else 0.0
+        if isinstance(value, Tensor) or not value:
+            return value
+        return torch.full((), value, dtype=torch.float64, device=self.device)
 
     def _share(self, batch: Batch) -> float:
         """Makes a sum over parts and mean over processes the mean over images, whatever the parts' sizes."""
@@ -353,4 +379,4 @@ def _optimizer(net: nn.Module, config: Config) -> torch.optim.Optimizer:
     optimizer, parameters = config.optimizer, net.parameters()
     if optimizer.optimizer == "rmsprop":
         return torch.optim.RMSprop(parameters, lr=0.0, alpha=optimizer.rho, eps=optimizer.eps)
-    return torch.optim.Adam(parameters, lr=0.0, betas=optimizer.betas, eps=optimizer.eps, fused=True)
+    return ScheduledAdam(parameters, lr=0.0, betas=optimizer.betas, eps=optimizer.eps, fused=True)
