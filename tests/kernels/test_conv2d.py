@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from fastgan.kernels import conv2d as module
 from fastgan.kernels.conv2d import conv2d, conv2d_reference
 
 # (kernel, stride, padding, groups, bias) on pictures of 7x6, where a stride of 2 leaves a rest
@@ -60,6 +61,58 @@ def test_gradients_of_gradients(form):
     assert torch.autograd.gradcheck(slope, given, fast_mode=True)
 
 
+class Convolutions(TorchDispatchMode):
+    """Counts the convolutions that are computed, and notes their numbers of groups."""
+
+    count = 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.groups: set[int] = set()
+
+    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+        if "convolution" in op.name():
+            self.count += 1
+            self.groups.add(args[-2] if "backward" in op.name() else args[-1])
+        return op(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("merge", [2, 4])
+def test_merged_groups_change_nothing(monkeypatch, merge):
+    """Where neighbouring groups are computed as one, values and gradients of both orders are those of each by itself."""
+    form = FORMS[0]
+    given, op = draw(form), as_function(form, conv2d)
+
+    def outcomes() -> list[Tensor]:
+        y = op(*given)
+        first = torch.autograd.grad(y.sin().sum(), given[:2], create_graph=True)
+        return [y, *first, *torch.autograd.grad(sum(value.square().sum() for value in first), given)]
+
+    wanted = outcomes()
+    monkeypatch.setattr(module, "merge_of", lambda *_: merge)
+    with Convolutions() as counted:
+        found = outcomes()
+    assert counted.groups == {form[3] // merge}
+    for ours, theirs in zip(found, wanted, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+    assert torch.autograd.gradgradcheck(op, given, fast_mode=True)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="merging is chosen on a GPU")
+def test_the_fastest_merge_is_as_exact():
+    """What a trial chooses on this GPU, in each dtype, gives torch's numbers."""
+    for dtype, tolerance in ((torch.float32, 1e-3), (torch.bfloat16, 2e-2)):  # TF32's rounding, if it is on
+        x, weight = torch.randn(8, 128, 8, 8, device="cuda"), torch.randn(128, 16, 3, 3, device="cuda")
+        given = [value.to(dtype).requires_grad_() for value in (x, weight)]
+        results = []
+        for values in (given, [value.detach().double().requires_grad_() for value in given]):
+            op = conv2d if values is given else conv2d_reference
+            y = op(*values, None, (1, 1), (1, 1), 8)
+            results.append([y, *torch.autograd.grad(y.square().sum(), values)])
+        for found, wanted in zip(*results, strict=True):
+            assert float((found - wanted).norm()) <= tolerance * float(wanted.norm())
+
+
 def test_channels_last_stays():
     """The layout of the images is that of the result and of their gradient."""
     x, weight, bias = draw(FORMS[0])
@@ -94,16 +147,6 @@ def test_penalty_eager_and_compiled(compiled):
     for found, wanted in zip(*results, strict=True):
         assert bool(wanted.any())
         torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-12)
-
-
-class Convolutions(TorchDispatchMode):
-    """Counts the convolutions that are computed."""
-
-    count = 0
-
-    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
-        self.count += "convolution" in op.name()
-        return op(*args, **(kwargs or {}))
 
 
 def test_groups_go_together():
