@@ -16,14 +16,21 @@ Slopes = tuple[Tensor, Tensor]  # logits [B], squared norms of their gradients [
 def exact_slopes(critic: Critic, images: Tensor) -> Slopes:
     """The logits, and the squared L2 norm of each logit's gradient in its image (Mescheder 2018, 1801.04406, eq. 9).
 
-    `torch.func.grad` inside keeps the objective one graph, which torch.compile takes whole.
+    Compiled, `torch.func.grad` keeps the objective one graph, which torch.compile takes whole. Eagerly the same is
+    asked of autograd itself, as torch.func wraps every tensor and takes the host twice as long.
     """
+    if torch.compiler.is_compiling():
 
-    def total(x: Tensor) -> tuple[Tensor, Tensor]:
-        logits = critic(x)
-        return logits.sum(), logits
+        def total(x: Tensor) -> tuple[Tensor, Tensor]:
+            logits = critic(x)
+            return logits.sum(), logits
 
-    gradients, logits = torch.func.grad(total, has_aux=True)(images.detach())
+        gradients, logits = torch.func.grad(total, has_aux=True)(images.detach())
+    else:
+        with torch.enable_grad():
+            images = images.detach().requires_grad_()
+            logits = critic(images)
+            (gradients,) = torch.autograd.grad(logits.sum(), images, create_graph=True)
     return logits, gradients.square().sum([1, 2, 3])
 
 
