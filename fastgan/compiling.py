@@ -1,51 +1,143 @@
-"""Whether training runs compiled: torch.compile takes G and both players' objectives, penalties included, as a graph
-each. But for rounding nothing changes except the speed.
+"""How a run's steps are computed: one operation after the other, compiled by torch.compile, recorded as CUDA graphs, or
+both. But for rounding nothing changes except the speed, so where the config says `auto` it is tried on the first steps.
 """
+
+import itertools
+import time
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 
 from fastgan.config import Config
+from fastgan.data.batch import Batch
 from fastgan.distributed import Processes
 from fastgan.errors import UserError
-from fastgan.forecast import forecast
-from fastgan.hardware import GPUS, Cluster
+from fastgan.objectives import Terms
+from fastgan.recorded import RecordedSteps
+from fastgan.schedules import Knobs
 from fastgan.trainer import Trainer
 
-COMPILE_S = 180.0  # until all graphs are compiled: 40 to 190 s were seen on two CPU cores
-GAIN = 0.2  # of a GPU's eager step: assumed, not measured
-UNKNOWN_GPU = "a100-40"  # what a GPU is taken for that isn't listed
+COMPILING_PAYS_S = 600.0  # of training left: compiling took 14 to 83 s on 16 cores beside an H200
+TIMED_STEPS = 4  # times the steps from one penalty to the next
 
 
-def settle(trainer: Trainer, processes: Processes) -> None:
-    """The trainer runs compiled where the config says so, with `auto` where that is expected to pay; on all alike.
+class Way(NamedTuple):
+    """How steps may be computed."""
 
-    Raises UserError where it is asked for and can't be.
+    compiled: bool
+    recorded: bool
+
+    def __str__(self) -> str:
+        return " and ".join(["compiled"] * self.compiled + ["recorded"] * self.recorded) or "eager"
+
+
+class Trials:
+    """Runs a trainer's steps in one way after the other, times each, and leaves the fastest to the trainer."""
+
+    def __init__(self, trainer: Trainer, processes: Processes, ways: list[Way], say: Callable[[str], None]) -> None:
+        self._trainer, self._processes, self._ways, self._say = trainer, processes, ways, say
+        every = trainer.config.objective.penalty_every
+        self._warm_up, self._timed = 3 * every, TIMED_STEPS * every  # each kind of step is run, recorded and replayed
+        self._images_per_s: dict[Way, float] = {}
+        self._began = time.monotonic()
+        self._take(ways[0])
+
+    def __call__(self, batch: Batch, knobs: Knobs) -> Terms:
+        if self._steps == self._warm_up:
+            self._synchronize()
+            self._ready_s = time.monotonic() - self._began
+        began = time.monotonic()
+        terms = self._inner(batch, knobs)
+        if self._steps >= self._warm_up:
+            self._synchronize()
+            self._spent_s += time.monotonic() - began
+            self._images += batch.global_size
+        self._steps += 1
+        if self._steps == self._warm_up + self._timed:
+            self._end_way()
+        return terms
+
+    def _take(self, way: Way) -> None:
+        self._way, self._steps, self._spent_s, self._images = way, 0, 0.0, 0
+        self._began = time.monotonic()
+        self._trainer.compile(way.compiled)
+        self._trainer.use_graphs(way.recorded)
+        self._inner, self._trainer.runner = self._trainer.runner, self
+
+    def _synchronize(self) -> None:
+        if self._trainer.device.type == "cuda":
+            torch.cuda.synchronize(self._trainer.device)
+
+    def _end_way(self) -> None:
+        """Note how fast the way was; take the next that is worth a trial, or end with the fastest."""
+        rate = self._processes.mean({"rate": self._images / self._spent_s})["rate"]  # the same on all
+        failed = isinstance(self._inner, RecordedSteps) and self._inner.failure is not None
+        self._images_per_s[self._way] = 0.0 if failed else rate
+        ready = f", ready after {self._ready_s:.0f} s" if self._way.compiled else ""
+        self._say(f"steps: {self._way}: {rate:,.0f} images/s{ready}")
+        remaining = self._ways[self._ways.index(self._way) + 1 :]
+        best = max(self._images_per_s, key=lambda way: self._images_per_s[way])
+        left_s = (self._trainer.total_images - self._trainer.images_seen) / self._images_per_s[best]
+        if remaining and remaining[0].compiled and not self._way.compiled and left_s < COMPILING_PAYS_S:
+            remaining = []
+        if remaining:
+            self._take(remaining[0])
+            return
+        if best != self._way:
+            self._trainer.compile(best.compiled)
+            self._trainer.use_graphs(best.recorded)
+            self._say(f"steps: {best} from now on")
+        else:
+            self._trainer.runner = self._inner
+
+
+def settle(trainer: Trainer, processes: Processes, say: Callable[[str], None] = print) -> None:
+    """Let the trainer run its steps as the config says; what it leaves to us is tried on the first steps.
+
+    All processes do alike. Raises UserError where what is asked for can't be.
     """
-    wish, config = trainer.config.run.compile, trainer.config
-    if wish == "off":
+    ways = possible_ways(trainer, processes, say)
+    if len(ways) > 1:
+        Trials(trainer, processes, ways, say)
         return
-    reason = None if wish == "on" else no_gain(config, trainer.steps_to(trainer.total_images), processes)
-    reason = reason or obstacle(config, processes)
-    if wish == "on" and reason is not None:
-        raise UserError(f"compile is on: {reason}; give --compile off")
-    if processes.smallest(reason is None):
-        processes.say("training runs compiled: the first steps take a minute or more")
-        trainer.compile(config.run.cuda_graphs and processes.device.type == "cuda")
-    elif processes.device.type == "cuda":
-        processes.say(f"training isn't compiled: {reason or 'another process cannot'}")
+    if ways[0].compiled:
+        say("training runs compiled: the first steps take a minute or more")
+    trainer.compile(ways[0].compiled)
+    trainer.use_graphs(ways[0].recorded)
 
 
-def no_gain(config: Config, steps: int, processes: Processes) -> str | None:
-    """Why so many steps of the whole run would not be done sooner; None where they would."""
+def possible_ways(trainer: Trainer, processes: Processes, say: Callable[[str], None]) -> list[Way]:
+    """The ways that the config leaves open on this device, in the order of a trial. Raises UserError as `settle`."""
+    run, on_gpu = trainer.config.run, processes.device.type == "cuda"
+    compiled = {"on": [True], "off": [False], "auto": [False, True] if on_gpu else [False]}[run.compile]
+    recorded = {"on": [True], "off": [False], "auto": [False, True] if on_gpu else [False]}[run.cuda_graphs]
+    if True in recorded and (reason := cannot_record(trainer.config, processes)) is not None:
+        if run.cuda_graphs == "on":
+            raise UserError(f"cuda_graphs is on: {reason}; give --cuda-graphs off")
+        recorded = [False]
+    if True in compiled:
+        reason = cannot_compile(trainer.config, processes)
+        if run.compile == "on" and reason is not None:
+            raise UserError(f"compile is on: {reason}; give --compile off")
+        if not processes.smallest(reason is None):
+            say(f"training isn't compiled: {reason or 'another process cannot'}")
+            compiled = [False]
+    return [Way(*way) for way in itertools.product(compiled, recorded)]
+
+
+def cannot_record(config: Config, processes: Processes) -> str | None:
+    """Why steps can't be recorded here; None where they can."""
     if processes.device.type != "cuda":
-        return "convolutions take nearly all of a CPU's time, and stay what they are"
-    kind = torch.cuda.get_device_name(processes.device).lower().replace(" ", "")
-    gpu = next((name for name in GPUS if name.split("-")[0] in kind), UNKNOWN_GPU)
-    saved = GAIN * steps * forecast(config, Cluster(processes.count, gpu), None).time.total
-    return None if saved > COMPILE_S else f"it takes {COMPILE_S:.0f} s and would save about {saved:.0f} s of this run"
+        return "CUDA graphs need a GPU"
+    if processes.count > 1:
+        return "several processes exchange numbers in the middle of a step"
+    if config.networks.precision == "float16":
+        return "a scaled loss decides about its step on the host"
+    return None
 
 
-def obstacle(config: Config, processes: Processes) -> str | None:
+def cannot_compile(config: Config, processes: Processes) -> str | None:
     """Why nothing can be compiled here; None where a small function was. Takes some seconds."""
     if processes.engine == "zero3" and processes.count > 1:
         return "the engine zero3 moves weights while the networks run"

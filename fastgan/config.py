@@ -274,10 +274,11 @@ class RunConfig:
     tf32: bool = True
     """False: GPUs compute float32 convolutions in float32, not in TF32; matrix products they do so anyway."""
     compile: Literal["auto", "off", "on"] = "auto"
-    """on: torch.compile makes one graph of each player's step, which takes minutes at first. auto: on GPUs, if the run
-    is long enough. It changes no result but for rounding."""
-    cuda_graphs: bool = False
-    """True: compiled steps are recorded as CUDA graphs and replayed."""
+    """on: torch.compile makes one graph of each player's step, which takes a minute or more at first. auto: on GPUs,
+    where ten minutes are left to train and a trial shows that it is faster. It changes no result but for rounding."""
+    cuda_graphs: Literal["auto", "off", "on"] = "auto"
+    """on: each kind of step, compiled or not, is recorded as one CUDA graph and replayed. auto: on a single GPU, where
+    a trial shows that it is faster. It changes no result but for rounding."""
     timeout_s: float = 300.0
     """With several processes: how long one may be out of reach, or stuck in a step, before the others end."""
     threads: int | None = None
@@ -389,7 +390,10 @@ class Config:
     @staticmethod
     def from_json(text: str) -> "Config":
         """The config that `to_json` wrote. Raises UserError on fields that this version doesn't know."""
-        config: Config = _from_plain(Config, json.loads(text))
+        plain = json.loads(text)
+        if isinstance(plain.get("run", {}).get("cuda_graphs"), bool):  # as it was once
+            plain["run"]["cuda_graphs"] = "on" if plain["run"]["cuda_graphs"] else "auto"
+        config: Config = _from_plain(Config, plain)
         return config
 
     def differences(self, other: "Config") -> list[str]:

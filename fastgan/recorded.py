@@ -32,16 +32,19 @@ class _Recording:
 class RecordedSteps:
     """`play` by replaying: each kind of step runs as it is the first time, is recorded the second, and replayed then.
 
+    Where a step can't be recorded all run as they are, after `forget` has cleared what the attempt left behind.
+
     A kind is a shape of batches, the schedules that stand still with their values, and those that are 0, which leaves
     penalties and augmentations out.
     """
 
-    def __init__(self, play: Callable[[Batch, Knobs], Terms], device: torch.device) -> None:
-        self._play, self._device = play, device
+    def __init__(self, play: Callable[[Batch, Knobs], Terms], device: torch.device, forget: Callable[[], None]) -> None:
+        self._play, self._device, self._forget = play, device, forget
         self._recordings: dict[Hashable, _Recording] = {}
         self._seen: set[Hashable] = set()
         self._last: dict[Hashable, list[float]] = {}  # the numbers of the last step with the same zeros
         self._pool: Any = None
+        self.failure: str | None = None  # why nothing is recorded any more
 
     def __call__(self, batch: Batch, knobs: Knobs) -> Terms:
         numbers = _numbers(knobs)
@@ -53,10 +56,17 @@ class RecordedSteps:
         kind = (zeros, *(None if moving else number for moving, number in zip(moves, numbers, strict=True)))
         if kind in self._recordings:
             return self._replay(self._recordings[kind], batch, numbers, moves)
-        if kind not in self._seen or len(self._recordings) == MOST:
-            self._seen.add(kind)
+        known, self._seen = kind in self._seen, self._seen | {kind}
+        if not known or self.failure is not None or len(self._recordings) == MOST:
             return self._play(batch, knobs)
-        self._recordings[kind] = self._record(batch, knobs, moves)
+        try:
+            self._recordings[kind] = self._record(batch, knobs, moves)
+        except (
+            RuntimeError
+        ) as error:  # out of memory, or an operation that no graph can hold; nothing has been done yet
+            self.failure = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+            self._forget()
+            return self._play(batch, knobs)
         return self._replay(self._recordings[kind], batch, numbers, moves)
 
     def _record(self, batch: Batch, knobs: Knobs, moves: list[bool]) -> _Recording:

@@ -108,7 +108,7 @@ def _trainer(
 
     Raises UserError, before there is a folder where it can.
     """
-    from fastgan import compiling, micro_batch, networks, transfer
+    from fastgan import micro_batch, networks, transfer
     from fastgan.agreement import data_facts
     from fastgan.checkpoint import Checkpoints
     from fastgan.data import loaders
@@ -148,7 +148,6 @@ def _trainer(
         if processes.is_main:
             taken.save(folder.transfer)
     micro_batch.settle(trainer, folder, processes)
-    compiling.settle(trainer, processes)
     return trainer, source
 
 
@@ -178,6 +177,7 @@ def train(config: Config, stop: StopRequest) -> None:
 def _train(config: Config, stop: StopRequest, together: "Agreement", watchdog: "Watchdog") -> None:
     import torch
 
+    from fastgan import compiling
     from fastgan.distributed import Processes
     from fastgan.run_folder import RunFolder
     from fastgan.trainer import EVENT_S
@@ -194,6 +194,7 @@ def _train(config: Config, stop: StopRequest, together: "Agreement", watchdog: "
     if trainer.images_seen:
         watchdog.saved(trainer.images_seen)
     watch = Watch(trainer, folder, source, processes, watchdog.saved)
+    compiling.settle(trainer, processes, watch.say)
     stop.after(config.run.minutes)
     try:
         if trainer.images_seen == 0:

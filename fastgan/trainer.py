@@ -78,7 +78,7 @@ class Trainer:
         self.augment_p: Tensor | None = None  # where it adapts itself
         if config.objective.augment_target is not None:
             self.augment_p = torch.tensor(config.objective.augment_p, device=self.device)
-        self._play: Callable[[Batch, Knobs], Terms] = self.play  # or the same recorded
+        self.runner: Callable[[Batch, Knobs], Terms] = self.play  # or what does the same in another way
         self.input_wait_s = 0.0  # since the start of the process: time in which the step had no batch
         self.on_short_memory: Callable[[int], None] = lambda micro_batch: None
 
@@ -91,21 +91,20 @@ class Trainer:
                 module._compiled_call_impl = None
             elif self.num_processes == 1 or not has_batch_norm(module):
                 module.compile(fullgraph=True)
-        self.use_graphs(self.uses_graphs)  # what was recorded ran otherwise
-
-    @property
-    def uses_graphs(self) -> bool:
-        """Whether steps are recorded and replayed."""
-        return self._play != self.play
+        self.runner = self.play  # what was recorded ran otherwise
 
     def use_graphs(self, wanted: bool = True) -> None:
         """Record each kind of step from now on as one CUDA graph and replay it, or stop doing so.
 
         For one process on a GPU, and losses that aren't scaled. Nothing changes but for rounding.
         """
-        self._play = RecordedSteps(self.play, self.device) if wanted else self.play
+        self.runner = RecordedSteps(self.play, self.device, self._forget_gradients) if wanted else self.play
         for _, player in self._players():
             player.settings_on_device(wanted)
+
+    def _forget_gradients(self) -> None:
+        for _, player in self._players():
+            player.forget_gradients()
 
     @property
     def total_images(self) -> int:
@@ -130,7 +129,7 @@ class Trainer:
     def train_step(self, batch: Batch) -> Terms:
         """Take one step of D, then of G, and update the averages of G."""
         step = self.steps_to(self.images_seen)
-        terms = self._play(batch, schedules.at(self.config, self.images_seen, batch.global_size, step, self.warm))
+        terms = self.runner(batch, schedules.at(self.config, self.images_seen, batch.global_size, step, self.warm))
         self.images_seen += batch.global_size
         return terms
 

@@ -127,7 +127,9 @@ def test_step_reads_nothing_back(preset):
 def processes(kind: str = "cpu", engine: str = "ddp", count: int = 1) -> SimpleNamespace:
     said: list[str] = []
     device = torch.device(kind)
-    return SimpleNamespace(device=device, engine=engine, count=count, smallest=bool, say=said.append, said=said)
+    return SimpleNamespace(
+        device=device, engine=engine, count=count, smallest=bool, mean=dict, say=said.append, said=said
+    )
 
 
 def test_auto_leaves_a_cpu_alone(double):
@@ -138,12 +140,74 @@ def test_auto_leaves_a_cpu_alone(double):
     assert counters["stats"]["unique_graphs"] == 0
 
 
-def test_auto_weighs_the_length_of_the_run(monkeypatch):
-    """On a GPU a few steps are not worth compiling, the preset's own number is."""
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100 80GB HBM3")
-    config = parse_config(["--preset", "cifar10", "--data", "toy"])
-    assert "would save about" in compiling.no_gain(config, 100, processes("cuda"))
-    assert compiling.no_gain(config, 200_000, processes("cuda")) is None
+class Timed:
+    """A trainer whose steps take a known time in each way, by a clock that only they advance."""
+
+    device, images_seen, total_images = CPU, 0, 0
+    config = SimpleNamespace(objective=SimpleNamespace(penalty_every=2))
+
+    def __init__(self, total_images: int, **seconds: float) -> None:
+        self.total_images, self.seconds, self.clock = total_images, seconds, 0.0
+        self.compiled = self.recorded = False
+        self.said: list[str] = []
+        self.runner = self.play
+
+    def compile(self, wanted: bool) -> None:
+        self.compiled, self.runner = wanted, self.play
+
+    def use_graphs(self, wanted: bool) -> None:
+        self.recorded, self.runner = wanted, self.play
+
+    def play(self, batch, knobs) -> dict:
+        self.images_seen += batch.global_size
+        self.clock += self.seconds["_".join(["compiled"] * self.compiled + ["recorded"] * self.recorded) or "eager"]
+        return {}
+
+    def ended(self, monkeypatch) -> tuple[bool, bool]:
+        """How steps are computed after fifty trials of all ways."""
+        monkeypatch.setattr(compiling.time, "monotonic", lambda: self.clock)
+        ways = [compiling.Way(compiled, recorded) for compiled in (False, True) for recorded in (False, True)]
+        mean = SimpleNamespace(mean=lambda found: found)
+        compiling.Trials(self, mean, ways, self.said.append)
+        for _ in range(100):
+            self.runner(SimpleNamespace(global_size=10), None)
+        assert self.runner == self.play  # the trials are over
+        return self.compiled, self.recorded
+
+
+def test_the_fastest_way_is_taken(monkeypatch):
+    """Each way is timed, and what was said of it is its speed; the fastest stays."""
+    run = Timed(10**9, eager=0.2, recorded=0.1, compiled=0.15, compiled_recorded=0.05)
+    assert run.ended(monkeypatch) == (True, True)
+    assert "steps: eager: 50 images/s" in run.said and "steps: recorded: 100 images/s" in run.said
+    assert Timed(10**9, eager=0.2, recorded=0.1, compiled=0.15, compiled_recorded=0.3).ended(monkeypatch) == (
+        False,
+        True,
+    )
+    assert Timed(10**9, eager=0.01, recorded=0.1, compiled=0.2, compiled_recorded=0.3).ended(monkeypatch) == (
+        False,
+        False,
+    )
+
+
+def test_a_short_run_is_not_compiled(monkeypatch):
+    """Where little is left to train at the best speed so far, nothing is compiled; recording takes no time."""
+    run = Timed(50_000, eager=0.2, recorded=0.1, compiled=0.01, compiled_recorded=0.01)
+    assert run.ended(monkeypatch) == (False, True)
+    assert not [line for line in run.said if "compiled" in line]
+
+
+def test_auto_goes_on_where_nothing_can_be_recorded():
+    """Where the device refuses both, a trial ends with eager steps, and no step is lost or done twice."""
+    right, found = make("mnist28"), make("mnist28")
+    here = processes("cuda")  # as the config would have it, though the tensors lie on the CPU
+    compiling.settle(found, here, here.say)
+    for _ in range(30):
+        step(right), step(found)
+    assert found.runner == found.play
+    assert any("training isn't compiled" in line for line in here.said)
+    for value, theirs in zip(right.G.net.parameters(), found.G.net.parameters(), strict=True):
+        assert torch.equal(value, theirs)
 
 
 def test_compiling_that_cannot_be_is_refused(monkeypatch):

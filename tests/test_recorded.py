@@ -92,13 +92,28 @@ def test_repeated_steps_are_eager_steps(double, monkeypatch, run):
     eager, recorded = make(RUNS[run]), make(RUNS[run])
     recorded.use_graphs()
     monkeypatch.setattr(Repeated, "recorded", 0)
-    recorded._play = Repeated(recorded.play, DEVICE)
+    recorded.runner = Repeated(recorded.play, DEVICE, recorded._forget_gradients)
     assert losses(recorded, 12) == pytest.approx(losses(eager, 12), rel=1e-6)
     assert 0 < Repeated.recorded <= 4
     assert recorded.images_seen == eager.images_seen
     for net, other in ((eager.G.net, recorded.G.net), (eager.D.net, recorded.D.net), (eager.ema.net, recorded.ema.net)):
         for (name, value), theirs in zip(net.state_dict().items(), other.state_dict().values(), strict=True):
             assert (value - theirs).double().norm() <= 1e-6 * value.double().norm(), name
+
+
+def test_a_step_that_cannot_be_recorded_runs_as_it_is(double, monkeypatch):
+    """Where recording fails half-way, what it left behind is cleared, and training goes on eagerly."""
+    eager, recorded = make(RUNS["lazy penalties"]), make(RUNS["lazy penalties"])
+    recorded.runner = steps = RecordedSteps(recorded.play, DEVICE, recorded._forget_gradients)
+
+    def fail(work):
+        for parameter in recorded.D.net.parameters():
+            parameter.grad = torch.ones_like(parameter)  # as a recording leaves behind what was never computed
+        raise RuntimeError("operation not permitted when stream is capturing\nand more")
+
+    monkeypatch.setattr(steps, "_capture", fail)
+    assert losses(recorded, 8) == losses(eager, 8)
+    assert steps.failure == "operation not permitted when stream is capturing"
 
 
 @pytest.mark.skipif(DEVICE.type == "cpu", reason="CUDA graphs need a GPU")

@@ -79,7 +79,7 @@ class Convolutions(TorchDispatchMode):
 
 @pytest.mark.parametrize("merge", [2, 4])
 def test_merged_groups_change_nothing(monkeypatch, merge):
-    """Where neighbouring groups are computed as one, values and gradients of both orders are those of each by itself."""
+    """Where neighbouring groups are computed as one, values and gradients of both orders stay what they are."""
     form = FORMS[0]
     given, op = draw(form), as_function(form, conv2d)
 
