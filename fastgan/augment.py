@@ -51,36 +51,62 @@ class Kind:
 
 
 class Draws:
-    """What happens to each image of a batch, from its key: gates and values, [B], float64, without gradients."""
+    """What happens to each image of a batch, from its key: gates and values, [B] each, float64, without gradients.
+
+    All operations' numbers are made at once, as each tensor operation takes the host as long as a GPU takes for many.
+    """
 
     def __init__(self, keys: Tensor, p: float | Tensor, kind: Kind) -> None:
         self.kind = kind
-        self.p = p.detach().double() if isinstance(p, Tensor) else torch.full_like(keys, p, dtype=torch.float64)
-        self.table = counter.uniform(keys, COLUMNS * len(OPERATIONS))
+        table = counter.uniform(keys, COLUMNS * len(OPERATIONS)).unflatten(1, (len(OPERATIONS), COLUMNS))
+        gates = table[:, :, 0] < _chances(p, kind, table)  # [B, operations]
+        values = table[:, :, 1:]
+        self._gates, self._uniform = gates.unbind(1), values.flatten(1).unbind(1)
+        # In [-1, 1), 0 where the operation isn't done; two of the number are as exact as one.
+        centred = (2 * values - 1).mul_(gates[:, :, None]).flatten(1)
+        self._centred = centred.unbind(1)
+        self._normal = torch.erfinv(centred.clamp(min=2.0**-53 - 1)).mul_(math.sqrt(2)).unbind(1)  # -1 is infinite
 
     def uniform(self, name: str, number: int = 1) -> Tensor:
-        """Number 1 or 2 of the operation's own, in [0, 1)."""
-        return self.table[:, COLUMNS * OPERATIONS.index(name) + number]
+        """Return number 1 or 2 of the operation's own, in [0, 1), whether it is done or not."""
+        return self._uniform[_column(name, number)]
+
+    def centred(self, name: str, number: int = 1) -> Tensor:
+        """Return the same in [-1, 1), or 0 where the operation isn't done."""
+        return self._centred[_column(name, number)]
 
     def normal(self, name: str, number: int = 1) -> Tensor:
-        """The same as a standard normal number."""
-        centered = 2 * self.uniform(name, number) - 1
-        return math.sqrt(2) * torch.erfinv(centered.clamp(min=2.0**-53 - 1))  # -1 would be infinite
+        """Return the same as a standard normal number, or 0 where the operation isn't done."""
+        return self._normal[_column(name, number)]
 
     def sign(self, name: str) -> Tensor:
-        """The same as 1 or -1."""
-        return 1 - 2 * (2 * self.uniform(name)).floor()
+        """Return 1 or -1 at even odds; 1 where the operation isn't done."""
+        return self.choose(name, 1 - 2 * (2 * self.uniform(name)).floor(), 1)
 
     def happens(self, name: str) -> Tensor:
-        """Whether the operation is done to an image, bool. The two rotations share their chance: one of two is done."""
-        chance = self.p * self.kind.chances.get(name, 0.0)
-        if name in ("rotate_before", "rotate_after"):
-            chance = 1 - (1 - chance).sqrt()
-        return self.uniform(name, 0) < chance
+        """Return whether the operation is done to an image, bool."""
+        return self._gates[OPERATIONS.index(name)]
 
     def choose(self, name: str, value: Tensor, neutral: float) -> Tensor:
-        """`value` for the images to which the operation is done, `neutral` for the others."""
+        """Return `value` for the images to which the operation is done, `neutral` for the others."""
         return value.where(self.happens(name), neutral)
+
+
+def _column(name: str, number: int) -> int:
+    return (COLUMNS - 1) * OPERATIONS.index(name) + number - 1
+
+
+def _chances(p: float | Tensor, kind: Kind, like: Tensor) -> Tensor:
+    """Return the probability of each operation: [operations], or [B, operations] where p is [B].
+
+    The two rotations share theirs: with it one of them, or both, is done.
+    """
+    p = p.detach().to(like.dtype) if isinstance(p, Tensor) else torch.full((), p, dtype=like.dtype, device=like.device)
+    chances, halves = [kind.chances.get(name, 0.0) for name in OPERATIONS], ("rotate_before", "rotate_after")
+    whole = {chance: p * chance for chance in {*chances}}
+    half = {chance: 1 - (1 - whole[chance]).sqrt() for chance in {kind.chances.get(name, 0.0) for name in halves}}
+    found = [(half if name in halves else whole)[chance] for name, chance in zip(OPERATIONS, chances, strict=True)]
+    return torch.stack(found, -1)
 
 
 Step = Callable[[Tensor, Draws], Tensor]
@@ -91,80 +117,57 @@ def _per_image(values: Tensor, images: Tensor) -> Tensor:
     return (values if values.dtype == torch.bool else values.to(images.dtype))[:, None, None, None]
 
 
-@dataclass(frozen=True)
-class Frame:
-    """Where a step to the right, a step down and the middle of each result lie in its image: [B, 2] each, in pixels.
-
-    A method gives the frame after one more change of the result, so changes are named in the order they are done.
-    """
-
-    right: Tensor
-    down: Tensor
-    middle: Tensor
-
-    @staticmethod
-    def still(like: Tensor) -> "Frame":
-        """The frame of no change, for a batch of the length of `like` [B]."""
-        zero, one = torch.zeros_like(like), torch.ones_like(like)
-        return Frame(torch.stack([one, zero], 1), torch.stack([zero, one], 1), torch.stack([zero, zero], 1))
-
-    def scale(self, x: Tensor, y: Tensor) -> "Frame":
-        """Larger by x and y; a factor of -1 mirrors."""
-        return Frame(self.right / x[:, None], self.down / y[:, None], self.middle)
-
-    def rotate(self, angle: Tensor) -> "Frame":
-        """By an angle in radians, from right to down."""
-        cos, sin = angle.cos()[:, None], angle.sin()[:, None]
-        return Frame(cos * self.right - sin * self.down, sin * self.right + cos * self.down, self.middle)
-
-    def move(self, x: Tensor, y: Tensor) -> "Frame":
-        """By x pixels to the right and y down."""
-        return Frame(self.right, self.down, self.middle - self.right * x[:, None] - self.down * y[:, None])
-
-    def sample(self, images: Tensor, mode: str, padding: str) -> Tensor:
-        """The images seen in their frames; those whose frame has not moved are as they were, to the bit."""
-        height, width = images.shape[2:]
-        one = torch.ones_like(self.right[:, 0])
-        still = Frame.still(one)
-        moved = (self.right != still.right) | (self.down != still.down) | (self.middle != 0)
-        units = [one * 2 / max(size - 1, 1) for size in (width, height)]  # a pixel, where grid_sample counts -1 to 1
-        unit = torch.stack(units, 1)[:, None]
-        x, y = (_places(n, images.device)[:, None] - (n - 1) / 2 for n in (width, height))
-        rows = (self.middle[:, None] + self.down[:, None] * y) * unit  # [B, H, 2]
-        columns = self.right[:, None] * x * unit  # [B, W, 2]
-        grid = rows.to(images.dtype)[:, :, None] + columns.to(images.dtype)[:, None]  # [B, H, W, 2], -1 to 1
-        seen = warp(images, grid, mode, padding)
-        return seen.where(_per_image(moved.any(1), images), images)
-
-
 def _places(count: int, device: torch.device) -> Tensor:
     return torch.arange(count, device=device, dtype=torch.float64)
+
+
+def sample(images: Tensor, theta: Tensor, mode: str, padding: str) -> Tensor:
+    """Return the images, where `theta` [B, 2, 3] times (x, y, 1) is what the result shows at (x, y).
+
+    x and y are pixels from the middle, to the right and down. Images whose theta is that of no change are as they were,
+    to the bit.
+    """
+    height, width = images.shape[2:]
+    moved = (theta != torch.eye(2, 3, dtype=theta.dtype, device=theta.device)).any(2).any(1)
+    x, y = (_places(n, images.device) - (n - 1) / 2 for n in (width, height))
+    across, down, middle = theta[:, :, None, None].unbind(4)  # [B, 2, 1, 1] each
+    # A pixel is 2 / (size - 1) where grid_sample counts from -1 to 1.
+    units = [2 / max(size - 1, 1) for size in (width, height)]
+    grid = across * x + (down * y[:, None] + middle)  # [B, 2, H, W]
+    at = torch.stack([places * unit for places, unit in zip(grid.unbind(1), units, strict=True)], 3).to(images.dtype)
+    seen = warp(images, at, mode, padding)  # of [B, H, W, 2]
+    return seen.where(_per_image(moved, images), images)
+
+
+def _matrix(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:
+    """[[a, b], [c, d]] of [B] each: [B, 2, 2]."""
+    return torch.stack([a, b, c, d], 1).view(-1, 2, 2)
 
 
 def geometry(images: Tensor, draws: Draws) -> Tensor:
     """ADA's pixel blitting and geometric changes (Karras et al. 2020, 2006.06676, appendix B), as one bilinear warp.
 
+    In order: flip, turn, whole-pixel shift, scale, rotation, stretch, rotation, shift. The matrices say where a
+    result's pixel lies in its image, so each change is the inverse of its name, multiplied from the right.
+
     The paper samples at twice the size through a wavelet filter. Here nothing is filtered, for only one image in 2,500
     shrinks more than twofold along an axis: a warped image is a little softer, reals and fakes alike.
     """
     height, width = images.shape[2:]
-    uniform, normal, choose = draws.uniform, draws.normal, draws.choose
-    one = torch.ones_like(draws.table[:, 0])
-    frame = Frame.still(one)
-    frame = frame.scale(choose("flip", draws.sign("flip"), 1), one)
-    frame = frame.rotate(choose("turn", (4 * uniform("turn")).floor() * (math.pi / 2), 0))
-    x, y = (((2 * uniform("shift", k) - 1) * (size / 8)).round() for k, size in ((1, width), (2, height)))
-    frame = frame.move(choose("shift", x, 0), choose("shift", y, 0))
-    factor = choose("scale", torch.exp2(0.2 * normal("scale")), 1)
-    frame = frame.scale(factor, factor)
     most = math.radians(draws.kind.max_angle)
-    frame = frame.rotate(choose("rotate_before", most * (2 * uniform("rotate_before") - 1), 0))
-    factor = choose("stretch", torch.exp2(0.2 * normal("stretch")), 1)
-    frame = frame.scale(factor, 1 / factor)
-    frame = frame.rotate(choose("rotate_after", most * (2 * uniform("rotate_after") - 1), 0))
-    x, y = (normal("slide", k) * (size / 8) for k, size in ((1, width), (2, height)))
-    frame = frame.move(choose("slide", x, 0), choose("slide", y, 0))
-    return frame.sample(images, "bilinear", draws.kind.padding)
+    turn = draws.choose("turn", (4 * draws.uniform("turn")).floor(), 0) * (math.pi / 2)
+    angles = torch.stack([turn, most * draws.centred("rotate_before"), most * draws.centred("rotate_after")], 1)
+    (cos0, cos1, cos2), (sin0, sin1, sin2) = angles.cos().unbind(1), angles.sin().unbind(1)
+    flip, factor = draws.sign("flip"), torch.exp2(-0.2 * draws.normal("scale"))
+    stretch = torch.exp2(0.2 * draws.normal("stretch"))
+    narrow, wide = factor / stretch, factor * stretch
+    first = _matrix(flip * cos0, flip * sin0, -sin0, cos0)
+    both = first @ _matrix(cos1 * narrow, sin1 * wide, -sin1 * narrow, cos1 * wide) @ _matrix(cos2, sin2, -sin2, cos2)
+    shifts = [(draws.centred("shift", k) * (size / 8)).round() for k, size in ((1, width), (2, height))]
+    slides = [draws.normal("slide", k) * (size / 8) for k, size in ((1, width), (2, height))]
+    shift, slide = torch.stack(shifts, 1)[:, :, None], torch.stack(slides, 1)[:, :, None]  # [B, 2, 1]
+    middle = -(first @ shift + both @ slide)
+    return sample(images, torch.cat([both, middle], 2), "bilinear", draws.kind.padding)
 
 
 def color(images: Tensor, draws: Draws) -> Tensor:
@@ -176,25 +179,25 @@ def color(images: Tensor, draws: Draws) -> Tensor:
     channels = images.shape[1]
     if channels == 4:
         return torch.cat([color(images[:, :3], draws), images[:, 3:]], 1)
-    added = draws.choose("brightness", 0.2 * draws.normal("brightness"), 0)
-    gain = draws.choose("contrast", torch.exp2(0.5 * draws.normal("contrast")), 1)
-    flip = draws.choose("luma_flip", draws.sign("luma_flip"), 1)
+    added, gain = 0.2 * draws.normal("brightness"), torch.exp2(0.5 * draws.normal("contrast"))
+    gray = gain if channels not in (1, 3) else gain * draws.sign("luma_flip")
     if channels != 3:
-        gain = gain * flip if channels == 1 else gain
-        changed = (added != 0) | (gain != 1)
-        result = images * _per_image(gain, images) + _per_image(gain * added, images)
+        factors = torch.stack([gray, gray * added], 1)
+        own, offset = factors.to(images.dtype)[:, :, None, None, None].unbind(1)
+        result = images * own + offset
     else:
-        angle = draws.choose("hue", math.pi * (2 * draws.uniform("hue") - 1), 0)
-        vivid = draws.choose("saturation", torch.exp2(draws.normal("saturation")), 1)
-        changed = (added != 0) | (gain != 1) | (flip != 1) | (angle != 0) | (vivid != 1)
+        angle, across = math.pi * draws.centred("hue"), gain * torch.exp2(draws.normal("saturation"))
         # Along the gray axis: gain * flip. Across it: gain * vivid and a rotation. Together a circulant matrix, for
         # the rotation about (1, 1, 1) is one too.
-        gray, cos, sin = gain * flip, gain * vivid * angle.cos(), gain * vivid * angle.sin() / math.sqrt(3)
-        own, following, last = (gray + 2 * cos) / 3, (gray - cos) / 3 - sin, (gray - cos) / 3 + sin
-        result = _per_image(own, images) * images + _per_image(gray * added, images)
-        result = torch.addcmul(result, _per_image(following, images), images.roll(-1, 1))
-        result = torch.addcmul(result, _per_image(last, images), images.roll(-2, 1))
-    return result.where(_per_image(changed, images), images)
+        cos, sin = across * angle.cos(), across * angle.sin() / math.sqrt(3)
+        rest = (gray - cos) / 3
+        factors = torch.stack([rest + cos, gray * added, rest - sin, rest + sin], 1)
+        own, offset, following, last = factors.to(images.dtype)[:, :, None, None, None].unbind(1)
+        result = torch.addcmul(offset, own, images)
+        result = torch.addcmul(result, following, images.roll(-1, 1))
+        result = torch.addcmul(result, last, images.roll(-2, 1))
+    unchanged = factors == torch.eye(1, factors.shape[1], dtype=factors.dtype, device=factors.device)
+    return images.where(_per_image(unchanged.all(1), images), result)
 
 
 def diff_color(images: Tensor, draws: Draws) -> Tensor:
@@ -217,8 +220,9 @@ def diff_color(images: Tensor, draws: Draws) -> Tensor:
 def diff_shift(images: Tensor, draws: Draws) -> Tensor:
     """DiffAugment's translation: by whole pixels up to 1/8 of the size, each as likely; 0 comes in from outside."""
     changes = diff_changes(images, draws)
-    frame = Frame.still(draws.table[:, 0]).move(changes.shift_x, changes.shift_y)
-    return frame.sample(images, "nearest", "zeros")
+    one, zero = torch.ones_like(changes.shift_x), torch.zeros_like(changes.shift_x)
+    theta = torch.stack([one, zero, -changes.shift_x, zero, one, -changes.shift_y], 1).view(-1, 2, 3)
+    return sample(images, theta, "nearest", "zeros")
 
 
 def cutout(images: Tensor, draws: Draws) -> Tensor:
