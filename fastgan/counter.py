@@ -6,6 +6,7 @@ depend on the batch, the process or the moment in which it is drawn. Integers ar
 """
 
 import math
+from collections.abc import Sequence
 from enum import IntEnum
 
 import torch
@@ -66,10 +67,14 @@ def _mix_int(x: int) -> int:
     return _wrap(x ^ (x >> 31))
 
 
-def keys(seed: int, stream: Stream, index: Tensor) -> Tensor:
-    """One key an index: int64 of the shape of `index`, which is int64 as well."""
-    base = _mix_int(_mix_int(seed) + stream)
-    return mix(index * _GOLDEN + base)
+def keys(seed: int, stream: Stream | Sequence[Stream], index: Tensor) -> Tensor:
+    """Return one key an index: int64 of the shape of `index`, which is int64 as well.
+
+    Of several streams the keys stand one behind the other, [streams B] of an index [B].
+    """
+    bases = [_mix_int(_mix_int(seed) + each) for each in ([stream] if isinstance(stream, Stream) else stream)]
+    steps = index * _GOLDEN
+    return mix(steps + bases[0] if len(bases) == 1 else torch.cat([steps + base for base in bases]))
 
 
 def bits(key: Tensor, count: int) -> Tensor:

@@ -4,7 +4,6 @@ These modules, not the bare networks, are what is compiled and what an engine wr
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -16,6 +15,7 @@ from fastgan.augment import augment
 from fastgan.config import Config
 from fastgan.counter import Stream
 from fastgan.losses import logit_centring, loss_named
+from fastgan.networks.layers import BatchNorm, Dropout
 from fastgan.penalties import Critic, exact_slopes, finite_difference_slopes, one_centred, zero_centred
 
 FD_STEP = 0.02  # of images in [-1, 1]: far above the rounding of float32 logits, below what bends them
@@ -31,13 +31,42 @@ class Judged(NamedTuple):
     slopes: Tensor | None = None
 
 
-class DiscriminatorObjective(nn.Module):
+class Streams(NamedTuple):
+    """Where the random numbers of a batch that D sees come from."""
+
+    augment: Stream
+    noise: Stream  # of D's dropout
+    directions: Stream  # of finite differences
+
+
+REALS = Streams(Stream.AUGMENT_D, Stream.NOISE_REALS, Stream.DIRECTIONS_REALS)
+FAKES = Streams(Stream.AUGMENT_D_FAKES, Stream.NOISE_FAKES, Stream.DIRECTIONS_FAKES)
+
+
+class _Objective(nn.Module):
+    """What both objectives know of D, and of what stands before it."""
+
+    def __init__(self, D: nn.Module, config: Config, label_smoothing: float = 0.0) -> None:
+        super().__init__()
+        self.D, self.seed, self.config = D, config.seed, config.objective
+        self.loss = loss_named(config.objective.loss, label_smoothing)
+        self.has_dropout = any(isinstance(layer, Dropout) for layer in D.modules())
+        self.couples_images = any(isinstance(layer, BatchNorm) for layer in D.modules())
+
+    def changes(self, index: Tensor, *streams: Stream) -> Tensor | None:
+        """Return the keys of the augmentation of as many batches as there are streams, one behind the other."""
+        return None if self.config.augment == "none" else counter.keys(self.seed, streams, index)
+
+    def noise(self, index: Tensor, *streams: Stream) -> Tensor | None:
+        """Return the keys of D's dropout, likewise."""
+        return counter.keys(self.seed, streams, index) if self.has_dropout else None
+
+
+class DiscriminatorObjective(_Objective):
     """D's loss, penalties included, on a batch of reals and as many fakes."""
 
     def __init__(self, D: nn.Module, config: Config) -> None:
-        super().__init__()
-        self.D, self.seed, self.config = D, config.seed, config.objective
-        self.loss = loss_named(config.objective.loss, config.objective.label_smoothing)
+        super().__init__(D, config, config.objective.label_smoothing)
 
     def forward(
         self,
@@ -53,11 +82,7 @@ class DiscriminatorObjective(nn.Module):
         A gamma that is the number 0 leaves the penalty out.
         """
         penalty = self.config.penalty if isinstance(gamma, Tensor) or gamma else "none"
-        critic = partial(_critic, self.D, self.seed, self.config.augment, labels, index, augment_p)
-        on_reals = critic(Stream.AUGMENT_D, Stream.NOISE_REALS)
-        on_fakes = critic(Stream.AUGMENT_D if self.config.augment_pairs else Stream.AUGMENT_D_FAKES, Stream.NOISE_FAKES)
-        real = self._judge(on_reals, reals, index, Stream.DIRECTIONS_REALS, penalty in ("r1", "r1+r2"))
-        fake = self._judge(on_fakes, fakes, index, Stream.DIRECTIONS_FAKES, penalty == "r1+r2")
+        real, fake = self._judge_both(reals, fakes, labels, index, augment_p, penalty)
         adversarial = self.loss.d(real.logits, fake.logits)
         terms = {"loss/D": adversarial, "logits/real": real.logits, "logits/fake": fake.logits}
         loss = adversarial
@@ -67,7 +92,8 @@ class DiscriminatorObjective(nn.Module):
                 loss = loss + zero_centred(slopes, gamma)
         if penalty == "wgan-gp":
             share = counter.uniform(counter.keys(self.seed, Stream.MIX, index), 1).to(reals.dtype)
-            _, slopes = exact_slopes(on_fakes, torch.lerp(fakes, reals, share[:, :, None, None]))
+            critic = self._critic(labels, index, (self._of_fakes,), augment_p)
+            _, slopes = exact_slopes(critic, torch.lerp(fakes, reals, share[:, :, None, None]))
             terms["penalty/slope"] = slopes.sqrt()
             loss = loss + one_centred(slopes, gamma)
         if self.config.logit_centring:
@@ -76,13 +102,52 @@ class DiscriminatorObjective(nn.Module):
             terms["augment/r"] = (real.logits - fake.logits if self.loss.g_needs_reals else real.logits).sign()
         return loss.mean(), {name: term.detach().mean() for name, term in terms.items()}
 
-    def _judge(self, critic: Critic, images: Tensor, index: Tensor, stream: Stream, measure: bool) -> Judged:
+    def _judge_both(
+        self, reals: Tensor, fakes: Tensor, labels: Tensor | None, index: Tensor, p: Tensor | float, penalty: str
+    ) -> tuple[Judged, Judged]:
+        """Return what D says of reals and of fakes: at once where both are measured alike, as one batch of both.
+
+        A D with BatchNorm sees each by itself, as their statistics differ.
+        """
+        of_reals, of_fakes = (REALS,), (self._of_fakes,)
+        if penalty == "r1" or self.couples_images:
+            real = self._judge(self._critic(labels, index, of_reals, p), reals, index, of_reals, penalty != "none")
+            return real, self._judge(self._critic(labels, index, of_fakes, p), fakes, index, of_fakes, False)
+        streams, labels = of_reals + of_fakes, None if labels is None else labels.repeat(2)
+        critic = self._critic(labels, index, streams, p)
+        both = self._judge(critic, torch.cat([reals, fakes]), index, streams, penalty == "r1+r2")
+        slopes = (None, None) if both.slopes is None else both.slopes.chunk(2)
+        real_logits, fake_logits = both.logits.chunk(2)
+        return Judged(real_logits, slopes[0]), Judged(fake_logits, slopes[1])
+
+    @property
+    def _of_fakes(self) -> Streams:
+        return FAKES._replace(augment=REALS.augment) if self.config.augment_pairs else FAKES
+
+    def _critic(self, labels: Tensor | None, index: Tensor, streams: tuple[Streams, ...], p: Tensor | float) -> Critic:
+        """Return D behind the augmentation, as a function of one batch for each of the streams, one after another."""
+        changes = self.changes(index, *(stream.augment for stream in streams))
+        noise = self.noise(index, *(stream.noise for stream in streams))
+        count = max(1, len(index) * len(streams))
+
+        def judge(images: Tensor) -> Tensor:
+            copies = len(images) // count  # a finite difference judges several versions of the images at once
+            if changes is not None:
+                images = augment(images, changes if copies == 1 else changes.repeat(copies), p, self.config.augment)
+            logits: Tensor = self.D(images, _repeated(labels, copies), _repeated(noise, copies))
+            return logits
+
+        return judge
+
+    def _judge(
+        self, critic: Critic, images: Tensor, index: Tensor, streams: tuple[Streams, ...], measure: bool
+    ) -> Judged:
         if not measure:
             return Judged(critic(images))
         if self.config.penalty_form == "exact":
             return Judged(*exact_slopes(critic, images))
-        count = FD_DIRECTIONS * images[0].numel()
-        signs = counter.signs(counter.keys(self.seed, stream, index), count).to(images.dtype)
+        keys = counter.keys(self.seed, [stream.directions for stream in streams], index)
+        signs = counter.signs(keys, FD_DIRECTIONS * images[0].numel()).to(images.dtype)
         directions = signs.unflatten(1, (FD_DIRECTIONS, *images.shape[1:])).transpose(0, 1)
         return Judged(*finite_difference_slopes(critic, images, directions, FD_STEP))
 
@@ -98,13 +163,8 @@ def penalty_share(config: Config, images_seen: int, means: dict[str, float]) -> 
     return schedules.gamma_at(config, images_seen) / 2 * sum(slopes) / means["loss/D"]
 
 
-class GeneratorObjective(nn.Module):
+class GeneratorObjective(_Objective):
     """G's loss on fakes that G has just made; D's weights stay out of the graph."""
-
-    def __init__(self, D: nn.Module, config: Config) -> None:
-        super().__init__()
-        self.D, self.seed, self.config = D, config.seed, config.objective
-        self.loss = loss_named(config.objective.loss)
 
     def forward(
         self, reals: Tensor, fakes: Tensor, labels: Tensor | None, index: Tensor, augment_p: Tensor | float = 0.0
@@ -112,14 +172,17 @@ class GeneratorObjective(nn.Module):
         """The mean loss, and the terms, of fakes [B, C, H, W] in [-1, 1]; the reals are what a relativistic D compares
         them with.
         """
-        critic = partial(_critic, _frozen(self.D), self.seed, self.config.augment, labels, index, augment_p)
-        real_logits = None
-        if self.loss.g_needs_reals:
-            with torch.no_grad():
-                real_logits = critic(Stream.AUGMENT_G, Stream.NOISE_G)(reals)
+        D, noise, real_logits = _frozen(self.D), self.noise(index, Stream.NOISE_G), None
         augmentation = Stream.AUGMENT_G if self.config.augment_pairs else Stream.AUGMENT_G_FAKES
-        fake_logits = critic(augmentation, Stream.NOISE_G)(fakes)
-        loss = self.loss.g(real_logits, fake_logits).mean()
+        if self.loss.g_needs_reals:
+            changes = self.changes(index, Stream.AUGMENT_G, augmentation)
+            if changes is not None:
+                reals, fakes = augment(torch.cat([reals, fakes]), changes, augment_p, self.config.augment).chunk(2)
+            with torch.no_grad():
+                real_logits = D(reals, labels, noise)
+        elif (changes := self.changes(index, augmentation)) is not None:
+            fakes = augment(fakes, changes, augment_p, self.config.augment)
+        loss = self.loss.g(real_logits, D(fakes, labels, noise)).mean()
         return loss, {"loss/G": loss.detach()}
 
 
@@ -134,28 +197,5 @@ def _frozen(D: nn.Module) -> Judge:
     return judge
 
 
-def _critic(
-    D: Judge,
-    seed: int,
-    kind: str,
-    labels: Tensor | None,
-    index: Tensor,
-    augment_p: Tensor | float,
-    augment_stream: Stream,
-    noise_stream: Stream,
-) -> Critic:
-    """D behind the augmentation of the images that `index` numbers, as a function of the images alone."""
-    noise = counter.keys(seed, noise_stream, index)
-    changes = None if kind == "none" else counter.keys(seed, augment_stream, index)
-
-    def judge(images: Tensor) -> Tensor:
-        copies = len(images) // max(len(index), 1)  # a finite difference judges several versions of a batch at once
-        if changes is not None:
-            images = augment(images, _repeated(changes, copies), augment_p, kind)
-        return D(images, None if labels is None else _repeated(labels, copies), _repeated(noise, copies))
-
-    return judge
-
-
-def _repeated(values: Tensor, copies: int) -> Tensor:
-    return values if copies == 1 else values.repeat(copies)
+def _repeated(values: Tensor | None, copies: int) -> Tensor | None:
+    return values if values is None or copies == 1 else values.repeat(copies)

@@ -33,19 +33,25 @@ MOST_CHANNELS = 32  # of a tile: neighbouring pixels share what they read
 
 def downsample2_reference(x: Tensor) -> Tensor:
     """What `downsample2` is: a matrix for the rows and one for the columns."""
-    return _multiply(x, _halving(x.shape[2], x), _halving(x.shape[3], x))
+    return _multiply(x, *_halvings(x, x.shape[2], x.shape[3]))
 
 
 def upsample2_reference(x: Tensor) -> Tensor:
     """What `upsample2` is."""
-    return _multiply(x, *(2 * _halving(2 * side, x).T for side in x.shape[2:]))
+    return _multiply(x, *(2 * matrix.T for matrix in _halvings(x, 2 * x.shape[2], 2 * x.shape[3])))
+
+
+def _halvings(like: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
+    rows = _halving(height, like)
+    return rows, rows if width == height else _halving(width, like)
 
 
 def _halving(side: int, like: Tensor) -> Tensor:
     """The matrix [side / 2, side] that filters and takes every other value."""
-    tap = torch.arange(side, device=like.device) - 2 * torch.arange(side // 2, device=like.device)[:, None] + 1
-    inner = (tap == 1) | (tap == 2)
-    return (inner * 0.375 + ((tap == 0) | (tap == 3)) * 0.125).to(like.dtype)
+    dtype = torch.promote_types(like.dtype, torch.float32)
+    middles = 2 * torch.arange(side // 2, device=like.device, dtype=dtype) + 0.5
+    distances = (torch.arange(side, device=like.device, dtype=dtype) - middles[:, None]).abs()
+    return (0.5 - distances / 4).clamp_(min=0).to(like.dtype)  # 3/8 at 0.5, 1/8 at 1.5, 0 beyond
 
 
 def _multiply(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
