@@ -221,6 +221,26 @@ def test_resident_batches_are_made_on_the_device(sets, place):
     assert batch.labels.shape == batch.for_g.labels.shape == (BATCH,) and batch.for_g.pixels.shape == (BATCH, 3, *SIZE)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("loader", LOADERS)
+def test_batches_on_a_gpu_are_those_of_the_cpu(sets, loader):
+    """Every loader brings the CPU's batches to a GPU, after a jump as well, and none waits for it."""
+    source, _ = sets[3, "png"]
+    config = config_for(loader, mirror=True, reuse_reals=False)
+    mine, others = (build_loader(config, source, torch.device(kind)) for kind in ("cuda", "cpu"))
+    found = []
+    for place in (0, 16, 32, 45, 16, 32, 45):
+        torch.cuda.set_sync_debug_mode("error" if place else "default")  # at the start all is set up
+        try:
+            found.append((mine.batch(place), others.batch(place)))
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    for batch, wanted in found:
+        for part, other in ((batch, wanted), (batch.for_g, wanted.for_g)):
+            for name in ("pixels", "labels", "index", "mirror"):
+                assert torch.equal(getattr(part, name).cpu(), getattr(other, name))
+
+
 def test_worker_processes_do_not_change_the_batches(sets):
     """Two worker processes give the batches of none."""
     source, _ = sets[1, "png"]
