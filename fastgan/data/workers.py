@@ -3,6 +3,7 @@
 import multiprocessing
 from collections.abc import Iterator, Sequence
 
+import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
@@ -27,7 +28,8 @@ class _Decoded(IterableDataset[Sequence[Tensor]]):
         while True:
             if turn % count == number:
                 items = self.dealer.items(place)
-                yield self.dealer.labelled(items, self.dealer.source.pixels(items).contiguous())
+                pixels = self.dealer.source.pixels(items).contiguous(memory_format=torch.channels_last)
+                yield self.dealer.labelled(items, pixels)
             place, turn = self.dealer.whole(place).stop, turn + 1
 
 
