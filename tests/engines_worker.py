@@ -21,7 +21,8 @@ CPU = torch.device("cpu")
 
 
 def config(split_g: bool = False) -> Config:
-    """All that could differ: BatchNorm in G, exact R1 and R2, adaptive augmentation, two averages, 13 images a batch.
+    """All that could differ: BatchNorm in G, exact R1 and R2, adaptive augmentation, two averages, 13 images a batch,
+    reals and changes of its own in each phase.
 
     Where G is to be split it is R3GAN's, without BatchNorm. Adam's epsilon keeps it from turning the rounding of
     gradients that are 0 but for it into steps of full size.
@@ -32,7 +33,14 @@ def config(split_g: bool = False) -> Config:
         data=DataConfig(data="toy", image_size=(28, 28), channels=1, batch_size=13, keep_partial_batch=False),
         networks=blocks if split_g else convolutions,
         objective=ObjectiveConfig(
-            loss="relativistic", penalty="r1+r2", gamma=0.1, augment="ada", augment_p=0.2, augment_target=0.6
+            loss="relativistic",
+            penalty="r1+r2",
+            gamma=0.1,
+            augment="ada",
+            augment_p=0.2,
+            augment_target=0.6,
+            augment_pairs=False,
+            reuse_reals=False,
         ),
         optimizer=OptimizerConfig(
             g_lr=1e-3, d_lr=1e-3, betas=(0.0, 0.99), eps=1e-4, ema_half_lives=(100,), ema_stds=(0.1,)

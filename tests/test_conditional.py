@@ -103,7 +103,7 @@ class Recorder(nn.Module):
 
 
 def test_training_tells_both_players_the_reals_classes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In every phase fakes are made of the classes of the batch's reals, and judged as of them."""
+    """In each phase fakes are made of the classes of its own reals, and judged as of them."""
     from fastgan import networks
     from fastgan.data.loaders import build_loader
     from fastgan.trainer import Trainer
@@ -119,7 +119,10 @@ def test_training_tells_both_players_the_reals_classes(monkeypatch: pytest.Monke
         assert batch.labels is not None and len(batch.labels.unique()) == 2
         trainer.train_step(batch)
         assert len(told) == 2 + 2 + 2  # G in both phases; D of reals and fakes, in both
-        assert all(torch.equal(labels, batch.labels) for labels in told)
+        own = batch.for_g.labels
+        assert own is not None and not torch.equal(own, batch.labels)
+        assert all(torch.equal(labels, batch.labels) for labels in told[:3])
+        assert all(torch.equal(labels, own) for labels in told[3:])
 
 
 def test_grid_shows_classes_in_turn(run: Path) -> None:

@@ -228,6 +228,10 @@ def test_stream_numbers_are_pinned() -> None:
         "DIRECTIONS_REALS": 13,
         "DIRECTIONS_FAKES": 14,
         "MIX": 15,
+        "ORDER_G": 16,
+        "MIRROR_G": 17,
+        "AUGMENT_D_FAKES": 18,
+        "AUGMENT_G_FAKES": 19,
     }
 
 

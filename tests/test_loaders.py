@@ -105,10 +105,11 @@ def sets(tmp_path_factory):
 @pytest.mark.parametrize("loader", LOADERS)
 @pytest.mark.parametrize(("channels", "encoding"), [(1, "png"), (3, "png"), (4, "png"), (3, "jpeg"), (1, "jpeg")])
 def test_pixels_are_those_of_the_files(sets, loader, channels, encoding):
-    """Over two epochs each image has its file's pixels, PNG exactly, JPEG within two levels, and its label."""
+    """Over two epochs each image has its label and its file's pixels, channels last: PNG's exactly, JPEG's nearly."""
     source, images = sets[channels, encoding]
     order = batches(config_for("resident", channels), source, 0, 8)
     for batch, wanted in zip(batches(config_for(loader, channels), source, 0, 8), order, strict=True):
+        assert all(image.permute(1, 2, 0).is_contiguous() for image in batch.pixels)
         found = batch.pixels.int()
         items = [
             min(range(NUM), key=lambda n: np.abs(images[n].astype(int) - pixels.permute(1, 2, 0).numpy()).sum())
@@ -219,6 +220,26 @@ def test_resident_batches_are_made_on_the_device(sets, place):
         batch = loader.batch(place)
     assert devices.seen == {"meta"}
     assert batch.labels.shape == batch.for_g.labels.shape == (BATCH,) and batch.for_g.pixels.shape == (BATCH, 3, *SIZE)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("loader", LOADERS)
+def test_batches_on_a_gpu_are_those_of_the_cpu(sets, loader):
+    """Every loader brings the CPU's batches to a GPU, after a jump as well, and none waits for it."""
+    source, _ = sets[3, "png"]
+    config = config_for(loader, mirror=True, reuse_reals=False)
+    mine, others = (build_loader(config, source, torch.device(kind)) for kind in ("cuda", "cpu"))
+    found = []
+    for place in (0, 16, 32, 45, 16, 32, 45):
+        torch.cuda.set_sync_debug_mode("error" if place else "default")  # at the start all is set up
+        try:
+            found.append((mine.batch(place), others.batch(place)))
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    for batch, wanted in found:
+        for part, other in ((batch, wanted), (batch.for_g, wanted.for_g)):
+            for name in ("pixels", "labels", "index", "mirror"):
+                assert torch.equal(getattr(part, name).cpu(), getattr(other, name))
 
 
 def test_worker_processes_do_not_change_the_batches(sets):

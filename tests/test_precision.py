@@ -140,7 +140,9 @@ def set_scale(player: Player, scale: float) -> None:
 def test_training_in_half_precision(precision: str, share_fakes: bool) -> None:
     """Three steps of the whole recipe stay finite, move every weight of D and leave weights and averages float32."""
     config = config_of(precision)
-    trainer = trainer_of(replace(config, objective=replace(config.objective, share_fakes=share_fakes)))
+    trainer = trainer_of(
+        replace(config, objective=replace(config.objective, share_fakes=share_fakes, reuse_reals=share_fakes))
+    )
     before = [p.detach().clone() for p in trainer.D.net.parameters()]
     for terms in steps(trainer, 3):
         assert all(term.isfinite().all() and term.dtype == torch.float32 for term in terms.values())
@@ -153,7 +155,7 @@ def test_training_in_half_precision(precision: str, share_fakes: bool) -> None:
 def test_scaling_losses_changes_no_step(share_fakes: bool) -> None:
     """A scale of 8192 and none give the same losses, norms and weights, but for what float16 rounds to 0 without it."""
     config = config_of("float16")
-    config = replace(config, objective=replace(config.objective, share_fakes=share_fakes))
+    config = replace(config, objective=replace(config.objective, share_fakes=share_fakes, reuse_reals=share_fakes))
     scaled, plain = trainer_of(config), trainer_of(config)
     for (_, player), (_, other) in zip(scaled._players(), plain._players(), strict=True):
         set_scale(player, 8192.0)

@@ -89,16 +89,14 @@ class Dealer:
         mine = self.mine(images_seen)
         return torch.cat([order.items(mine) for order, _ in self._roles])
 
-    def labels(self, items: Tensor) -> Tensor | None:
-        """Return the labels of items on the CPU, int64."""
-        return None if self.source.labels is None else self.source.labels[items]
+    def labelled(self, items: Tensor, pixels: Tensor) -> tuple[Tensor, ...]:
+        """Return the pixels and, where the set has labels, those of the items, int64 on the CPU."""
+        return (pixels,) if self.source.labels is None else (pixels, self.source.labels[items])
 
-    def batch(self, images_seen: int, pixels: Tensor, labels: Tensor | None) -> Batch:
-        """Make the batch of its items' pixels, uint8 [items, C, H, W], and labels, on any device."""
+    def batch(self, images_seen: int, pixels: Tensor, labels: Tensor | None = None) -> Batch:
+        """Make the batch of its items' pixels, uint8 [items, C, H, W], and labels, on the device."""
         mine, size = self.mine(images_seen), len(self.whole(images_seen))
         index = torch.arange(mine.start, mine.stop, device=self.device)
-        pixels = pixels.to(self.device, non_blocking=True)
-        labels = None if labels is None else labels.to(self.device, non_blocking=True)
 
         def phase(number: int) -> Batch:
             part, stream = slice(number * len(mine), (number + 1) * len(mine)), self._roles[number][1]
