@@ -12,6 +12,9 @@ from enum import IntEnum
 import torch
 from torch import Tensor
 
+from fastgan.kernels import random as kernel
+from fastgan.kernels.choice import takes_triton
+
 
 class Stream(IntEnum):
     """What a random number is for: two uses never share numbers. Numbers of old runs depend on these values."""
@@ -35,6 +38,11 @@ class Stream(IntEnum):
     MIRROR_G = 17
     AUGMENT_D_FAKES = 18
     AUGMENT_G_FAKES = 19
+
+
+def _by_kernel(index: Tensor) -> bool:
+    """Whether numbers are made by the kernel; compiled code fuses what stands here into one of its own."""
+    return index.dim() == 1 and not torch.compiler.is_compiling() and takes_triton("auto", index, torch.float64)
 
 
 def _wrap(value: int) -> int:
@@ -72,7 +80,9 @@ def keys(seed: int, stream: Stream | Sequence[Stream], index: Tensor) -> Tensor:
 
     Of several streams the keys stand one behind the other, [streams B] of an index [B].
     """
-    bases = [_mix_int(_mix_int(seed) + each) for each in ([stream] if isinstance(stream, Stream) else stream)]
+    bases = [_mix_int(_mix_int(seed) + each) for each in ([stream] if isinstance(stream, int) else stream)]
+    if _by_kernel(index):
+        return kernel.keys(index, bases)
     steps = index * _GOLDEN
     return mix(steps + bases[0] if len(bases) == 1 else torch.cat([steps + base for base in bases]))
 
@@ -93,11 +103,15 @@ def _golden_times(places: Tensor) -> Tensor:
 
 def uniform(key: Tensor, count: int) -> Tensor:
     """Uniform numbers in [0, 1), float64: [B] -> [B, count]."""
+    if _by_kernel(key):
+        return kernel.uniform(key, count)
     return _shift_right(bits(key, count), 11).double() * 2.0**-53
 
 
 def normal(key: Tensor, count: int) -> Tensor:
     """Standard normal numbers of torch's default dtype, float32: [B] -> [B, count] (Box & Muller 1958, in float64)."""
+    if _by_kernel(key):
+        return kernel.normal(key, count, torch.get_default_dtype())
     pairs = (count + 1) // 2
     radius, angle = uniform(key, 2 * pairs).chunk(2, dim=1)
     radius = torch.sqrt(-2 * torch.log1p(-radius))

@@ -32,5 +32,5 @@ class Ema:
                 torch._foreach_add_(weights, steps)
             else:
                 torch._foreach_lerp_(weights, others, 1 - beta)
-            for mine, new in zip(net.buffers(), G.buffers(), strict=True):
-                mine.copy_(new)
+            if mine := list(net.buffers()):
+                torch._foreach_copy_(mine, list(G.buffers()))

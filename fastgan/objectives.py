@@ -100,7 +100,9 @@ class DiscriminatorObjective(_Objective):
             loss = loss + self.config.logit_centring * logit_centring(real.logits, fake.logits)
         if self.config.augment != "none":
             terms["augment/r"] = (real.logits - fake.logits if self.loss.g_needs_reals else real.logits).sign()
-        return loss.mean(), {name: term.detach().mean() for name, term in terms.items()}
+        with torch.no_grad():
+            means = torch.stack(list(terms.values())).mean(1).unbind()
+        return loss.mean(), dict(zip(terms, means, strict=True))
 
     def _judge_both(
         self, reals: Tensor, fakes: Tensor, labels: Tensor | None, index: Tensor, p: Tensor | float, penalty: str
@@ -188,10 +190,20 @@ class GeneratorObjective(_Objective):
 
 def _frozen(D: nn.Module) -> Judge:
     """D as a function through which no gradient reaches its weights."""
-    weights = {name: weight.detach() for name, weight in D.named_parameters()}
 
     def judge(*given: Tensor | None) -> Tensor:
-        logits: Tensor = functional_call(D, weights, given)
+        if torch.compiler.is_compiling():
+            weights = {name: weight.detach() for name, weight in D.named_parameters()}
+            traced: Tensor = functional_call(D, weights, given)
+            return traced
+        wanted = [weight for weight in D.parameters() if weight.requires_grad]
+        for weight in wanted:
+            weight.requires_grad = False
+        try:
+            logits: Tensor = D(*given)
+        finally:
+            for weight in wanted:
+                weight.requires_grad = True
         return logits
 
     return judge

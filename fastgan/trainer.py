@@ -370,7 +370,8 @@ def has_batch_norm(net: nn.Module) -> bool:
 def _add(terms: Terms, more: Terms, factor: float) -> None:
     """The terms have grown by `factor` times the others."""
     for name, term in more.items():
-        terms[name] = term * factor if name not in terms else terms[name] + term * factor
+        part = term if factor == 1 else term * factor
+        terms[name] = part if name not in terms else terms[name] + part
 
 
 def _optimizer(net: nn.Module, config: Config) -> torch.optim.Optimizer:

@@ -108,4 +108,4 @@ class Dealer:
     def _mirror(self, stream: Stream, index: Tensor) -> Tensor | None:
         if not self._config.data.mirror:
             return None
-        return counter.bits(counter.keys(self._config.seed, stream, index), 1)[:, 0] < 0
+        return counter.uniform(counter.keys(self._config.seed, stream, index), 1)[:, 0] >= 0.5
