@@ -59,9 +59,11 @@ class Step:
             self.first_s += harness.seconds(self.use_graphs)
 
     def use_graphs(self) -> None:
-        """Record the steps from now on, with and without a lazy penalty, and replay them."""
+        """Record the steps from now on, with and without a lazy penalty, and replay them. Raises RuntimeError."""
         self.trainer.use_graphs()
         self.play(3 * self.config.objective.penalty_every + 1)  # each kind's third step is recorded
+        if (failure := getattr(self.trainer.runner, "failure", None)) is not None:
+            raise RuntimeError(f"the steps can't be recorded: {failure}")
 
     def play(self, count: int) -> None:
         """Take so many steps, without waiting for the device."""
