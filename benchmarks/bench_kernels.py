@@ -118,8 +118,11 @@ def passes(op: Function, inputs: tuple[Tensor, ...]) -> list[Callable[..., Any]]
     return [forward, backward, double] if inputs[0].is_floating_point() else [forward]
 
 
-def measure(name: str, options: Options, device: torch.device) -> list[str]:
-    """The rows of one op."""
+COLUMNS = ("op", "passes", "implementation", "GB/s", "of a copy of the result")
+
+
+def measure(name: str, options: Options, device: torch.device) -> list[tuple[str, ...]]:
+    """The rows of one op, by COLUMNS."""
     case = case_for(name, options, device)
     ways = {"reference": case.reference}
     if device.type == "cuda":
@@ -142,7 +145,7 @@ def measure(name: str, options: Options, device: torch.device) -> list[str]:
         values = harness.in_turn(rates, options.rounds)
         copy = statistics.median(values.pop("copy"))
         rows += [
-            f"| {name} | {PASSES[number]} | {way} | {harness.spread(found)} | {statistics.median(found) / copy:.2f} |"
+            (name, PASSES[number], way, harness.spread(found), f"{statistics.median(found) / copy:.2f}")
             for way, found in values.items()
         ]
     return rows
@@ -164,8 +167,7 @@ def main(options: Options) -> None:
     warnings.filterwarnings("ignore", module="torch")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     rows = [row for name in options.ops for row in measure(name, options, device)]
-    columns = "| op | passes | implementation | GB/s | of a copy of the result |\n| --- | --- | --- | --- | --- |\n"
-    table = columns + "\n".join(rows)
+    table = "\n".join([harness.head(*COLUMNS), *(harness.row(*cells) for cells in rows)])
     print(table)
     if options.save:
         layout = "channels last" if options.channels_last else "contiguous"

@@ -33,8 +33,8 @@ class Options:
     """Images a step; without it, the preset's."""
     compile: bool = False
     """True: the compiled step as well."""
-    cuda_graphs: bool = False
-    """True: the compiled step recorded as CUDA graphs, too (on a GPU)."""
+    graphs: bool = False
+    """True: each of these recorded as a CUDA graph, too (on a GPU)."""
     rounds: int = 3
     """How often; medians are shown."""
     seconds: float = 4.0
@@ -45,7 +45,8 @@ class Options:
 
 def main(options: Options) -> None:
     keep_freed_memory()  # as training does
-    kinds = ["eager", *["compiled"] * options.compile, *["CUDA graphs"] * options.cuda_graphs]
+    wanted = {(compiled, graphs) for compiled in {False, options.compile} for graphs in {False, options.graphs}}
+    kinds = [kind for kind in steps.kinds(DEVICE) if steps.KINDS[kind] in wanted]
     lines = [steps.HEAD]
     print(lines[0], flush=True)
     for name in options.presets:

@@ -1,9 +1,18 @@
-"""The parts of gpu_acceptance.sh, each in a process of its own, for a fault on a GPU spoils all that follows in one."""
+"""Show on one GPU whether training is right there, and how fast it is: the parts that gpu_acceptance.sh runs.
+
+Without a GPU the same parts run at tiny sizes (--anyway): they prove that this script works, and little else.
+"""
 
 import argparse
+import functools
+import gc
 import importlib.util
 import itertools
 import json
+import os
+import shutil
+import signal
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -14,14 +23,18 @@ from pathlib import Path
 from typing import Any
 
 import harness
+import jobs
 import steps
 import torch
+from jobs import Part, Row, Stage, check
 from torch import Tensor
 
 from fastgan import counter, networks, presets
 from fastgan.augment import KINDS, Draws, diff_changes
+from fastgan.board import read_rows
 from fastgan.config import Config
 from fastgan.counter import Stream
+from fastgan.errors import EXIT_DONE, EXIT_STOPPED
 from fastgan.kernels.bias_act import bias_act, bias_act_reference
 from fastgan.kernels.conv2d import conv2d, conv2d_reference
 from fastgan.kernels.diffaugment import diffaugment, diffaugment_reference
@@ -37,10 +50,46 @@ from fastgan.kernels.unpack import unpack, unpack_reference
 from fastgan.trainer import Trainer
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+ON_GPU = DEVICE.type == "cuda"
+PACK = Path(os.environ.get("FASTGAN_PACK", ".pack"))  # what gpu_pack.sh made
+WORK = "ACCEPTANCE_WORK"  # the environment variable that names the folder of parts that share files
+NO_PACK = "not in the pack: make it with benchmarks/gpu_pack.sh and bring it along"
 TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 4e-3}  # of the norm, against float64
-BATCHES = {"imagenet64": 64, "imagenet32": 128, "ffhq256": 32, "ffhq64": 64, "cifar10": 128, "stacked-mnist": 128}
-Row = tuple[str, bool | None, str]  # what, whether it is right (None: skipped), and what was seen
-LIMITS_S = {"kernels": 70, "compiled": 130, "precision": 40, "dali": 40, "steps": 140, "kernel speeds": 60}
+SAME = 1e-6  # of steps in float64: what differs more isn't rounding
+CHECKED_FIRST = ("mnist28-fast", "fewshot", "cifar10", "ffhq256")
+GIB = {  # of the device's memory while a compiled step gets ready, by preset and batch: the step table's, by worth
+    ("cifar10", 512): 62,
+    ("mnist28-fast", 64): 1,
+    ("fewshot", 64): 3,
+    ("ffhq256", 32): 46,
+    ("ffhq64", 64): 20,
+    ("cifar10", 128): 16,
+    ("ffhq256", 16): 23,
+}
+SHOW_KERNELS = (("cifar10", 512), ("ffhq256", 32))
+SHARE, RATE = "of the bfloat16 peak", "images/s"
+TARGETS = {  # what the fastest kind of step is to reach on an H100 or H200
+    ("cifar10", 512): (SHARE, 0.55),
+    ("ffhq256", 32): (SHARE, 0.35),
+    ("fewshot", 64): (RATE, 3000.0),
+    ("mnist28-fast", 64): (RATE, 40_000.0),
+}
+ROUND_S = 0.4  # of three
+TRAINING_S = {"mnist28-fast": 40.0, "fewshot": 20.0}
+QUICKSTART_FD, QUICKSTART_S = 0.3, 30.0
+MOST_WAIT = 0.02  # of training, for batches
+
+
+def release() -> None:
+    """Give the memory that nothing uses back to the device, for other processes."""
+    gc.collect()
+    if ON_GPU:
+        torch.cuda.empty_cache()
+
+
+def target(what: str, wanted: float, found: float, reached: bool) -> Row:
+    """Make a row of the table of targets."""
+    return Row("targets", {"what": what, "wanted": wanted, "found": found, "reached": "yes" if reached else "no"})
 
 
 def error_of(found: list[Tensor], wanted: list[Tensor]) -> float:
@@ -64,6 +113,7 @@ def orders(op: Callable[..., Tensor], *inputs: Tensor) -> list[Tensor]:
 
 def kernels() -> Iterator[Row]:
     """Values and gradients of both orders against float64 references, each type and layout, at odd sizes."""
+    torch.backends.cudnn.allow_tf32 = False
     draws = torch.Generator().manual_seed(0)
 
     def plain_act(resample: Callable[[Tensor], Tensor]) -> Callable[..., Tensor]:
@@ -98,63 +148,281 @@ def kernels() -> Iterator[Row]:
         wanted = orders(reference, *(value.double() for value in given))
         error = error_of(orders(op, *given), wanted)
         limit = TOLERANCES[dtype] * (4 if name.endswith("2_act") else 1)  # a filtered number near 0 may turn its sign
-        yield f"{name}, {dtype}, {layout}", error <= limit, f"error {error:.1e}"
+        yield check(f"{name}, {dtype}, {layout}", error <= limit, f"error {error:.1e}")
     pixels = torch.randint(0, 256, (5, 3, 7, 9), generator=draws, dtype=torch.uint8).to(DEVICE)
     mirror = (torch.arange(5) % 2 == 0).to(DEVICE)
     equal = torch.equal(unpack(pixels, mirror), unpack_reference(pixels, mirror))
-    yield "unpack, float32", equal, "the same bits" if equal else "other bits"
+    yield check("unpack, float32", equal, "the same bits" if equal else "other bits")
 
 
-def small(name: str) -> Config:
-    config = steps.config_of(name, BATCHES.get(name))
-    network = config.networks
+def small(name: str, precision: str = "float32") -> Config:
+    """Return the preset with narrow networks, few images a step, and schedules that move."""
+    config = steps.config_of(name, 8)
+    network = replace(config.networks, width=1 / 16)
     if network.network == "r3gan":
-        network = replace(network, stages=tuple(64 for _ in network.stages), precision="float32")
-    return replace(config, networks=network)
+        stages = tuple(16 for _ in network.stages)
+        network = replace(network, width=1.0, stages=stages, blocks=1, group_width=8, precision=precision)
+        config = replace(config, data=replace(config.data, batch_size=4))
+    elif network.network == "dcgan":
+        network = replace(network, width=0.25)
+    return replace(config, networks=network, optimizer=replace(config.optimizer, burn_in=40))
 
 
-def course(config: Config, compiled: str | None, count: int = 12) -> tuple[list[float], float]:
-    """The losses of so many steps, and how long the first two took."""
+def sized(name: str, batch_size: int) -> Config:
+    """Return the preset past its burn-in with this batch or, without a GPU, a tiny one."""
+    return steps.config_of(name, batch_size) if ON_GPU else replace(small(name), optimizer=presets.get(name).optimizer)
+
+
+def course(config: Config, compiled: bool, device: torch.device) -> tuple[list[list[float]], list[Tensor]]:
+    """Take some steps, then as many as recording needs, where there is a GPU recorded.
+
+    Return the losses of both halves, and the weights at the end.
+    """
+    trainer = Trainer(config, networks.build(config, device), harness.DrawnLoader(config, device))
+    if compiled:
+        trainer.compile()
+    every, losses = config.objective.penalty_every, []
+    for count, recorded in ((every + 1, False), (3 * every + 1, True)):
+        if recorded and device.type == "cuda":
+            trainer.use_graphs()
+        terms = [trainer.train_step(trainer.loader.batch(trainer.images_seen)) for _ in range(count)]
+        losses.append([float(step[name]) for step in terms for name in ("loss/D", "loss/G")])
+        if (failure := getattr(trainer.runner, "failure", None)) is not None:
+            raise RuntimeError(f"the steps can't be recorded: {failure}")
+    return losses, [weight.detach().cpu() for net in (trainer.G.net, trainer.D.net) for weight in net.parameters()]
+
+
+def equality(name: str) -> Iterator[Row]:
+    """A preset's step in each kind, narrow, in float64, against eager steps on the CPU."""
+    torch.set_default_dtype(torch.float64)
+    config = small(name)
+    wanted, weights = course(config, False, torch.device("cpu"))
+    norm = sum(float(weight.square().sum()) for weight in weights) ** 0.5
+    for compiled in [False, True] if ON_GPU else [True]:
+        began = time.perf_counter()
+        found, others = course(config, compiled, DEVICE)
+        spent = time.perf_counter() - began
+        halves = ["compiled", "compiled graphs"] if compiled else ["eager", "graphs"]
+        for kind, ours, theirs in zip(halves, found, wanted, strict=True):
+            if kind not in steps.kinds(DEVICE):
+                continue
+            error = max(abs(a - b) / max(abs(b), 1e-12) for a, b in zip(ours, theirs, strict=True))
+            yield check(f"{name}, {kind}", error < SAME, f"losses of {len(ours) // 2} steps differ by {error:.1e}")
+        moved = sum(float((a - b).square().sum()) for a, b in zip(others, weights, strict=True)) ** 0.5 / norm
+        yield check(f"{name}, {halves[0]}", moved < SAME, f"weights differ by {moved:.1e}; took {spent:.0f} s")
+
+
+def two_losses(config: Config) -> list[float]:
+    """Return both losses of two eager steps."""
     trainer = Trainer(config, networks.build(config, DEVICE), harness.DrawnLoader(config, DEVICE))
-    if compiled is not None:
-        trainer.compile(cuda_graphs=compiled == "CUDA graphs")
-    losses: list[float] = []
-    began, start_s = time.perf_counter(), 0.0
-    for number in range(count):
-        terms = trainer.train_step(trainer.loader.batch(trainer.images_seen))
-        losses += [float(terms["loss/D"]), float(terms["loss/G"])]
-        if number == 1:
-            start_s = time.perf_counter() - began
-    return losses, start_s
-
-
-def compiled() -> Iterator[Row]:
-    """Losses of compiled training, and of CUDA graphs, against eager training, TF32 off."""
-    torch.backends.cudnn.allow_tf32 = False
-    for name in ("mnist28-fast", "cifar10"):
-        wanted, _ = course(small(name), None)
-        for kind in ("compiled", *["CUDA graphs"] * (DEVICE.type == "cuda")):
-            torch._dynamo.reset()
-            losses, start_s = course(small(name), kind)
-            error = max(abs(a - b) / abs(b) for a, b in zip(losses, wanted, strict=True))
-            yield f"{name}, {kind}", error < 1e-2, f"losses of 12 steps differ by {error:.1e}; ready in {start_s:.0f} s"
+    terms = [trainer.train_step(trainer.loader.batch(trainer.images_seen)) for _ in range(2)]
+    return [float(step[name]) for step in terms for name in ("loss/D", "loss/G")]
 
 
 def precision() -> Iterator[Row]:
     """R3GAN's stages in bfloat16 and float16 against float32: finite losses, near to one another."""
-    config = small("cifar10")
-    wanted, _ = course(config, None, 6)
-    for name in ("bfloat16", "float16"):
-        half, _ = course(replace(config, networks=replace(config.networks, precision=name)), None, 6)
-        error = max(abs(a - b) / abs(b) for a, b in zip(half, wanted, strict=True))
-        yield f"cifar10, {name}", error < 0.1, f"losses of 6 steps differ by {error:.1e}"
+    for name in ("cifar10", "ffhq256"):
+        wanted = two_losses(small(name))
+        for dtype in ("bfloat16", "float16"):
+            half = two_losses(small(name, dtype))
+            error = max(abs(a - b) / abs(b) for a, b in zip(half, wanted, strict=True))
+            yield check(f"{name}, {dtype}", error < 0.1, f"losses of two steps differ by {error:.1e}")
+
+
+def step_table(name: str, batch_size: int) -> Iterator[Row]:
+    """A preset's step at full size, in each kind: speed, share of what the device can do, host, kernels, memory."""
+    config, best = sized(name, batch_size), 0.0
+    compiled = steps.Step(config, "compiled", DEVICE)
+    compiled.costs(1)  # the profiler's start takes seconds
+    release()
+    jobs.turn()
+    peaks = {kind: harness.matmul_peak(kind) for kind in {"bfloat16", *steps.flops_an_image(config)}}
+    for kind in ("compiled", "compiled graphs", "eager", "graphs"):
+        if kind not in steps.kinds(DEVICE):
+            continue
+        try:
+            if kind == "eager":
+                compiled = None
+                release()
+                plain = steps.Step(config, "eager", DEVICE)
+            step = compiled or plain
+            if steps.KINDS[kind][1]:
+                release()
+                step.use_graphs()
+            row, costs = measured(step, kind, peaks)
+        except RuntimeError as error:  # out of memory, too
+            yield check(f"{name}, {batch_size}, {kind}", None, (str(error) or type(error).__name__).splitlines()[0])
+            continue
+        yield row
+        if (name, batch_size) in TARGETS:
+            best = max(best, float(row.cells[TARGETS[name, batch_size][0]]))
+        if kind == "compiled" and (name, batch_size) in SHOW_KERNELS:
+            yield from costliest(f"{name}, {batch_size}", costs)
+    if best:
+        what, wanted = TARGETS[name, batch_size]
+        yield target(f"{name}, batch {batch_size}: {what}", wanted, best, best >= wanted)
+
+
+def measured(step: steps.Step, kind: str, peaks: dict[str, float]) -> tuple[Row, list[steps.Cost]]:
+    """Return the row of a step that is ready, and what its kernels cost."""
+    config, flops = step.config, steps.flops_an_image(step.config)
+    rates = [step.images_per_s(ROUND_S) for _ in range(3)]
+    rate = statistics.median(rates)
+    step_s = config.data.batch_size / rate
+    costs = step.costs(max(1, min(5, round(0.3 / step_s))))
+    cells: dict[str, str | float] = {
+        "preset": config.preset,
+        "batch": config.data.batch_size,
+        "step": kind,
+        RATE: rate,
+        "lowest - highest": f"{min(rates):.0f} - {max(rates):.0f}",
+        "ms a step": 1000 * step_s,
+        SHARE: rate * sum(flops.values()) / peaks["bfloat16"],
+        "of each arithmetic's peak": rate * sum(count / peaks[name] for name, count in flops.items()),
+        "host, ms": step.host_ms(),
+        "kernels, ms": sum(cost.ms for cost in costs),
+        "kernels a step": sum(cost.calls for cost in costs),
+        "peak memory, GiB": step.peak_gib,
+        "ready after, s": step.first_s,
+    }
+    return Row("steps", cells), costs
+
+
+def costliest(what: str, costs: list[steps.Cost]) -> Iterator[Row]:
+    """The ten costliest kernels of a compiled step."""
+    total = sum(cost.ms for cost in costs)
+    for cost in costs[:10]:
+        cells: dict[str, str | float] = {"step": what, "kernel": cost.name[:100].replace("|", "/"), "calls": cost.calls}
+        yield Row("kernels", cells | {"ms": cost.ms, "of all kernels": cost.ms / total})
+
+
+def plain() -> Iterator[Row]:
+    """The same networks and losses written in plain PyTorch, beside fastgan's eager step."""
+    from plain_gan import PlainGan
+
+    for batch_size in (128, 512):
+        config = sized("cifar10", batch_size)
+        if batch_size == 128:
+            gan = PlainGan(config, DEVICE)
+            gan.step()
+            jobs.turn()
+        release()
+        gan = PlainGan(config, DEVICE)
+
+        def play(gan: PlainGan = gan) -> None:
+            gan.step()
+
+        try:
+            harness.seconds(play)
+            spent = statistics.median(harness.seconds(play) for _ in range(4))
+            yield Row("plain PyTorch", {"networks": "cifar10", "batch": batch_size, RATE: len(gan.labels) / spent})
+        except torch.OutOfMemoryError as error:
+            yield check(f"plain PyTorch, {batch_size}", None, str(error).splitlines()[0])
+        del gan, play
+
+
+def memory() -> Iterator[Row]:
+    """What activation checkpointing saves, and what it costs."""
+    jobs.turn()
+    for again in (False, True):
+        config = sized("ffhq256", 32)
+        step = steps.Step(replace(config, run=replace(config.run, activation_checkpointing=again)), "eager", DEVICE)
+        cells: dict[str, str | float] = {"preset": "ffhq256, eager", "batch": config.data.batch_size}
+        rate = step.images_per_s(ROUND_S)
+        yield Row("memory", cells | {"checkpointing": str(again), RATE: rate, "peak memory, GiB": step.peak_gib})
+        del step
+        release()
+
+
+def fastgan(*options: str) -> list[str]:
+    """Return the command line of the program."""
+    return [sys.executable, "-m", "fastgan.cli", *options]
+
+
+def training_command(name: str) -> list[str] | None:
+    """Return the real command that trains a preset on what the pack holds; None where that isn't there."""
+    folder = Path(os.environ[WORK]) / name
+    command = fastgan("train", "--preset", name, "--run-dir", str(folder))
+    if name == "mnist28-fast":
+        return command if (PACK / "cache" / "mnist").exists() else None
+    if not (PACK / "images64").exists():
+        return None
+    size = ["--batch-size", "64"] if ON_GPU else ["--batch-size", "4", "--stages", *["16"] * 5]
+    return [*command, "--data", str(PACK / "images64"), *size]
+
+
+def train(name: str) -> Iterator[Row]:
+    """The real command, stopped by SIGTERM and given again; its speed as its own log has it."""
+    command = training_command(name)
+    if command is None:
+        yield check(f"train {name}", None, NO_PACK)
+        return
+    jobs.turn()
+    run, began, good_s = Path(os.environ[WORK]) / name, time.monotonic(), None
+    process = subprocess.Popen(command)
+    while process.poll() is None and time.monotonic() - began < TRAINING_S[name]:
+        time.sleep(0.1)
+        scores = [row["fd_digits"] for row in read_rows(run / "metrics.jsonl") if "fd_digits" in row]
+        if good_s is None and scores and scores[-1] < QUICKSTART_FD:
+            good_s = time.monotonic() - began
+        if good_s is not None and time.monotonic() - began > TRAINING_S[name] / 2:
+            break
+    process.send_signal(signal.SIGTERM)
+    asked = time.monotonic()
+    code = process.wait()
+    rows = read_rows(run / "performance.jsonl")
+    if not rows:
+        yield check(f"train {name}", False, f"it ended with {code} before it logged its speed")
+        return
+    stopped = code in (EXIT_STOPPED, EXIT_DONE)  # done: it was faster than the signal
+    yield check(f"train {name}, SIGTERM", stopped, f"exit code {code} after {time.monotonic() - asked:.1f} s")
+    yield from speeds(name, rows, scores[-1] if scores else None, good_s)
+    resumed = subprocess.run([*command, "--minutes", "0.1"], check=False).returncode
+    before, after = (found[-1]["images_seen"] for found in (rows, read_rows(run / "performance.jsonl")))
+    went_on = resumed == EXIT_DONE and (after > before or code == EXIT_DONE)
+    yield check(f"train {name}, resumed", went_on, f"exit code {resumed}, from {before:,} to {after:,} images")
+
+
+def speeds(name: str, rows: list[dict[str, Any]], score: float | None, good_s: float | None) -> Iterator[Row]:
+    """What a run's log says of its second half, when it has found its pace."""
+    settled = rows[len(rows) // 2 :]
+    rate, wait = (statistics.median(row[f"speed/{key}"] for row in settled) for key in ("images_per_s", "input_wait"))
+    cells: dict[str, str | float] = {"preset": name, RATE: rate, "input wait": wait}
+    aside = {key: sum(row.get(f"speed/{key}_s", 0.0) for row in rows) for key in ("grid", "evaluation", "health")}
+    cells |= {f"{key}, s": spent for key, spent in aside.items()} | {"images": rows[-1]["images_seen"]}
+    yield Row("training", cells | {"fd_digits": "-" if score is None else score})
+    _, wanted = TARGETS[name, 64]
+    yield target(f"train {name}: {RATE}", wanted, rate, rate >= wanted)
+    yield target(f"train {name}: input wait", MOST_WAIT, wait, wait < MOST_WAIT)
+    if name == "mnist28-fast":
+        found = float("inf") if good_s is None else good_s
+        what = f"quickstart: seconds to fd_digits below {QUICKSTART_FD}, start of the program included"
+        yield target(what, QUICKSTART_S, found, found <= QUICKSTART_S)
+
+
+def outcome(name: str) -> Iterator[Row]:
+    """Sample and evaluate the run that `train` left."""
+    work = Path(os.environ[WORK])
+    run, samples = work / name, work / f"{name}-samples"
+    if not (run / "checkpoints").exists():
+        yield check(f"sample {name}", None, "there is no run of it")
+        return
+    code = subprocess.run(fastgan("sample", str(run), "--seeds", "0-15", "--out", str(samples)), check=False).returncode
+    count = len(list(samples.glob("*.png")))
+    yield check(f"sample {name}", code == 0 and count == 16, f"exit code {code}, {count} images")
+    images = "4000" if ON_GPU else "500"
+    code = subprocess.run(fastgan("evaluate", str(run), "--images", images), check=False).returncode
+    rows = read_rows(run / "evaluation.jsonl")
+    found = {key: value for key, value in (rows[-1] if rows else {}).items() if key.startswith("fd_")}
+    seen = ", ".join(f"{key} {value:.2f}" for key, value in found.items())
+    yield check(f"evaluate {name}", code == 0 and bool(found), f"exit code {code}, {seen or 'no distance'}")
 
 
 def dali() -> Iterator[Row]:
     """Pictures decoded by DALI on the GPU against those decoded by Pillow."""
     missing = [name for name in ("nvidia", "nvidia.dali", "tyro") if importlib.util.find_spec(name) is None]
     if missing:
-        yield "DALI", None, f"the package {missing[0]} isn't installed"
+        yield check("DALI", None, f"the package {missing[0]} isn't installed")
         return
     import numpy as np
     from PIL import Image
@@ -177,88 +445,164 @@ def dali() -> Iterator[Row]:
             chosen = replace(config, run=replace(config.run, loader=loader, workers=0 if loader == "torch" else None))
             pixels[loader] = build_loader(chosen, open_source(chosen), DEVICE).batch(0).pixels.float()
         error = float((pixels["dali"] - pixels["torch"]).abs().max())
-        yield "DALI, JPEG", error <= 4, f"levels differ by {error:.0f} of 255 at most"
-
-
-def all_steps() -> Iterator[Row]:
-    """Every preset's step, eager, and compiled where that is soon done; prints the table as it goes."""
-    print(steps.HEAD, flush=True)
-    for name in presets.PRESETS:
-        kinds = ["eager", *["compiled"] * (name in ("mnist28", "mnist28-fast", "faces128"))]
-        for line in steps.rows(steps.config_of(name, BATCHES.get(name)), kinds, 3, 1.0, DEVICE):
-            print(line, flush=True)
-            yield line, True, ""
-        torch.cuda.empty_cache()
+        yield check("DALI, JPEG", error <= 4, f"levels differ by {error:.0f} of 255 at most")
 
 
 def kernel_speeds() -> Iterator[Row]:
+    """Bytes/s of the ops in kernels/ against a copy of their result."""
     if importlib.util.find_spec("tyro") is None:
-        yield "bench_kernels", None, "the package tyro isn't installed"
+        yield check("kernel speeds", None, "the package tyro isn't installed")
         return
-    command = [sys.executable, str(Path(__file__).parent / "bench_kernels.py"), "--batch-size", "512", "--save"]
-    done = subprocess.run([*command, "--no-compiled"], check=False, capture_output=True, text=True)
-    print(done.stdout, flush=True)
-    yield "bench_kernels", done.returncode == 0, (done.stderr.strip().splitlines() or ["see its table"])[-1]
+    import bench_kernels
+
+    jobs.turn()
+    for dtype in ("bfloat16", "float32"):
+        batch_size = 512 if ON_GPU else 1
+        options = bench_kernels.Options(batch_size=batch_size, channels=64, dtype=dtype, compiled=False, rounds=3)
+        for op in ("bias_act", "downsample2", "upsample2_act"):
+            for cells in bench_kernels.measure(op, options, DEVICE):
+                yield Row("kernel speeds", {"dtype": dtype} | dict(zip(bench_kernels.COLUMNS, cells, strict=True)))
+            release()
 
 
-PARTS: dict[str, Callable[[], Iterator[Row]]] = {
-    "kernels": kernels,
-    "compiled": compiled,
-    "precision": precision,
-    "dali": dali,
-    "steps": all_steps,
-    "kernel speeds": kernel_speeds,
+CHECKED_LAST = [name for name in presets.PRESETS if name not in CHECKED_FIRST]
+PARTS: dict[str, Part] = {
+    "kernels": Part(kernels, Stage.EARLY, 60),
+    **{
+        f"steps {name} {size}": Part(functools.partial(step_table, name, size), Stage.TURN, 45, gib)
+        for (name, size), gib in list(GIB.items())[:4]
+    },
+    **{f"equality {name}": Part(functools.partial(equality, name), Stage.EARLY, 110) for name in CHECKED_FIRST},
+    "precision": Part(precision, Stage.EARLY, 60),
+    "train mnist28-fast": Part(functools.partial(train, "mnist28-fast"), Stage.TURN, 75),
+    "train fewshot": Part(functools.partial(train, "fewshot"), Stage.TURN, 60),
+    **{
+        f"steps {name} {size}": Part(functools.partial(step_table, name, size), Stage.TURN, 45, gib)
+        for (name, size), gib in list(GIB.items())[4:]
+    },
+    "memory": Part(memory, Stage.TURN, 20),
+    "plain": Part(plain, Stage.TURN, 20, 20),
+    "kernel speeds": Part(kernel_speeds, Stage.TURN, 25),
+    "outcome mnist28-fast": Part(functools.partial(outcome, "mnist28-fast"), Stage.LATE, 60),
+    "outcome fewshot": Part(functools.partial(outcome, "fewshot"), Stage.LATE, 60),
+    "dali": Part(dali, Stage.LATE, 40),
+    **{f"equality {name}": Part(functools.partial(equality, name), Stage.LATE, 110) for name in CHECKED_LAST},
+}
+KINDS_OF_PARTS = list(dict.fromkeys(name if name in ("kernel speeds",) else name.split()[0] for name in PARTS))
+TITLES = {
+    "checks": "What is right",
+    "targets": "Targets, for an H100 or H200",
+    "steps": "Steps on drawn images: medians of three rounds, one process at a time",
+    "kernels": "The ten costliest kernels of a compiled step",
+    "training": "The real command: medians of the second half of its log",
+    "plain PyTorch": "The same networks and losses in plain PyTorch, eager",
+    "memory": "Activation checkpointing",
+    "kernel speeds": "Ops of kernels/: 64 channels, 64x64, channels last",
 }
 
 
-def run_part(name: str) -> list[dict[str, Any]]:
-    """The part's rows so far, and how it ended; its process has its own limit."""
-    with tempfile.NamedTemporaryFile() as kept:
-        command = [sys.executable, __file__, "--one", name, "--rows", kept.name]
-        began = time.perf_counter()
-        try:
-            code: int | str = subprocess.run(command, check=False, timeout=LIMITS_S[name]).returncode
-        except subprocess.TimeoutExpired:
-            code = f"no time left after {LIMITS_S[name]} s"
-        rows = [json.loads(line) for line in Path(kept.name).read_text().splitlines()]
-    if code != 0:
-        rows.append({"what": "the whole part", "right": False, "seen": f"ended with {code}"})
-    seconds = time.perf_counter() - began
-    return [{"part": name, "seconds": seconds, **row} for row in rows]
+class Results:
+    """All rows so far, as JSON lines and as a results file, written anew with each."""
+
+    def __init__(self, path: Path | None, copy_to: Path | None, commit: str | None) -> None:
+        self.rows: list[dict[str, Any]] = []
+        self._path, self._copy_to, self._commit = path, copy_to, commit
+        self._name = harness.result_path("gpu-acceptance").name
+
+    def keep(self, part: str, row: dict[str, Any]) -> None:
+        self.rows.append({"part": part} | row)
+        word = result(row) if row["is_check"] else ""
+        print(
+            f"{part}: {word} {', '.join(f'{name} {shown(value)}' for name, value in row['cells'].items())}", flush=True
+        )
+        text = harness.document("What only a GPU can tell", self.tables(), self._commit)
+        if self._path is not None:
+            self._path.parent.mkdir(exist_ok=True)
+            self._path.write_text(text)
+        if self._copy_to is not None:
+            (self._copy_to / self._name).write_text(text)
+            with (self._copy_to / "rows.jsonl").open("a") as file:
+                file.write(json.dumps(self.rows[-1]) + "\n")
+
+    def tables(self) -> str:
+        return "\n\n".join(f"## {title}\n\n{self._table(name)}" for name, title in TITLES.items() if self._of(name))
+
+    def _of(self, table: str) -> list[dict[str, Any]]:
+        return [row for row in self.rows if row["table"] == table]
+
+    def _table(self, name: str) -> str:
+        rows = self._of(name)
+        if name == "checks":
+            columns = ["part", "what", "", "seen"]
+            cells = [{"part": row["part"], "": result(row)} | row["cells"] for row in rows]
+        else:
+            cells = [row["cells"] for row in rows]
+            columns = list(dict.fromkeys(column for row in cells for column in row))
+        lines = [harness.row(*(shown(row.get(column, "")) for column in columns)) for row in cells]
+        return "\n".join([harness.head(*columns), *lines])
 
 
-def one_part(name: str, path: Path) -> None:
-    with path.open("a", buffering=1) as kept:
-        for what, right, seen in PARTS[name]():
-            kept.write(json.dumps({"what": what, "right": right, "seen": seen}) + "\n")
-            print(f"{name}: {what}: {seen}", flush=True)
+def result(row: dict[str, Any]) -> str:
+    """Return a check's result in a word."""
+    return {True: "right", False: "WRONG", None: "not done"}[row["right"]]
+
+
+def shown(value: str | float) -> str:
+    """Return a cell's text: numbers with as many digits as tell something."""
+    if isinstance(value, str):
+        return value
+    return f"{value:,.0f}" if abs(value) >= 100 or value == int(min(value, 1e9)) else f"{value:.3g}"
+
+
+def device_gib() -> float:
+    """Return what parts that get ready side by side may hold of the device's memory together."""
+    return 0.85 * torch.cuda.get_device_properties(DEVICE).total_memory / 2**30 if ON_GPU else 8.0
+
+
+def run_all(names: list[str], options: argparse.Namespace, folder: Path) -> int:
+    """Run the parts, keep what they find, and return the exit code."""
+    if options.copy_to is not None:
+        options.copy_to.mkdir(parents=True, exist_ok=True)
+    results = Results(harness.result_path("gpu-acceptance") if ON_GPU else None, options.copy_to, options.commit)
+    os.environ[WORK] = str(folder)
+    own = [sys.executable, __file__, "--one"]
+    found = [jobs.Job(name, PARTS[name], [*own, name], folder) for name in names]
+    deadline = time.monotonic() + 60 * options.minutes - (time.time() - options.since)
+    most = options.at_once or max(1, (os.cpu_count() or 1) - 1)
+    try:
+        jobs.Runner(found, deadline, most, device_gib(), results.keep).run()
+    finally:
+        print(f"\n{results.tables()}", flush=True)
+        if options.copy_to is not None:
+            logs = [f"=== {job.name}\n{job.last_words(200)}\n" for job in found if job.log.exists()]
+            (options.copy_to / "log.txt").write_text("\n".join(logs))
+    return 1 if any(row["right"] is False for row in results.rows) else 0
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--anyway", action="store_true", help="without a GPU, too: what then runs proves little")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=4.0, help="for everything; 4 without it")
+    parser.add_argument("--parts", nargs="+", metavar="PART", choices=KINDS_OF_PARTS, default=KINDS_OF_PARTS)
+    parser.add_argument("--anyway", action="store_true", help="without a GPU, too, at tiny sizes: it proves little")
+    parser.add_argument("--at-once", type=int, help="parts that get ready side by side; without it, a part a core")
+    parser.add_argument("--copy-to", type=Path, help="a folder for rows.jsonl, the results file and all logs")
+    parser.add_argument("--commit", help="of this tree, where git can't say it")
+    parser.add_argument("--since", type=float, default=time.time(), help=argparse.SUPPRESS)  # when all of it began
     parser.add_argument("--one", choices=PARTS, help=argparse.SUPPRESS)
-    parser.add_argument("--rows", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
-        one_part(options.one, options.rows)
+        jobs.play(PARTS[options.one])
         return 0
-    if DEVICE.type == "cpu" and not options.anyway:
+    if not ON_GPU and not options.anyway:
         print("gpu_acceptance: error: torch finds no GPU here; --anyway runs what runs without one", file=sys.stderr)
         return 2
-    rows = [row for name in options.parts for row in run_part(name)]
-    words = {True: "right", False: "WRONG", None: "skipped"}
-    table = ["| part | what | | |", "| --- | --- | --- | --- |"]
-    table += [
-        f"| {row['part']} | {row['what']} | {words[row['right']]} | {row['seen']} |" for row in rows if row["seen"]
-    ]
-    measured = [row["what"] for row in rows if not row["seen"]]
-    text = "\n".join([*table, "", *([steps.HEAD] if measured else []), *measured])
-    print(text)
-    if DEVICE.type == "cuda":
-        print(harness.save("gpu-acceptance", "What only a GPU can tell", text))
-    return 1 if any(row["right"] is False for row in rows) else 0
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    names = [name for name in PARTS if any(name == kind or name.startswith(f"{kind} ") for kind in options.parts)]
+    folder = Path(tempfile.mkdtemp(prefix="gpu-acceptance-"))
+    try:
+        return run_all(names, options, folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 if __name__ == "__main__":

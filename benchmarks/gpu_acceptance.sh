@@ -1,13 +1,27 @@
 #!/usr/bin/env bash
-# What only a GPU can tell, in eight minutes on one of them, without network or installation: torch 2.11 or newer and the
-# packages that training needs are there already; a part whose package isn't is skipped with a word.
-# usage: benchmarks/gpu_acceptance.sh [--parts kernels steps ...] [--anyway]     tables go to benchmarks/results
+# What only a GPU can tell, in four minutes on one of them, without network or installation: torch 2.11 or newer and the
+# packages that training needs are there already, or in the folder that gpu_pack.sh made; a part whose package or data
+# is missing is skipped with a word.
+# usage: benchmarks/gpu_acceptance.sh [--minutes 4] [--parts kernels steps ...] [--copy-to FOLDER] [--anyway]
+# Tables go to benchmarks/results. FASTGAN_PACK names the pack, without it .pack
 set -uo pipefail
+since=$(date +%s.%N)
 root=$(cd "$(dirname "$0")/.." && pwd)
+export FASTGAN_PACK="${FASTGAN_PACK:-$root/.pack}"
+python=${PYTHON:-python3}
 site=$(mktemp -d)
 trap 'rm -rf "$site"' EXIT
-mkdir "$site/fastgan" # as an installation would have it: kernels/ stands beside fastgan/ in the tree
-ln -s "$root"/fastgan/* "$site/fastgan/"
-ln -sfn "$root/kernels" "$site/fastgan/kernels"
-export PYTHONPATH="$site:$root/benchmarks" PYTHONUNBUFFERED=1 FASTGAN_ROOT="$root"
-"${PYTHON:-python3}" "$root/benchmarks/gpu_acceptance.py" "$@"
+mkdir -p "$site/tree/fastgan" "$site/cache" # as an installation would have it: kernels/ stands beside fastgan/ in the tree
+ln -s "$root"/fastgan/* "$site/tree/fastgan/"
+ln -sfn "$root/kernels" "$site/tree/fastgan/kernels"
+if [ -d "$FASTGAN_PACK/wheels" ]; then
+    "$python" -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --upgrade --target "$site/wheels" \
+        "$FASTGAN_PACK"/wheels/*.whl
+fi
+[ -d "$FASTGAN_PACK/cache" ] && cp -r "$FASTGAN_PACK/cache/." "$site/cache"
+export PYTHONPATH="$site/tree:$root/benchmarks:$site/wheels" PYTHONUNBUFFERED=1 FASTGAN_CACHE="$site/cache"
+export TORCHINDUCTOR_CACHE_DIR="$site/inductor" TRITON_CACHE_DIR="$site/triton" TORCHINDUCTOR_COMPILE_THREADS=4
+"$python" "$root/benchmarks/gpu_acceptance.py" --since "$since" "$@" &
+pid=$!
+trap 'kill "$pid"' TERM INT # the parts' processes are its own
+wait "$pid" || wait "$pid"

@@ -95,14 +95,24 @@ class DrawnLoader:
 
 def save(theme: str, title: str, table: str) -> Path:
     """The result stands in results/, with everything needed to make it again."""
-    made = session()
-    name = f"{theme}-{processor().split(',')[0]}-{datetime.now(UTC):%Y-%m}".lower().replace(" ", "-")
-    path = RESULTS / f"{''.join(c for c in name if c.isalnum() or c in '-.')}.md"
-    versions = ", ".join(f"{package} {version}" for package, version in made["packages"].items())
+    path = result_path(theme)
     path.parent.mkdir(exist_ok=True)
-    path.write_text(
+    path.write_text(document(title, table))
+    return path
+
+
+def result_path(theme: str) -> Path:
+    """Return the file in results/ of a theme, this machine and this month."""
+    name = f"{theme}-{processor().split(',')[0]}-{datetime.now(UTC):%Y-%m}".lower().replace(" ", "-")
+    return RESULTS / f"{''.join(c for c in name if c.isalnum() or c in '-.')}.md"
+
+
+def document(title: str, table: str, commit: str | None = None) -> str:
+    """Return a results file's text; `commit` is the tree's where git can't say it."""
+    made = session()
+    versions = ", ".join(f"{package} {version}" for package, version in made["packages"].items())
+    return (
         f"# {title}\n\n{table}\n\n- machine: {processor()}, {made['machine']}\n"
         f"- versions: Python {made['python']}, {versions}\n"
-        f"- commit: {made['commit']}\n- command: `{made['command']}`\n- made: {made['started']}\n"
+        f"- commit: {made['commit'] or commit}\n- command: `{made['command']}`\n- made: {made['started']}\n"
     )
-    return path
