@@ -162,7 +162,8 @@ def small(name: str, precision: str = "float32") -> Config:
     if network.network == "r3gan":
         stages = tuple(16 for _ in network.stages)
         network = replace(network, width=1.0, stages=stages, blocks=1, group_width=8, precision=precision)
-        config = replace(config, data=replace(config.data, batch_size=4))
+        size = 4 if config.data.image_size[0] < 256 else 2
+        config = replace(config, data=replace(config.data, batch_size=size))
     elif network.network == "dcgan":
         network = replace(network, width=0.25)
     return replace(config, networks=network, optimizer=replace(config.optimizer, burn_in=40))
@@ -226,7 +227,7 @@ def precision() -> Iterator[Row]:
         for dtype in ("bfloat16", "float16"):
             half = two_losses(small(name, dtype))
             error = max(abs(a - b) / abs(b) for a, b in zip(half, wanted, strict=True))
-            yield check(f"{name}, {dtype}", error < 0.1, f"losses of two steps differ by {error:.1e}")
+            yield check(f"{name}, {dtype}", error < 0.02, f"losses of two steps differ by {error:.1e}")
 
 
 def step_table(name: str, batch_size: int) -> Iterator[Row]:
@@ -343,6 +344,8 @@ def training_command(name: str) -> list[str] | None:
     """Return the real command that trains a preset on what the pack holds; None where that isn't there."""
     folder = Path(os.environ[WORK]) / name
     command = fastgan("train", "--preset", name, "--run-dir", str(folder))
+    if not ON_GPU:
+        command += ["--log-every", "64"]  # it may not come far
     if name == "mnist28-fast":
         return command if (PACK / "cache" / "mnist").exists() else None
     if not (PACK / "images64").exists():
@@ -362,7 +365,7 @@ def train(name: str) -> Iterator[Row]:
     process = subprocess.Popen(command)
     while process.poll() is None and time.monotonic() - began < TRAINING_S[name]:
         time.sleep(0.1)
-        scores = [row["fd_digits"] for row in read_rows(run / "metrics.jsonl") if "fd_digits" in row]
+        scores = [row["metrics"]["fd_digits"] for row in read_rows(run / "metrics.jsonl") if name == "mnist28-fast"]
         if good_s is None and scores and scores[-1] < QUICKSTART_FD:
             good_s = time.monotonic() - began
         if good_s is not None and time.monotonic() - began > TRAINING_S[name] / 2:
@@ -370,7 +373,7 @@ def train(name: str) -> Iterator[Row]:
     process.send_signal(signal.SIGTERM)
     asked = time.monotonic()
     code = process.wait()
-    rows = read_rows(run / "performance.jsonl")
+    rows = speed_rows(run)
     if not rows:
         yield check(f"train {name}", False, f"it ended with {code} before it logged its speed")
         return
@@ -378,9 +381,14 @@ def train(name: str) -> Iterator[Row]:
     yield check(f"train {name}, SIGTERM", stopped, f"exit code {code} after {time.monotonic() - asked:.1f} s")
     yield from speeds(name, rows, scores[-1] if scores else None, good_s)
     resumed = subprocess.run([*command, "--minutes", "0.1"], check=False).returncode
-    before, after = (found[-1]["images_seen"] for found in (rows, read_rows(run / "performance.jsonl")))
+    before, after = (found[-1]["images_seen"] for found in (rows, speed_rows(run)))
     went_on = resumed == EXIT_DONE and (after > before or code == EXIT_DONE)
     yield check(f"train {name}, resumed", went_on, f"exit code {resumed}, from {before:,} to {after:,} images")
+
+
+def speed_rows(run: Path) -> list[dict[str, Any]]:
+    """Return the rows of a run's log that say its speed."""
+    return [row for row in read_rows(run / "performance.jsonl") if "speed/images_per_s" in row]
 
 
 def speeds(name: str, rows: list[dict[str, Any]], score: float | None, good_s: float | None) -> Iterator[Row]:
@@ -413,7 +421,8 @@ def outcome(name: str) -> Iterator[Row]:
     images = "4000" if ON_GPU else "500"
     code = subprocess.run(fastgan("evaluate", str(run), "--images", images), check=False).returncode
     rows = read_rows(run / "evaluation.jsonl")
-    found = {key: value for key, value in (rows[-1] if rows else {}).items() if key.startswith("fd_")}
+    metrics = rows[-1]["metrics"] if rows else {}
+    found = {key: value for key, value in metrics.items() if key.startswith("fd_")}
     seen = ", ".join(f"{key} {value:.2f}" for key, value in found.items())
     yield check(f"evaluate {name}", code == 0 and bool(found), f"exit code {code}, {seen or 'no distance'}")
 
