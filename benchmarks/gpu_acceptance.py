@@ -62,9 +62,7 @@ GIB = {  # of the device's memory while a compiled step gets ready, by preset an
     ("mnist28-fast", 64): 1,
     ("fewshot", 64): 3,
     ("ffhq256", 32): 46,
-    ("ffhq64", 64): 20,
     ("cifar10", 128): 16,
-    ("ffhq256", 16): 23,
 }
 SHOW_KERNELS = (("cifar10", 512), ("ffhq256", 32))
 SHARE, RATE = "of the bfloat16 peak", "images/s"
@@ -186,38 +184,40 @@ def course(config: Config, compiled: bool, device: torch.device) -> tuple[list[l
     for count, recorded in ((every + 1, False), (3 * every + 1, True)):
         if recorded and device.type == "cuda":
             trainer.use_graphs()
-        terms = [trainer.train_step(trainer.loader.batch(trainer.images_seen)) for _ in range(count)]
-        losses.append([float(step[name]) for step in terms for name in ("loss/D", "loss/G")])
+        losses.append([value for _ in range(count) for value in both_losses(trainer)])
         if (failure := getattr(trainer.runner, "failure", None)) is not None:
             raise RuntimeError(f"the steps can't be recorded: {failure}")
     return losses, [weight.detach().cpu() for net in (trainer.G.net, trainer.D.net) for weight in net.parameters()]
 
 
-def equality(name: str) -> Iterator[Row]:
-    """A preset's step in each kind, narrow, in float64, against eager steps on the CPU."""
+def both_losses(trainer: Trainer) -> list[float]:
+    """Take a step and return D's and G's loss, at once: the next replay would write over them."""
+    terms = trainer.train_step(trainer.loader.batch(trainer.images_seen))
+    return [float(terms[name]) for name in ("loss/D", "loss/G")]
+
+
+def equality(name: str, compiled: bool) -> Iterator[Row]:
+    """A preset's step, eager or compiled, then recorded, narrow, in float64, against eager steps on the CPU."""
     torch.set_default_dtype(torch.float64)
     config = small(name)
     wanted, weights = course(config, False, torch.device("cpu"))
     norm = sum(float(weight.square().sum()) for weight in weights) ** 0.5
-    for compiled in [False, True] if ON_GPU else [True]:
-        began = time.perf_counter()
-        found, others = course(config, compiled, DEVICE)
-        spent = time.perf_counter() - began
-        halves = ["compiled", "compiled graphs"] if compiled else ["eager", "graphs"]
-        for kind, ours, theirs in zip(halves, found, wanted, strict=True):
-            if kind not in steps.kinds(DEVICE):
-                continue
+    began = time.perf_counter()
+    found, others = course(config, compiled, DEVICE)
+    spent = time.perf_counter() - began
+    halves = ["compiled", "compiled graphs"] if compiled else ["eager", "graphs"]
+    for kind, ours, theirs in zip(halves, found, wanted, strict=True):
+        if kind in steps.kinds(DEVICE):
             error = max(abs(a - b) / max(abs(b), 1e-12) for a, b in zip(ours, theirs, strict=True))
             yield check(f"{name}, {kind}", error < SAME, f"losses of {len(ours) // 2} steps differ by {error:.1e}")
-        moved = sum(float((a - b).square().sum()) for a, b in zip(others, weights, strict=True)) ** 0.5 / norm
-        yield check(f"{name}, {halves[0]}", moved < SAME, f"weights differ by {moved:.1e}; took {spent:.0f} s")
+    moved = sum(float((a - b).square().sum()) for a, b in zip(others, weights, strict=True)) ** 0.5 / norm
+    yield check(f"{name}, {' and '.join(halves)}", moved < SAME, f"weights differ by {moved:.1e}; took {spent:.0f} s")
 
 
 def two_losses(config: Config) -> list[float]:
     """Return both losses of two eager steps."""
     trainer = Trainer(config, networks.build(config, DEVICE), harness.DrawnLoader(config, DEVICE))
-    terms = [trainer.train_step(trainer.loader.batch(trainer.images_seen)) for _ in range(2)]
-    return [float(step[name]) for step in terms for name in ("loss/D", "loss/G")]
+    return both_losses(trainer) + both_losses(trainer)
 
 
 def precision() -> Iterator[Row]:
@@ -320,6 +320,21 @@ def plain() -> Iterator[Row]:
         except torch.OutOfMemoryError as error:
             yield check(f"plain PyTorch, {batch_size}", None, str(error).splitlines()[0])
         del gan, play
+
+
+def tests() -> Iterator[Row]:
+    """The tests that need a GPU."""
+    files = ["test_recorded.py", "test_loaders.py", "kernels/test_conv2d.py"]
+    folder = Path(__file__).parent.parent / "tests"
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", "--rootdir", str(folder)]
+    done = subprocess.run(
+        [*command, *(str(folder / name) for name in files)], capture_output=True, text=True, check=False
+    )
+    print(done.stdout)
+    words = (done.stdout.strip() or done.stderr.strip()).splitlines()
+    yield check(
+        "tests that need a GPU", done.returncode == 0 if ON_GPU else None, words[-1] if words else "nothing ran"
+    )
 
 
 def memory() -> Iterator[Row]:
@@ -474,30 +489,29 @@ def kernel_speeds() -> Iterator[Row]:
             release()
 
 
-CHECKED_LAST = [name for name in presets.PRESETS if name not in CHECKED_FIRST]
 PARTS: dict[str, Part] = {
-    "kernels": Part(kernels, Stage.EARLY, 60),
+    "kernels": Part(kernels, Stage.EARLY, 90),
     **{
-        f"steps {name} {size}": Part(functools.partial(step_table, name, size), Stage.TURN, 45, gib)
-        for (name, size), gib in list(GIB.items())[:4]
+        f"steps {name} {size}": Part(functools.partial(step_table, name, size), Stage.TURN, 40, gib)
+        for (name, size), gib in GIB.items()
     },
-    **{f"equality {name}": Part(functools.partial(equality, name), Stage.EARLY, 110) for name in CHECKED_FIRST},
-    "precision": Part(precision, Stage.EARLY, 60),
+    "tests": Part(tests, Stage.EARLY, 120),
     "train mnist28-fast": Part(functools.partial(train, "mnist28-fast"), Stage.TURN, 75),
-    "train fewshot": Part(functools.partial(train, "fewshot"), Stage.TURN, 60),
-    **{
-        f"steps {name} {size}": Part(functools.partial(step_table, name, size), Stage.TURN, 45, gib)
-        for (name, size), gib in list(GIB.items())[4:]
-    },
+    "train fewshot": Part(functools.partial(train, "fewshot"), Stage.TURN, 90),
+    "precision": Part(precision, Stage.EARLY, 60),
+    **{f"equality {name}": Part(functools.partial(equality, name, False), Stage.EARLY, 60) for name in CHECKED_FIRST},
     "memory": Part(memory, Stage.TURN, 20),
     "plain": Part(plain, Stage.TURN, 20, 20),
     "kernel speeds": Part(kernel_speeds, Stage.TURN, 25),
     "outcome mnist28-fast": Part(functools.partial(outcome, "mnist28-fast"), Stage.LATE, 60),
     "outcome fewshot": Part(functools.partial(outcome, "fewshot"), Stage.LATE, 60),
     "dali": Part(dali, Stage.LATE, 40),
-    **{f"equality {name}": Part(functools.partial(equality, name), Stage.LATE, 110) for name in CHECKED_LAST},
+    **{
+        f"compiled equality {name}": Part(functools.partial(equality, name, True), Stage.LATE, 110)
+        for name in presets.PRESETS
+    },
 }
-KINDS_OF_PARTS = list(dict.fromkeys(name if name in ("kernel speeds",) else name.split()[0] for name in PARTS))
+KINDS_OF_PARTS = list(dict.fromkeys(name if name == "kernel speeds" else name.split()[0] for name in PARTS))
 TITLES = {
     "checks": "What is right",
     "targets": "Targets, for an H100 or H200",
@@ -577,7 +591,7 @@ def run_all(names: list[str], options: argparse.Namespace, folder: Path) -> int:
     own = [sys.executable, __file__, "--one"]
     found = [jobs.Job(name, PARTS[name], [*own, name], folder) for name in names]
     deadline = time.monotonic() + 60 * options.minutes - (time.time() - options.since)
-    most = options.at_once or max(1, (os.cpu_count() or 1) - 1)
+    most = options.at_once or max(1, (os.cpu_count() or 1) // 2)
     try:
         jobs.Runner(found, deadline, most, device_gib(), results.keep).run()
     finally:
@@ -593,7 +607,9 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=4.0, help="for everything; 4 without it")
     parser.add_argument("--parts", nargs="+", metavar="PART", choices=KINDS_OF_PARTS, default=KINDS_OF_PARTS)
     parser.add_argument("--anyway", action="store_true", help="without a GPU, too, at tiny sizes: it proves little")
-    parser.add_argument("--at-once", type=int, help="parts that get ready side by side; without it, a part a core")
+    parser.add_argument(
+        "--at-once", type=int, help="parts that get ready side by side; without it, half as many as cores"
+    )
     parser.add_argument("--copy-to", type=Path, help="a folder for rows.jsonl, the results file and all logs")
     parser.add_argument("--commit", help="of this tree, where git can't say it")
     parser.add_argument("--since", type=float, default=time.time(), help=argparse.SUPPRESS)  # when all of it began

@@ -212,6 +212,7 @@ class Runner:
             return
         if job.process is None:
             job.start()
+        job.began = time.monotonic()  # its limit is for what it does in its turn
         while time.monotonic() < min(end, job.began + job.part.limit_s) and not job.over:
             if job.ready:
                 job.go()
