@@ -306,6 +306,10 @@ class Processes:
             return Player(net, module, optimizer)
         if self.engine.startswith("zero"):
             return ZeroPlayer(net, module, optimizer, int(self.engine.removeprefix("zero")), self.offload)
+        # Dynamo would cut a compiled module's graph where DDP's buckets end, and fails at a penalty's torch.func.grad.
+        # Uncut, the backward pass is one node of autograd: DDP exchanges all gradients after it, and nothing beside it.
+        # Where nothing is compiled, each bucket is exchanged while the backward pass goes on.
+        torch._dynamo.config.optimize_ddp = False
         shared = self._accelerator.prepare_model(module)
         shared.broadcast_buffers = False  # they are functions of what all processes have: the same on all
         _arrange_gradients(shared, module)
