@@ -88,6 +88,10 @@ class Player:
         """In it, the network's weights are whole on every process; all processes must enter."""
         return contextlib.nullcontext()
 
+    def frozen(self) -> AbstractContextManager[None]:
+        """Let others compute through the network, whole as in `whole`, without gradients of its weights."""
+        return self.whole()
+
     def weights(self) -> dict[str, Tensor]:
         """The network's whole state, parameters and buffers by name; all processes must ask."""
         return dict(self.net.state_dict())
@@ -124,7 +128,7 @@ class ZeroPlayer(Player):
         self._shapes = [parameter.shape for parameter in self._parameters]
         net.to(memory_format=torch.contiguous_format)  # DeepSpeed sends weights as plain bytes
         self._is_whole = False
-        self._engine = _zero_engine(module, optimizer, stage, offload)
+        self._engine = _zero_engine(_Shell(module), optimizer, stage, offload)
         super().__init__(net, self._engine, optimizer)
 
     @contextlib.contextmanager
@@ -160,6 +164,18 @@ class ZeroPlayer(Player):
                 yield
         finally:
             self._is_whole = not outermost
+
+    @contextlib.contextmanager
+    def frozen(self) -> Iterator[None]:
+        # A compiled graph hands each weight it detaches a gradient of None, for which DeepSpeed's hooks aren't made.
+        for parameter in self._parameters:
+            parameter.requires_grad_(False)
+        try:
+            with self.whole():
+                yield
+        finally:
+            for parameter in self._parameters:
+                parameter.requires_grad_(True)
 
     def _gathered(self, from_rank: int | None = None) -> AbstractContextManager[None]:
         """Whole weights; on leaving, all processes have those of `from_rank`, or the ones before where it is None."""
@@ -216,6 +232,17 @@ class ZeroPlayer(Player):
             padded = nn.functional.pad(value.flatten(), (0, size * dist.get_world_size() - value.numel()))
             mine = padded[dist.get_rank() * size :][:size]
             safe_set_local_optimizer_state(parameter, mine, name)
+
+
+class _Shell(nn.Module):
+    """Hold DeepSpeed's hooks, with their timers, outside of the module that may be compiled as one graph."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, *given: Any) -> Any:
+        return self.module(*given)
 
 
 def _zero_engine(module: nn.Module, optimizer: torch.optim.Optimizer, stage: int, offload: bool) -> Any:

@@ -187,7 +187,7 @@ class Trainer:
         for number, (_, part) in enumerate(parts, start=1):
             with self.G.accumulating(is_last=number == len(parts)):
                 fakes = self.fakes(self.G.module, part, Stream.LATENTS_G)
-                with self.D.whole():
+                with self.D.frozen():
                     loss, found = self.g_objective(part.reals, fakes, part.labels, part.index, self._strength(knobs))
                     self.G.backward(self.G.scaled(loss * self._share(part)))
             _add(terms, found, self._share(part))
@@ -199,7 +199,7 @@ class Trainer:
         terms = Terms()
         for place, part in self._parts(batch):
             mine = fakes[place].detach().requires_grad_()
-            with self.D.whole():
+            with self.D.frozen():
                 loss, found = self.g_objective(part.reals, mine, part.labels, part.index, self._strength(knobs))
                 slopes += torch.autograd.grad(self.G.scaled(loss * self._share(part)), mine)
             _add(terms, found, self._share(part))
