@@ -323,7 +323,7 @@ class Processes:
         self._vote: tuple[dist.Work, Tensor] | None = None
         self._voters: dist.ProcessGroup | None = None
         if self.count > 1:
-            group = dist.new_group(backend="gloo")
+            group = dist.new_group(backend="gloo", timeout=collective_timeout(limit_s))
             assert isinstance(group, dist.ProcessGroup)
             self._voters = group
 

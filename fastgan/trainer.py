@@ -22,8 +22,8 @@ from fastgan.meter import Meter
 from fastgan.networks.layers import BatchNorm, follow_singular_values, sum_over_processes
 from fastgan.objectives import DiscriminatorObjective, GeneratorObjective, Terms
 from fastgan.schedules import Knobs
+from fastgan.watchdog import EVENT_S
 
-EVENT_S = 3600.0  # for what happens between steps, an evaluation say: the processes that have no part in it wait
 T = TypeVar("T")
 Engine = Callable[[nn.Module, nn.Module, torch.optim.Optimizer], Player]  # of a network, its module and its optimizer
 

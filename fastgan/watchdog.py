@@ -26,6 +26,7 @@ from fastgan.status import report
 LIMIT_S = 300.0
 PREPARING_S = 1800.0  # what comes before the second step: data are got and decoded, networks compiled
 BEAT_S = 2.0
+EVENT_S = 3600.0  # for what happens between steps, an evaluation say: the processes that have no part in it wait
 MISSED_BEATS = 4  # a process that misses so many is taken for dead once a collective has failed
 
 
@@ -317,9 +318,9 @@ def is_lost(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(sign in text for sign in signs)
 
 
-def collective_timeout(limit_s: float = LIMIT_S, preparing_s: float = PREPARING_S) -> timedelta:
-    """For the process group: longer than any phase's limit, so that the watchdog's line comes first."""
-    return timedelta(seconds=2 * max(limit_s, preparing_s))
+def collective_timeout(limit_s: float = LIMIT_S) -> timedelta:
+    """For the process groups: longer than any phase's limit, so that the watchdog's line comes first."""
+    return timedelta(seconds=2 * max(limit_s, PREPARING_S, EVENT_S))
 
 
 def store_address() -> str:

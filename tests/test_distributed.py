@@ -12,6 +12,7 @@ import torch
 from fastgan import distributed
 from fastgan.board import read_rows
 from fastgan.checkpoint import Checkpoints
+from fastgan.watchdog import EVENT_S
 
 TRAIN = Path(__file__).parents[1] / "fastgan" / "train.py"
 OPTIONS = ("--preset", "debug", "--images", "320", "--log-every", "32")
@@ -148,3 +149,28 @@ def test_accelerates_configuration_names_the_engine(monkeypatch, environment, as
         monkeypatch.setenv(variable, value)
     assert distributed._asked_by_launcher() == asked
     assert "ACCELERATE_USE_DEEPSPEED" not in os.environ
+
+
+GROUPS = r"""
+import sys
+import torch
+import torch.distributed as dist
+from fastgan.distributed import Processes
+
+processes = Processes(threads=1, limit_s=300.0)
+for group in (dist.group.WORLD, processes._voters):
+    options = group._get_backend(torch.device("cpu")).options
+    sys.stdout.write(f"timeout {options._timeout.total_seconds()}\n")  # in one piece: both processes write
+processes.end()
+"""
+
+
+def test_every_process_group_outlasts_the_watchdog(tmp_path):
+    """Votes, too, are waited for longer than any phase may take: gloo's own half hour would end an evaluation."""
+    (tmp_path / "groups.py").write_text(GROUPS)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d"]
+    command += ["--rdzv-endpoint", "localhost:0", str(tmp_path / "groups.py")]
+    answer = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert answer.returncode == 0, answer.stderr
+    found = [float(line.split()[1]) for line in answer.stdout.splitlines() if line.startswith("timeout")]
+    assert len(found) == 4 and min(found) > EVENT_S

@@ -13,7 +13,7 @@ import torch
 from torch.distributed import TCPStore
 
 from fastgan import status
-from fastgan.watchdog import EXIT_LOST, Watchdog, is_lost
+from fastgan.watchdog import EVENT_S, EXIT_LOST, PREPARING_S, Watchdog, collective_timeout, is_lost
 
 LIMIT_S = 2.0
 BOUND_S = LIMIT_S + 4  # until the other process has ended, on a busy machine
@@ -214,6 +214,12 @@ def test_only_failures_of_the_exchange_are_explained():
     assert is_lost(torch.distributed.DistBackendError("NCCL error"))
     closed = RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer [10.0.0.2]:1")
     assert "Connection closed by peer" in Watchdog(None, 0, 1).explain(closed)
+
+
+def test_groups_wait_longer_than_any_phase_may_take():
+    """So the watchdog's line comes before a collective's own timeout, in an evaluation, too."""
+    for limit_s in (1.0, 300.0, 10_000.0):
+        assert collective_timeout(limit_s).total_seconds() > max(limit_s, PREPARING_S, EVENT_S)
 
 
 def test_status_file_holds_checkpoints_and_exit_codes(tmp_path, monkeypatch):
