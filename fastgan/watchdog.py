@@ -8,6 +8,7 @@ looks up who is behind or silent, prints one line and ends with EXIT_LOST. What 
 import contextlib
 import json
 import os
+import re
 import socket
 import sys
 import threading
@@ -28,6 +29,21 @@ PREPARING_S = 1800.0  # what comes before the second step: data are got and deco
 BEAT_S = 2.0
 EVENT_S = 3600.0  # for what happens between steps, an evaluation say: the processes that have no part in it wait
 MISSED_BEATS = 4  # a process that misses so many is taken for dead once a collective has failed
+
+
+LOST = re.compile(
+    "|".join(
+        (
+            r"[Cc]onnection (closed by (remote )?peer|reset by peer|refused|timed out)",  # gloo, and NCCL's last error
+            r"Broken pipe|No route to host|Network is unreachable",
+            r"Timed out waiting \d+ms for (send|recv)|Application timeout caused pair closure",  # gloo
+            r"Gloo connectFullMesh failed",
+            r"Watchdog caught collective operation timeout|NCCL communicator was aborted",
+            r"ncclRemoteError|remote process exited or there was a network error",
+            r"retrieving ncclUniqueId from \[0\] via c10d key-value store",  # rank 0 went before its first collective
+        )
+    )
+)
 
 
 class Place(NamedTuple):
@@ -310,12 +326,13 @@ class Watchdog:
 
 
 def is_lost(error: BaseException) -> bool:
-    """Whether a collective, or the store under it, failed because a partner or the way to it is gone."""
-    if isinstance(error, torch.distributed.DistError):
+    """Whether a collective, or the store under it, failed because a partner or the way to it is gone.
+
+    What NCCL, gloo or torch say of a mistake or of this machine, memory or shapes say, is no such failure.
+    """
+    if isinstance(error, torch.distributed.DistNetworkError | torch.distributed.DistStoreError):
         return True
-    text = str(error)
-    signs = ("gloo/transport", "Connection closed by peer", "Connection reset by peer", "NCCL", "ProcessGroup")
-    return isinstance(error, RuntimeError) and any(sign in text for sign in signs)
+    return isinstance(error, RuntimeError) and LOST.search(str(error)) is not None
 
 
 def collective_timeout(limit_s: float = LIMIT_S) -> timedelta:

@@ -9,7 +9,7 @@ import time
 from datetime import timedelta
 
 import pytest
-import torch
+import torch.distributed as dist
 from torch.distributed import TCPStore
 
 from fastgan import status
@@ -210,10 +210,60 @@ def test_place_costs_nothing(store):
 def test_only_failures_of_the_exchange_are_explained():
     """Errors of other kinds go on as they are."""
     assert Watchdog(None, 0, 1).explain(ValueError("no")) is None
-    assert not is_lost(RuntimeError("shape mismatch"))
-    assert is_lost(torch.distributed.DistBackendError("NCCL error"))
     closed = RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer [10.0.0.2]:1")
     assert "Connection closed by peer" in Watchdog(None, 0, 1).explain(closed)
+
+
+NCCL_AT = "NCCL error in: /pytorch/torch/csrc/distributed/c10d/ProcessGroupNCCL.cpp:3690, "
+
+
+@pytest.mark.parametrize(
+    ("error", "lost"),
+    [
+        (dist.DistNetworkError("failed to recv, got 0 bytes"), True),
+        (dist.DistStoreError("wait timeout after 300000ms, keys: /0"), True),
+        (
+            dist.DistBackendError(f"{NCCL_AT}remote process exited or there was a network error, NCCL version 2.29"),
+            True,
+        ),
+        (
+            dist.DistBackendError(
+                f"{NCCL_AT}unhandled system error (run with NCCL_DEBUG=INFO for details)\nncclSystemError: System call "
+                "(e.g. socket, malloc) or external library call failed or device error.\nLast error:\n"
+                "socketProgress: Connection closed by remote peer 10.0.0.2<40000>"
+            ),
+            True,
+        ),
+        (dist.DistBackendError("NCCL communicator was aborted on rank 1."), True),
+        (RuntimeError("[Rank 0] Watchdog caught collective operation timeout: WorkNCCL(SeqNum=7)"), True),
+        (RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer [10.0.0.2]:1"), True),
+        (RuntimeError("[gloo/transport/tcp/pair.cc:538] Read error [10.0.0.2]:1: Connection reset by peer"), True),
+        (RuntimeError("[gloo/transport/tcp/unbound_buffer.cc:78] Timed out waiting 60000ms for recv operation"), True),
+        (RuntimeError("NCCL Error 1: unhandled cuda error (run with NCCL_DEBUG=INFO for details)"), False),
+        (
+            dist.DistBackendError(f"{NCCL_AT}unhandled cuda error, NCCL version 2.29\nCuda failure 'out of memory'"),
+            False,
+        ),
+        (dist.DistBackendError(f"{NCCL_AT}invalid usage\nDuplicate GPU detected : rank 0 and rank 1"), False),
+        (
+            dist.DistBackendError(
+                f"{NCCL_AT}unhandled system error\nncclSystemError: System call failed\nLast error:\n"
+                "Error while creating shared memory segment /dev/shm/nccl-1 (size 9637888)"
+            ),
+            False,
+        ),
+        (
+            RuntimeError("[enforce fail at gloo/transport/tcp/pair.cc:454] op.preamble.length <= op.nbytes. 8 vs 4"),
+            False,
+        ),
+        (RuntimeError("ProcessGroupGloo::allreduce: invalid tensor type"), False),
+        (RuntimeError("shape mismatch"), False),
+        (ValueError("Connection closed by peer"), False),
+    ],
+)
+def test_only_a_partner_or_way_that_is_gone_counts_as_lost(error, lost):
+    """What NCCL, gloo and torch say of memory, drivers or wrong tensors ends a run as any error does."""
+    assert is_lost(error) == lost
 
 
 def test_groups_wait_longer_than_any_phase_may_take():
