@@ -6,11 +6,12 @@ import subprocess
 import sys
 import textwrap
 import time
+from collections.abc import Callable
 from datetime import timedelta
 
 import pytest
 import torch.distributed as dist
-from torch.distributed import TCPStore
+from torch.distributed import HashStore, TCPStore
 
 from fastgan import status
 from fastgan.watchdog import EVENT_S, EXIT_LOST, PREPARING_S, Watchdog, collective_timeout, is_lost
@@ -25,14 +26,14 @@ import torch
 import torch.distributed as dist
 from fastgan.watchdog import EXIT_LOST, Watchdog
 
-rank, port, fate = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+rank, port, fate, victim = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], int(sys.argv[4])
 store = dist.TCPStore("127.0.0.1", port, 2, False, timedelta(seconds=20), wait_for_workers=False)
 dog = Watchdog(store, rank, 2, 2.0, preparing_s=2.0).start()
 dist.init_process_group("gloo", store=store, rank=rank, world_size=2, timeout=timedelta(seconds=60))
 try:
     for step in range(100):
         dog.at("reading a batch", 100 * step)
-        if rank == 1 and step == 3:
+        if rank == victim and step == 3:
             print("fate", flush=True)
             if fate == "sleeps":
                 time.sleep(60)
@@ -60,16 +61,16 @@ def store():
 
 @pytest.fixture
 def start(store):
-    """Starts two processes that exchange something at each step; the second one's fate comes at its fourth."""
+    """Starts two processes that exchange something at each step; the victim's fate comes at its fourth."""
     processes: list[subprocess.Popen] = []
 
-    def started(fate: str) -> list[subprocess.Popen]:
+    def started(fate: str, victim: int = 1) -> list[subprocess.Popen]:
         for rank in range(2):
-            command = [sys.executable, "-c", TRAINING, str(rank), str(store.port), fate]
+            command = [sys.executable, "-c", TRAINING, str(rank), str(store.port), fate, str(victim)]
             pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
             environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
             processes.append(subprocess.Popen(command, env=environment, **pipes))
-        assert processes[1].stdout.readline() == "fate\n"
+        assert processes[victim].stdout.readline() == "fate\n"
         return processes
 
     yield started
@@ -107,6 +108,16 @@ def test_killed_process_is_named_with_its_last_place(start):
     assert spent < BOUND_S
     assert "rank 1 on" in line and "has not been heard of" in line
     assert "(last: reading a batch at 300 images); rank 0 on" in line and "waits in D's phase at 300 images" in line
+
+
+def test_killed_rank_0_is_named_by_the_others(start):
+    """Rank 0, which alone reads what all say, is missed by those who read what it makes of that."""
+    first, second = start("is killed", victim=0)
+    time.sleep(1)
+    first.kill()
+    line, spent = last_line(second)
+    assert spent < BOUND_S
+    assert "rank 0 on" in line and "(last: reading a batch at 300 images); rank 1 on" in line
 
 
 def test_frozen_process_is_noticed(start):
@@ -187,6 +198,44 @@ def test_exchange_that_hangs_for_all_blames_nobody(store, capsys):
     for dog in dogs:
         dog.close()
     assert "all 2 ranks wait in D's phase at 100 images" in capsys.readouterr().err
+
+
+class CountingStore:
+    """A store in this process that counts what it is asked, and is its own clone."""
+
+    def __init__(self) -> None:
+        self._store, self.num_calls = HashStore(), 0
+
+    def clone(self) -> "CountingStore":
+        return self
+
+    def __getattr__(self, name: str) -> Callable[..., object]:
+        self.num_calls += 1
+        return getattr(self._store, name)
+
+
+def test_hundreds_of_ranks_make_few_store_calls():
+    """Where all wait, a beat of n processes takes 2 n + 1 calls, and each of them learns who is behind or has ended."""
+    store, count = CountingStore(), 300
+    dogs = [Watchdog(store, rank, count, 1e-6, preparing_s=1e-6) for rank in range(count)]
+    for dog in dogs:
+        dog.at("reading a batch" if dog.rank in (200, 250) else "D's phase", 100 if dog.rank in (200, 250) else 200)
+    time.sleep(0.01)
+    for number in (1, 2, 3):  # in the first, rank 0 finds out who has come
+        before = store.num_calls
+        for dog in reversed(dogs):
+            dog._exchange(number)
+    assert store.num_calls - before == 2 * count + 1
+    for dog in (dogs[0], dogs[7], dogs[200]):
+        text = dog._stuck(1.0)
+        assert text is not None and text.startswith("rank 200 on")
+        assert "(and 1 more) is stuck in reading a batch at 100 images" in text
+    assert len(store.get("watchdog/digest")) < 1000  # whatever the number of processes
+    dogs[123]._ended = "rank 123 on a host ended: a broken disk"
+    for number in (4, 5):
+        for dog in reversed(dogs):
+            dog._exchange(number)
+    assert {dog._gone(60.0) for dog in dogs} == {"rank 123 on a host ended: a broken disk"}
 
 
 def test_alone_there_is_nothing_to_watch():
