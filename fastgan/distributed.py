@@ -154,7 +154,10 @@ class ZeroPlayer(Player):
     def step(self, lr: float, beta2: float) -> Tensor:
         self._set(lr, beta2)
         self._engine.step()
-        return torch.as_tensor(self._engine.get_global_grad_norm() or 0.0)
+        norm = self._engine.get_global_grad_norm()  # on the host where states are, a number where gradients overflowed
+        device = self._parameters[0].device
+        norm = norm if isinstance(norm, Tensor) else torch.full((), norm or 0.0, device=device)
+        return norm.to(device, non_blocking=True)
 
     @contextlib.contextmanager
     def whole(self) -> Iterator[None]:

@@ -151,6 +151,32 @@ def test_accelerates_configuration_names_the_engine(monkeypatch, environment, as
     assert "ACCELERATE_USE_DEEPSPEED" not in os.environ
 
 
+class Stepped:
+    """What DeepSpeed's engine is after a step whose gradients had this norm."""
+
+    def __init__(self, norm: torch.Tensor | float | None) -> None:
+        self._norm = norm
+
+    def step(self) -> None:
+        pass
+
+    def get_global_grad_norm(self) -> torch.Tensor | float | None:
+        return self._norm
+
+
+@pytest.mark.parametrize("norm", [torch.tensor(3.0), torch.tensor(3.0, device="meta"), float("inf"), 0.0, None])
+def test_gradient_norm_of_zero_lies_where_the_weights_do(monkeypatch, norm):
+    """Of states on the host, too; one that is there already isn't looked at, for which the host would wait.
+
+    A device without memory stands for a GPU: whoever looks at its numbers fails.
+    """
+    monkeypatch.setattr(distributed, "_zero_engine", lambda *_: Stepped(norm))
+    net = torch.nn.Linear(2, 2, device="meta")
+    player = distributed.ZeroPlayer(net, net, torch.optim.Adam(net.parameters()), stage=2, offload=True)
+    found = player.step(lr=1e-3, beta2=0.99)
+    assert found.device.type == "meta" and found.shape == ()
+
+
 GROUPS = r"""
 import sys
 import torch
