@@ -180,8 +180,8 @@ def _train(config: Config, stop: StopRequest, together: "Agreement", watchdog: "
     from fastgan import compiling
     from fastgan.distributed import Processes
     from fastgan.run_folder import RunFolder
-    from fastgan.trainer import EVENT_S
     from fastgan.watch import Watch
+    from fastgan.watchdog import EVENT_S
 
     run = config.run
     torch.backends.cudnn.allow_tf32 = run.tf32

@@ -24,8 +24,8 @@ from fastgan.objectives import DiscriminatorObjective, GeneratorObjective, Terms
 from fastgan.optimizers import ScheduledAdam
 from fastgan.recorded import RecordedSteps
 from fastgan.schedules import Knobs, Value
+from fastgan.watchdog import EVENT_S
 
-EVENT_S = 3600.0  # for what happens between steps, an evaluation say: the processes that have no part in it wait
 T = TypeVar("T")
 Engine = Callable[[nn.Module, nn.Module, torch.optim.Optimizer], Player]  # of a network, its module and its optimizer
 
@@ -210,7 +210,7 @@ class Trainer:
         for number, (_, part) in enumerate(parts, start=1):
             with self.G.accumulating(is_last=number == len(parts)):
                 fakes = self.fakes(self.G.module, part, Stream.LATENTS_G)
-                with self.D.whole():
+                with self.D.frozen():
                     loss, found = self.g_objective(part.reals, fakes, part.labels, part.index, self._strength(knobs))
                     self.G.backward(self.G.scaled(loss * self._share(part)))
             _add(terms, found, self._share(part))
@@ -222,7 +222,7 @@ class Trainer:
         terms = Terms()
         for place, part in self._parts(batch):
             mine = fakes[place].detach().requires_grad_()
-            with self.D.whole():
+            with self.D.frozen():
                 loss, found = self.g_objective(part.reals, mine, part.labels, part.index, self._strength(knobs))
                 slopes += torch.autograd.grad(self.G.scaled(loss * self._share(part)), mine)
             _add(terms, found, self._share(part))
