@@ -18,7 +18,7 @@ from fastgan.data.order import largest_share, num_steps
 from fastgan.distributed import Player
 from fastgan.ema import Ema
 from fastgan.errors import Diverged, Stopped, UserError
-from fastgan.meter import Meter
+from fastgan.meter import NEVER, Meter
 from fastgan.networks.layers import BatchNorm, follow_singular_values, sum_over_processes
 from fastgan.objectives import DiscriminatorObjective, GeneratorObjective, Terms
 from fastgan.schedules import Knobs
@@ -70,7 +70,7 @@ class Trainer:
         if config.networks.precision == "float16":
             self.G.scale_losses()
             self.D.scale_losses()
-        self.meter = Meter()
+        self.meter = Meter(self.device)
         self.images_seen = 0
         self.warm = False  # whether all first weights of G are another run's: then its averages needn't forget them
         self.augment_p: Tensor | None = None  # where it adapts itself
@@ -280,7 +280,8 @@ class Trainer:
 
     def check_finite(self) -> None:
         """Raises Diverged where a loss since the last check, or a weight now, isn't a finite number."""
-        place = self.meter.first_nonfinite()
+        first = int(self.meter.nonfinite_at)
+        place = None if first == NEVER else first
         nets = (self.G.net, self.D.net, *self._averages().values())
         if place is None and not all(bool(p.isfinite().all()) for net in nets for p in net.parameters()):
             place = self.images_seen
