@@ -1,6 +1,7 @@
 """The training of two players: the step, its two phases, the loop around them."""
 
 import itertools
+import math
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -19,11 +20,12 @@ from fastgan.distributed import Player
 from fastgan.ema import Ema
 from fastgan.errors import Diverged, Stopped, UserError
 from fastgan.meter import NEVER, Meter
-from fastgan.networks.layers import BatchNorm, follow_singular_values, sum_over_processes
+from fastgan.networks.layers import BatchNorm, all_values, follow_singular_values, sum_over_processes
 from fastgan.objectives import DiscriminatorObjective, GeneratorObjective, Terms
 from fastgan.schedules import Knobs
 
 EVENT_S = 3600.0  # for what happens between steps, an evaluation say: the processes that have no part in it wait
+MIN_SCALE = 2.0**-24  # of a loss: the smallest number of float16; scales begin at 2^16
 T = TypeVar("T")
 Engine = Callable[[nn.Module, nn.Module, torch.optim.Optimizer], Player]  # of a network, its module and its optimizer
 
@@ -279,13 +281,20 @@ class Trainer:
         self._at(phase, self.images_seen, limit_s)
 
     def check_finite(self) -> None:
-        """Raises Diverged where a loss since the last check, or a weight now, isn't a finite number."""
-        first = int(self.meter.nonfinite_at)
-        place = None if first == NEVER else first
+        """Raise Diverged where a loss since the last check, or a weight now, isn't a finite number.
+
+        All processes must ask, and all end alike. It waits for the device once. Where losses are scaled, steps that
+        overflow are left out, which is no fault until the scale has fallen so far that float16 holds no gradient.
+        """
         nets = (self.G.net, self.D.net, *self._averages().values())
-        if place is None and not all(bool(p.isfinite().all()) for net in nets for p in net.parameters()):
-            place = self.images_seen
-        if place is not None:
+        # The largest absolute value: unlike a sum of squares, it can't itself overflow.
+        largest = nn.utils.get_total_norm([p for net in nets for p in net.parameters() if p.numel()], math.inf)
+        good = [largest < math.inf]
+        scalers = [player for _, player in self._players() if player.scaler is not None]
+        good += [player.scaled(torch.ones_like(largest)) >= MIN_SCALE for player in scalers]
+        nonfinite_at = [] if scalers else [self.meter.nonfinite_at]
+        found = torch.stack([*nonfinite_at, torch.where(torch.stack(good).all(), NEVER, self.images_seen)])
+        if (place := min(all_values(found).flatten().tolist())) != NEVER:
             step = self.steps_to(place) + 1
             raise Diverged(
                 f"the losses are no longer finite numbers since step {step} ({place:,} images): try a smaller --g-lr "
