@@ -19,6 +19,7 @@ from fastgan.data.order import largest_share, num_steps
 from fastgan.distributed import Player
 from fastgan.ema import Ema
 from fastgan.errors import Diverged, Stopped, UserError
+from fastgan.memory import in_smaller_parts
 from fastgan.meter import NEVER, Meter
 from fastgan.networks.layers import BatchNorm, all_values, follow_singular_values, sum_over_processes
 from fastgan.objectives import DiscriminatorObjective, GeneratorObjective, Terms
@@ -218,30 +219,26 @@ class Trainer:
         return [(place, batch.part(place)) for place in places]
 
     def _within_memory(self, player: Player, work: Callable[[], T]) -> T:
-        """What the work returns; it is done again in smaller parts where memory runs out. Raises UserError."""
-        while True:
-            try:
-                return work()
-            except torch.OutOfMemoryError as error:
-                self._halve(error)  # the work's tensors are free when this block ends
-            player.forget_gradients()
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
+        """Return what the work returns; do it again in smaller parts where memory runs out. Raises UserError."""
 
-    def _halve(self, error: Exception) -> None:
-        """The micro-batch is half of what it was. Raises UserError where it can't be, or where others wait."""
-        now = min(self.max_share, self.micro_batch or self.max_share)
-        if now == 1 or has_batch_norm(self.D.net):
+        def halve(size: int) -> None:
+            before, self.micro_batch = self.micro_batch or self.max_share, size
+            self.on_short_memory(size)
+            if self.num_processes > 1:  # the others wait in the middle of this step
+                raise UserError(
+                    f"memory runs out with micro_batch {before}: the run has noted {size}; give the same command "
+                    "again, it goes on from the last checkpoint"
+                )
+            player.forget_gradients()
+
+        largest = 1 if has_batch_norm(self.D.net) else min(self.max_share, self.micro_batch or self.max_share)
+        try:
+            return in_smaller_parts(largest, lambda _: work(), halve)
+        except torch.OutOfMemoryError as error:
+            now = self.micro_batch or self.max_share
             raise UserError(
                 f"memory runs out with batch_size {self.config.data.batch_size} and micro_batch {now}, and there is "
                 f"no smaller one ({error}): use smaller networks, images or batches, or more GPUs"
-            ) from None
-        self.micro_batch = -(-now // 2)
-        self.on_short_memory(self.micro_batch)
-        if self.num_processes > 1:  # the others wait in the middle of this step
-            raise UserError(
-                f"memory runs out with micro_batch {now}: the run has noted {self.micro_batch}; give the same command "
-                "again, it goes on from the last checkpoint"
             ) from None
 
     def _strength(self, knobs: Knobs) -> Tensor | float:
@@ -259,7 +256,7 @@ class Trainer:
     def run(self, events: Iterable[Event] = (), should_stop: Callable[[], bool] = lambda: False) -> None:
         """Train to the end; after each step the events that are due happen, in their order.
 
-        Raises Stopped after a step at whose end `should_stop` holds.
+        Raises Stopped after a step at whose end `should_stop` holds, and UserError where memory runs out.
         """
         events = tuple(events)
         while (before := self.images_seen) < self.total_images:
@@ -267,7 +264,15 @@ class Trainer:
             self.at("reading a batch")
             batch = self.loader.batch(before)
             self.input_wait_s += time.monotonic() - began
-            self.meter.add(self.train_step(batch), before)
+            try:
+                terms = self.train_step(batch)
+            except torch.OutOfMemoryError as error:  # an optimizer that has moved some weights can't do so again
+                raise UserError(
+                    f"memory runs out with batch_size {self.config.data.batch_size} where no micro_batch helps, in G's "
+                    f"pass over a whole batch or an optimizer's states ({error}): use smaller networks, images or "
+                    "batches, or more GPUs; training goes on from the last checkpoint"
+                ) from None
+            self.meter.add(terms, before)
             for event in events:
                 if event.is_due(before, self.images_seen):
                     self.at(event.action.__name__, EVENT_S)
