@@ -208,7 +208,7 @@ def _train(config: Config, stop: StopRequest, together: "Agreement", watchdog: "
         watch.checkpoint(trainer)
         raise
     finally:
-        watch.close(trainer)
+        watch.close(trainer, in_haste=stop.signalled)
     processes.wait()  # a main process that dies while it finishes is started again with the others
     processes.say(f"done: {trainer.images_seen:,} images seen; everything is in {folder.path}")
     processes.end()
