@@ -34,7 +34,7 @@ except UserError as error:
     sys.exit(2)
 if sys.argv[1] == "old":
     made = agreement.launch_facts(config)
-    facts = {"setting": made["setting"], "version": made["version"] | {"torch": "2.11.0"}}
+    facts = {"setting": made["setting"], "version": made["version"] | {"torch": "2.10.0"}}
 else:
     facts = agreement.launch_facts(config)
 try:
@@ -255,7 +255,7 @@ def test_data_facts_tell_sets_apart():
         (("new", "-"), ("new", "-", "--seed", "1"), "setting seed is 1 on rank 1"),
         (("new", "-"), ("new", "-", "--batch-size", "x"), "batch-size"),
         (("new", "-", "--batch-size", "-3"), ("new", "-"), "batch_size is -3"),
-        (("new", "-"), ("old", "-"), "version torch is 2.11.0 on rank 1"),
+        (("new", "-"), ("old", "-"), "version torch is 2.10.0 on rank 1"),
         (("new", "-"), ("new", "nowhere"), "no data set 'nowhere'"),
     ],
 )

@@ -3,6 +3,7 @@
 import argparse
 import os
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -391,3 +392,20 @@ def test_slurm_usage():
     usage = re.search(r"^#   sbatch launch/slurm.sbatch (.*?) \[", (LAUNCH / "slurm.sbatch").read_text(), re.MULTILINE)
     assert usage is not None
     parse_config(shlex.split(usage[1]))
+
+
+# The lowest versions
+
+
+def test_every_dependency_names_its_lowest_version():
+    """launch/lowest.py pins each dependency of each extra at its bound, once, and refuses one without a bound."""
+    lowest = runpy.run_path(str(LAUNCH / "lowest.py"))["lowest"]
+    pins = lowest((ROOT / "setup.cfg").read_text())
+    names = [pin.split("==")[0] for pin in pins]
+    assert len(set(names)) == len(names)
+    assert {"torch==2.11", 'nvidia-dali-cuda130==2.0; sys_platform == "linux"', "pytest==8.0"} <= set(pins)
+    text = "[options]\ninstall_requires =\n    numpy{}\n[options.extras_require]\n"
+    assert lowest(text.format(">=1.26")) == ["numpy==1.26"]
+    for bound in ("", "==1.26", ">1", ">=1,<3"):
+        with pytest.raises(ValueError, match=re.escape(f"'numpy{bound}' names no lowest version")):
+            lowest(text.format(bound))
