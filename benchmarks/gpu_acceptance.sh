@@ -21,6 +21,7 @@ fi
 [ -d "$FASTGAN_PACK/cache" ] && cp -r "$FASTGAN_PACK/cache/." "$site/cache"
 export PYTHONPATH="$site/tree:$root/benchmarks:$site/wheels" PYTHONUNBUFFERED=1 FASTGAN_CACHE="$site/cache"
 export TORCHINDUCTOR_CACHE_DIR="$site/inductor" TRITON_CACHE_DIR="$site/triton" TORCHINDUCTOR_COMPILE_THREADS=4
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-2}" # of each of many processes
 "$python" "$root/benchmarks/gpu_acceptance.py" --since "$since" "$@" &
 pid=$!
 trap 'kill "$pid"' TERM INT # the parts' processes are its own
