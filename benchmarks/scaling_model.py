@@ -27,7 +27,7 @@ from fastgan.data.loaders import build_loader, open_source
 from fastgan.errors import UserError
 from fastgan.flags import parse
 from fastgan.forecast import FLOAT, Forecast, forecast, in_parts
-from fastgan.hardware import Cluster, gpu_named, ring_s
+from fastgan.hardware import BUCKET_BYTES, Cluster, all_reduce_bytes, gpu_named, ring_s
 from fastgan.trainer import Trainer
 
 PRESETS = ("stacked-mnist", "cifar10", "ffhq64", "ffhq256", "imagenet32", "imagenet64")
@@ -220,6 +220,29 @@ def efficiency_text(title: str, curves: list[Curve], weak: bool) -> str:
     return f"{title}\n\n{table(('preset', 'batch', *(f'{gpus:,}' for gpus in SHOWN)), rows)}"
 
 
+def buckets_text(curves: list[Curve], gpus: int = 8) -> str:
+    """What the exchange adds to a step in one message a network, in DDP's buckets, and at best beside the work."""
+    said = paragraph(
+        "torch.compile makes one node of a backward pass, so that all gradients come at its end and are exchanged",
+        "then, however many buckets they fill (`optimize_ddp` is False: Dynamo's cuts at the buckets fail in gradient",
+        "penalties). That is what the model counts. Beside an eager backward pass all but the last bucket of each",
+        "network may be hidden.",
+    )
+    rows = []
+    for found in curves:
+        there, sizes = found.strong[gpus], found.strong[gpus].work.sizes
+        time, hop_s = there.time, 1e-6 * there.cluster.hop_us * there.cluster.hops
+        one = time.exchange - (there.messages - 2) * hop_s
+        last = sum(min(FLOAT * size, BUCKET_BYTES) for size in (sizes.G, sizes.D))
+        beside = all_reduce_bytes(gpus, last) / (1e9 * there.cluster.link) + 2 * hop_s
+        shown = (f"{1e3 * extra:.2f} ({extra / time.total:.1%})" for extra in (one, time.exchange, beside))
+        megabytes = FLOAT * (sizes.G + sizes.D) / 1e6
+        rows.append((f"`{found.preset}`", f"{1e3 * time.total:,.0f}", f"{megabytes:,.0f}", f"{there.messages}", *shown))
+    head = ("preset", "step, ms", "gradients, MB", "buckets")
+    head += ("one each, after: ms (of the step)", "buckets, after", "buckets, beside, at best")
+    return f"## The exchange on {gpus} GPUs: one bucket or several\n\n{said}\n\n{table(head, rows)}"
+
+
 def limits_text(curves: list[Curve], free: list[Curve]) -> str:
     rows = []
     for found, without in zip(curves, free, strict=True):
@@ -311,7 +334,7 @@ def breaks_text(curves: list[Curve], free: list[Curve]) -> str:
             f"{large.strong[max(large.strong)].wire_bytes / 1e9:,.2f} GB a GPU and step:",
             f"{1e3 * large_step.exchange:,.0f} of {1e3 * large_step.total:,.0f} ms. Beside the backward pass,",
             "where DDP",
-            "puts most of it, it would cost less; bfloat16 gradients would halve it.",
+            "puts most of it while nothing is compiled, it would cost less; bfloat16 gradients would halve it.",
         ),
         (
             f"**The batch.** Below one image a GPU there is nothing to divide: {', '.join(ends)} GPUs.",
@@ -344,7 +367,7 @@ def text_of(options: Options, measured: Measured, launches: list[float], curves:
     return "\n\n".join(
         (
             paragraph(
-                "A model, not a measurement: fastgan has not run on a GPU so far. Efficiency is the speed of",
+                "A model, not a measurement: fastgan has not run on several GPUs so far. Efficiency is the speed of",
                 "n GPUs over",
                 "n times that of one.",
             ),
@@ -353,6 +376,7 @@ def text_of(options: Options, measured: Measured, launches: list[float], curves:
             "Where each preset would end:",
             limits_text(curves, free),
             breaks_text(curves, free),
+            buckets_text(curves),
             weak,
             assumptions_text(Cluster(gpu=options.gpu)),
             messages_text(measured, fits),

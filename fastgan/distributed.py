@@ -292,7 +292,9 @@ def _arrange_gradients(shared: nn.Module, module: nn.Module) -> None:
     """DDP has arranged the module's gradients for its exchanges, in an order that only the module decides.
 
     It does so once, in the order of a process's first backward pass, and in this order three or more processes add them
-    up: arranged by whichever step a run goes on with, a resumed run would differ in its last bits.
+    up: arranged by whichever step a run goes on with, a resumed run would differ in its last bits. One bucket for all
+    gradients doesn't help: within it they would be rearranged in the same way after the first pass. DDP leaves them
+    where they are under `find_unused_parameters` alone, for which each step would search the graph.
     """
     module.forward = lambda: sum(parameter.sum() for parameter in module.parameters())
     shared().backward()

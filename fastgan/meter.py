@@ -49,7 +49,8 @@ class Meter:
             room = self._totals.new_zeros(2, len(self._columns) - self._totals.shape[1])
             self._totals = torch.cat([self._totals, room], dim=1)
             columns = [self._columns[name] for name in names]
-            self._indices[names] = torch.tensor(columns, dtype=torch.int64, device=self._totals.device)
+            on_host = torch.tensor(columns, dtype=torch.int64, pin_memory=self._totals.is_cuda)
+            self._indices[names] = on_host.to(self._totals.device, non_blocking=True)
         return self._indices[names]
 
     @property

@@ -6,7 +6,6 @@
 import json
 import math
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -26,21 +25,21 @@ def config(split_g: bool = False, wide: bool = False, precision: str = "float32"
     """All that could differ: BatchNorm in G, exact R1 and R2, adaptive augmentation, two averages, 13 images a batch,
     reals and changes of its own in each phase.
 
-    Where G is to be split it is R3GAN's, without BatchNorm; `wide` makes both networks larger than the first megabyte
-    at which torch's compiler would cut a graph under DDP. Adam's epsilon keeps it from turning the rounding of
-    gradients that are 0 but for it into steps of full size. float16 knows no penalty here: it would overflow.
+    Where G is to be split it is R3GAN's, without BatchNorm. `wide` makes both networks larger than DDP's first bucket;
+    float16 leaves out penalties, which overflow. Adam's epsilon keeps it from turning the rounding of gradients that
+    are 0 but for it into steps of full size.
     """
     convolutions = NetworkConfig(network="dcgan", z_dim=8, stages=(8, 4))
     blocks = NetworkConfig(
         network="r3gan", z_dim=8, stages=(96 if wide else 8, 8, 8), blocks=1, group_width=0, precision=precision
     )
-    chosen = Config(
+    penalty = {} if precision == "float16" else {"penalty": "r1+r2", "gamma": 0.1}
+    return Config(
         data=DataConfig(data="toy", image_size=(28, 28), channels=1, batch_size=13, keep_partial_batch=False),
         networks=blocks if split_g else convolutions,
         objective=ObjectiveConfig(
             loss="relativistic",
-            penalty="r1+r2",
-            gamma=0.1,
+            **penalty,
             augment="ada",
             augment_p=0.2,
             augment_target=0.6,
@@ -51,9 +50,6 @@ def config(split_g: bool = False, wide: bool = False, precision: str = "float32"
             g_lr=1e-3, d_lr=1e-3, betas=(0.0, 0.99), eps=1e-4, ema_half_lives=(100,), ema_stds=(0.1,)
         ),
     )
-    if precision == "float16":
-        chosen = replace(chosen, objective=replace(chosen.objective, penalty="none"))
-    return chosen
 
 
 def let_zero_compute_in_float64() -> None:

@@ -129,7 +129,7 @@ def compiled_states(tmp_path_factory) -> Path:
     """What two processes learn compiled, and one learns eagerly, from networks of 3 MB."""
     pytest.importorskip("deepspeed")
     folder = tmp_path_factory.mktemp("compiled")
-    few = {"split_g": True, "wide": True, "double": True, "steps": 3}
+    few = {"split_g": True, "wide": True, "double": True, "steps": 2}
     run(2, [{"name": engine, "engine": engine, "compile": True, **few} for engine in COMPILED], folder)
     run(1, [{"name": "eager", "engine": "ddp", **few}], folder)
     return folder

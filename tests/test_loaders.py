@@ -226,6 +226,8 @@ def test_resident_batches_are_made_on_the_device(sets, place):
 @pytest.mark.parametrize("loader", LOADERS)
 def test_batches_on_a_gpu_are_those_of_the_cpu(sets, loader):
     """Every loader brings the CPU's batches to a GPU, after a jump as well, and none waits for it."""
+    if loader == "dali":
+        pytest.importorskip("nvidia.dali")
     source, _ = sets[3, "png"]
     config = config_for(loader, mirror=True, reuse_reals=False)
     mine, others = (build_loader(config, source, torch.device(kind)) for kind in ("cuda", "cpu"))
