@@ -20,7 +20,10 @@ if [ -d "$FASTGAN_PACK/wheels" ]; then
 fi
 [ -d "$FASTGAN_PACK/cache" ] && cp -r "$FASTGAN_PACK/cache/." "$site/cache"
 export PYTHONPATH="$site/tree:$root/benchmarks:$site/wheels" PYTHONUNBUFFERED=1 FASTGAN_CACHE="$site/cache"
-export TORCHINDUCTOR_CACHE_DIR="$site/inductor" TRITON_CACHE_DIR="$site/triton" TORCHINDUCTOR_COMPILE_THREADS=4
+export TORCHINDUCTOR_CACHE_DIR="$site/inductor" TRITON_CACHE_DIR="$site/triton" TORCHINDUCTOR_COMPILE_THREADS=3
+# Many processes side by side; none of them computes on the CPU for long.
+export OMP_NUM_THREADS=1
+export PYTHONSAFEPATH=1 # the folder that it is called in has a fastgan without kernels
 "$python" "$root/benchmarks/gpu_acceptance.py" --since "$since" "$@" &
 pid=$!
 trap 'kill "$pid"' TERM INT # the parts' processes are its own

@@ -21,6 +21,8 @@ ROWS = "ACCEPTANCE_ROWS"  # the environment variable that names a part's file of
 READY = {"ready": True}
 POLL_S = 0.05
 LOG_LINES = 30  # of a part that failed
+LATE_SHARE = 0.1  # of the time, which is kept for what comes last
+READY_SHARE = 0.55  # of the time that is left, in which parts must be ready for their turns
 
 
 class Stage(Enum):
@@ -43,12 +45,16 @@ class Row:
 
 @dataclass(frozen=True)
 class Part:
-    """What a part does, when, how long it may, and how much of the device's memory it takes beside others."""
+    """What a part does, when, how long it may, and how much of the device's memory it takes beside others.
+
+    Those that take turns get ready in waves: the second one when the turns of the first are over.
+    """
 
     work: Callable[[], Iterator[Row]]
     stage: Stage
     limit_s: float
     gib: float = 1.0
+    wave: int = 1
 
 
 def check(what: str, right: bool | None, seen: str) -> Row:
@@ -165,23 +171,22 @@ class Runner:
 
     def run(self) -> None:
         """Run all three stages; no process is left, however it ends."""
-        began = time.monotonic()
-        left = max(0.0, self.deadline - began)
-        late = self._of(Stage.LATE)
+        late = [job for job in self.jobs if job.part.stage == Stage.LATE]
+        end = self.deadline - (LATE_SHARE * (self.deadline - time.monotonic()) if late else 0.0)
         try:
-            self._side_by_side(self._of(Stage.EARLY, Stage.TURN), began + left / 2)
-            end = self.deadline - (0.1 * left if late else 0.0)
-            for job in self._of(Stage.TURN):
-                self._turn(job, end)
+            for wave in sorted({job.part.wave for job in self.jobs}):
+                jobs = [job for job in self.jobs if job.part.wave == wave and job.part.stage != Stage.LATE]
+                now = time.monotonic()
+                self._side_by_side(jobs, now + READY_SHARE * (end - now))
+                for job in jobs:
+                    if job.part.stage == Stage.TURN:
+                        self._turn(job, end)
             self._side_by_side(late, self.deadline)
         finally:
             for job in self.jobs:
                 if job.process is None:
                     self._keep(job.name, asdict(check("the whole part", None, "no time was left for it")))
                 self._keep_all(job, job.stop(None, "stopped"))
-
-    def _of(self, *stages: Stage) -> list[Job]:
-        return [job for job in self.jobs if job.part.stage in stages]
 
     def _side_by_side(self, jobs: list[Job], until: float) -> None:
         """Start jobs as room allows; return when each is over or waits for its turn, or ended because it is late."""
@@ -212,6 +217,7 @@ class Runner:
             return
         if job.process is None:
             job.start()
+        job.began = time.monotonic()  # its limit is for what it does in its turn
         while time.monotonic() < min(end, job.began + job.part.limit_s) and not job.over:
             if job.ready:
                 job.go()

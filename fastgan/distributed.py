@@ -99,6 +99,10 @@ class Player:
         """In it, the network's weights are whole on every process; all processes must enter."""
         return contextlib.nullcontext()
 
+    def frozen(self) -> AbstractContextManager[None]:
+        """Let others compute through the network, whole as in `whole`, without gradients of its weights."""
+        return self.whole()
+
     def weights(self) -> dict[str, Tensor]:
         """The network's whole state, parameters and buffers by name; all processes must ask."""
         return dict(self.net.state_dict())
@@ -134,7 +138,7 @@ class ZeroPlayer(Player):
         self._shapes = [parameter.shape for parameter in self._parameters]
         net.to(memory_format=torch.contiguous_format)  # DeepSpeed sends weights as plain bytes
         self._is_whole = False
-        self._engine = _zero_engine(module, optimizer, stage, offload)
+        self._engine = _zero_engine(_Shell(module), optimizer, stage, offload)
         super().__init__(net, self._engine, optimizer)
 
     @contextlib.contextmanager
@@ -160,7 +164,10 @@ class ZeroPlayer(Player):
     def step(self, lr: Value, beta2: Value) -> Tensor:
         self._set(lr, beta2)
         self._engine.step()
-        return torch.as_tensor(self._engine.get_global_grad_norm() or 0.0)
+        norm = self._engine.get_global_grad_norm()  # on the host where states are, a number where gradients overflowed
+        device = self._parameters[0].device
+        norm = norm if isinstance(norm, Tensor) else torch.full((), norm or 0.0, device=device)
+        return norm.to(device, non_blocking=True)
 
     @contextlib.contextmanager
     def whole(self) -> Iterator[None]:
@@ -170,6 +177,18 @@ class ZeroPlayer(Player):
                 yield
         finally:
             self._is_whole = not outermost
+
+    @contextlib.contextmanager
+    def frozen(self) -> Iterator[None]:
+        # A compiled graph hands each weight it detaches a gradient of None, for which DeepSpeed's hooks aren't made.
+        for parameter in self._parameters:
+            parameter.requires_grad_(False)
+        try:
+            with self.whole():
+                yield
+        finally:
+            for parameter in self._parameters:
+                parameter.requires_grad_(True)
 
     def _gathered(self, from_rank: int | None = None) -> AbstractContextManager[None]:
         """Whole weights; on leaving, all processes have those of `from_rank`, or the ones before where it is None."""
@@ -226,6 +245,17 @@ class ZeroPlayer(Player):
             padded = nn.functional.pad(value.flatten(), (0, size * dist.get_world_size() - value.numel()))
             mine = padded[dist.get_rank() * size :][:size]
             safe_set_local_optimizer_state(parameter, mine, name)
+
+
+class _Shell(nn.Module):
+    """Hold DeepSpeed's hooks, with their timers, outside of the module that may be compiled as one graph."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, *given: Any) -> Any:
+        return self.module(*given)
 
 
 def _zero_engine(module: nn.Module, optimizer: torch.optim.Optimizer, stage: int, offload: bool) -> Any:
@@ -306,7 +336,7 @@ class Processes:
         self._vote: tuple[dist.Work, Tensor] | None = None
         self._voters: dist.ProcessGroup | None = None
         if self.count > 1:
-            group = dist.new_group(backend="gloo")
+            group = dist.new_group(backend="gloo", timeout=collective_timeout(limit_s))
             assert isinstance(group, dist.ProcessGroup)
             self._voters = group
 
@@ -316,6 +346,10 @@ class Processes:
             return Player(net, module, optimizer)
         if self.engine.startswith("zero"):
             return ZeroPlayer(net, module, optimizer, int(self.engine.removeprefix("zero")), self.offload)
+        # Dynamo would cut a compiled module's graph where DDP's buckets end, and fails at a penalty's torch.func.grad.
+        # Uncut, the backward pass is one node of autograd: DDP exchanges all gradients after it, and nothing beside it.
+        # Where nothing is compiled, each bucket is exchanged while the backward pass goes on.
+        torch._dynamo.config.optimize_ddp = False
         shared = self._accelerator.prepare_model(module)
         shared.broadcast_buffers = False  # they are functions of what all processes have: the same on all
         _arrange_gradients(shared, module)

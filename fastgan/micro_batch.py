@@ -14,6 +14,7 @@ from fastgan.counter import Stream
 from fastgan.distributed import Processes
 from fastgan.errors import UserError
 from fastgan.files import write_atomically
+from fastgan.memory import in_smaller_parts
 from fastgan.objectives import DiscriminatorObjective
 from fastgan.run_folder import RunFolder
 from fastgan.trainer import Trainer
@@ -44,17 +45,15 @@ def settle(trainer: Trainer, folder: RunFolder, processes: Processes) -> None:
 
 def find(share: int, attempt: Callable[[int], None]) -> int:
     """The largest of share, share / 2, share / 4 … whose attempt doesn't run out of memory. Raises UserError."""
-    size = share
-    while True:
-        try:
-            attempt(size)
-            return size
-        except torch.OutOfMemoryError as error:
-            if size == 1:
-                raise UserError(
-                    f"not even one image fits into memory ({error}): use smaller networks or images"
-                ) from None
-        size = -(-size // 2)
+
+    def fitting(size: int) -> int:
+        attempt(size)
+        return size
+
+    try:
+        return in_smaller_parts(share, fitting)
+    except torch.OutOfMemoryError as error:
+        raise UserError(f"not even one image fits into memory ({error}): use smaller networks or images") from None
 
 
 def try_out(trainer: Trainer, size: int) -> None:

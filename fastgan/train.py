@@ -180,8 +180,8 @@ def _train(config: Config, stop: StopRequest, together: "Agreement", watchdog: "
     from fastgan import compiling
     from fastgan.distributed import Processes
     from fastgan.run_folder import RunFolder
-    from fastgan.trainer import EVENT_S
     from fastgan.watch import Watch
+    from fastgan.watchdog import EVENT_S
 
     run = config.run
     torch.backends.cudnn.allow_tf32 = run.tf32
@@ -208,7 +208,7 @@ def _train(config: Config, stop: StopRequest, together: "Agreement", watchdog: "
         watch.checkpoint(trainer)
         raise
     finally:
-        watch.close(trainer)
+        watch.close(trainer, in_haste=stop.signalled)
     processes.wait()  # a main process that dies while it finishes is started again with the others
     processes.say(f"done: {trainer.images_seen:,} images seen; everything is in {folder.path}")
     processes.end()

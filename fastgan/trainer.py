@@ -1,6 +1,7 @@
 """The training of two players: the step, its two phases, the loop around them."""
 
 import itertools
+import math
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -18,14 +19,16 @@ from fastgan.data.order import largest_share, num_steps
 from fastgan.distributed import Player
 from fastgan.ema import Ema
 from fastgan.errors import Diverged, Stopped, UserError
-from fastgan.meter import Meter
-from fastgan.networks.layers import BatchNorm, follow_singular_values, sum_over_processes
+from fastgan.memory import in_smaller_parts
+from fastgan.meter import NEVER, Meter
+from fastgan.networks.layers import BatchNorm, all_values, follow_singular_values, sum_over_processes
 from fastgan.objectives import DiscriminatorObjective, GeneratorObjective, Terms
 from fastgan.optimizers import ScheduledAdam
 from fastgan.recorded import RecordedSteps
 from fastgan.schedules import Knobs, Value
+from fastgan.watchdog import EVENT_S
 
-EVENT_S = 3600.0  # for what happens between steps, an evaluation say: the processes that have no part in it wait
+MIN_SCALE = 2.0**-24  # of a loss: the smallest number of float16; scales begin at 2^16
 T = TypeVar("T")
 Engine = Callable[[nn.Module, nn.Module, torch.optim.Optimizer], Player]  # of a network, its module and its optimizer
 
@@ -72,7 +75,7 @@ class Trainer:
         if config.networks.precision == "float16":
             self.G.scale_losses()
             self.D.scale_losses()
-        self.meter = Meter()
+        self.meter = Meter(self.device)
         self.images_seen = 0
         self.warm = False  # whether all first weights of G are another run's: then its averages needn't forget them
         self.augment_p: Tensor | None = None  # where it adapts itself
@@ -210,7 +213,7 @@ class Trainer:
         for number, (_, part) in enumerate(parts, start=1):
             with self.G.accumulating(is_last=number == len(parts)):
                 fakes = self.fakes(self.G.module, part, Stream.LATENTS_G)
-                with self.D.whole():
+                with self.D.frozen():
                     loss, found = self.g_objective(part.reals, fakes, part.labels, part.index, self._strength(knobs))
                     self.G.backward(self.G.scaled(loss * self._share(part)))
             _add(terms, found, self._share(part))
@@ -222,7 +225,7 @@ class Trainer:
         terms = Terms()
         for place, part in self._parts(batch):
             mine = fakes[place].detach().requires_grad_()
-            with self.D.whole():
+            with self.D.frozen():
                 loss, found = self.g_objective(part.reals, mine, part.labels, part.index, self._strength(knobs))
                 slopes += torch.autograd.grad(self.G.scaled(loss * self._share(part)), mine)
             _add(terms, found, self._share(part))
@@ -239,30 +242,28 @@ class Trainer:
         return [(place, batch.part(place)) for place in places]
 
     def _within_memory(self, player: Player, work: Callable[[], T]) -> T:
-        """What the work returns; it is done again in smaller parts where memory runs out. Raises UserError."""
-        while True:
-            try:
-                return work()
-            except torch.OutOfMemoryError as error:
-                self._halve(error)  # the work's tensors are free when this block ends
-            player.forget_gradients()
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
+        """Return what the work returns; do it again in smaller parts where memory runs out. Raises UserError."""
 
-    def _halve(self, error: Exception) -> None:
-        """The micro-batch is half of what it was. Raises UserError where it can't be, or where others wait."""
-        now = min(self.max_share, self.micro_batch or self.max_share)
-        if now == 1 or has_batch_norm(self.D.net):
+        def halve(size: int) -> None:
+            before, self.micro_batch = self.micro_batch or self.max_share, size
+            self.on_short_memory(size)
+            if self.num_processes > 1:  # the others wait in the middle of this step
+                raise UserError(
+                    f"memory runs out with micro_batch {before}: the run has noted {size}; give the same command "
+                    "again, it goes on from the last checkpoint"
+                )
+            player.forget_gradients()
+
+        if self.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+            return work()  # what can't be recorded for want of memory runs as it is
+        largest = 1 if has_batch_norm(self.D.net) else min(self.max_share, self.micro_batch or self.max_share)
+        try:
+            return in_smaller_parts(largest, lambda _: work(), halve)
+        except torch.OutOfMemoryError as error:
+            now = self.micro_batch or self.max_share
             raise UserError(
                 f"memory runs out with batch_size {self.config.data.batch_size} and micro_batch {now}, and there is "
                 f"no smaller one ({error}): use smaller networks, images or batches, or more GPUs"
-            ) from None
-        self.micro_batch = -(-now // 2)
-        self.on_short_memory(self.micro_batch)
-        if self.num_processes > 1:  # the others wait in the middle of this step
-            raise UserError(
-                f"memory runs out with micro_batch {now}: the run has noted {self.micro_batch}; give the same command "
-                "again, it goes on from the last checkpoint"
             ) from None
 
     def _strength(self, knobs: Knobs) -> Tensor | float:
@@ -282,7 +283,7 @@ class Trainer:
     def run(self, events: Iterable[Event] = (), should_stop: Callable[[], bool] = lambda: False) -> None:
         """Train to the end; after each step the events that are due happen, in their order.
 
-        Raises Stopped after a step at whose end `should_stop` holds.
+        Raises Stopped after a step at whose end `should_stop` holds, and UserError where memory runs out.
         """
         events = tuple(events)
         while (before := self.images_seen) < self.total_images:
@@ -290,7 +291,15 @@ class Trainer:
             self.at("reading a batch")
             batch = self.loader.batch(before)
             self.input_wait_s += time.monotonic() - began
-            self.meter.add(self.train_step(batch), before)
+            try:
+                terms = self.train_step(batch)
+            except torch.OutOfMemoryError as error:  # an optimizer that has moved some weights can't do so again
+                raise UserError(
+                    f"memory runs out with batch_size {self.config.data.batch_size} where no micro_batch helps, in G's "
+                    f"pass over a whole batch or an optimizer's states ({error}): use smaller networks, images or "
+                    "batches, or more GPUs; training goes on from the last checkpoint"
+                ) from None
+            self.meter.add(terms, before)
             for event in events:
                 if event.is_due(before, self.images_seen):
                     self.at(event.action.__name__, EVENT_S)
@@ -304,12 +313,20 @@ class Trainer:
         self._at(phase, self.images_seen, limit_s)
 
     def check_finite(self) -> None:
-        """Raises Diverged where a loss since the last check, or a weight now, isn't a finite number."""
-        place = self.meter.first_nonfinite()
+        """Raise Diverged where a loss since the last check, or a weight now, isn't a finite number.
+
+        All processes must ask, and all end alike. It waits for the device once. Where losses are scaled, steps that
+        overflow are left out, which is no fault until the scale has fallen so far that float16 holds no gradient.
+        """
         nets = (self.G.net, self.D.net, *self._averages().values())
-        if place is None and not all(bool(p.isfinite().all()) for net in nets for p in net.parameters()):
-            place = self.images_seen
-        if place is not None:
+        # The largest absolute value: unlike a sum of squares, it can't itself overflow.
+        largest = nn.utils.get_total_norm([p for net in nets for p in net.parameters() if p.numel()], math.inf)
+        good = [largest < math.inf]
+        scalers = [player for _, player in self._players() if player.scaler is not None]
+        good += [player.scaled(torch.ones_like(largest)) >= MIN_SCALE for player in scalers]
+        nonfinite_at = [] if scalers else [self.meter.nonfinite_at]
+        found = torch.stack([*nonfinite_at, torch.where(torch.stack(good).all(), NEVER, self.images_seen)])
+        if (place := min(all_values(found).flatten().tolist())) != NEVER:
             step = self.steps_to(place) + 1
             raise Diverged(
                 f"the losses are no longer finite numbers since step {step} ({place:,} images): try a smaller --g-lr "

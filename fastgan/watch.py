@@ -268,10 +268,12 @@ class Watch:
             self.writer.close()
             self.writer.raise_if_failed()
 
-    def close(self, trainer: Trainer) -> None:
-        """Nothing more will happen: all is on disk; the GIF and the picture of the losses show what has.
+    def close(self, trainer: Trainer, in_haste: bool = False) -> None:
+        """Write what is left and close: nothing more will happen. The GIF and the picture of the losses come last.
 
-        Raises what a write raised, where training itself didn't fail: that says more, and the other is told of.
+        Where training was stopped `in_haste`, they are left to the session that ends the run: a scheduler that has
+        sent its signal kills what goes on for long. Raises what a write raised, where training itself didn't fail:
+        that says more, and the other is told of.
         """
         ending = sys.exception()
         failed = ending is not None and not isinstance(ending, Stopped)
@@ -283,24 +285,25 @@ class Watch:
             with contextlib.suppress(*[OSError] * failed):  # a full disk was told of
                 if isinstance(ending, Diverged) and self.board is not None:
                     self.board.performance(trainer.images_seen, {"health/diverged": 1.0})
-                self._show(trainer)
+                self._show(trainer, pictures=not (in_haste and isinstance(ending, Stopped)))
         finally:
             if self.writer is not None and not failed:
                 self.writer.raise_if_failed()
         if self.writer is not None and self.writer.failure not in (None, ending):
             print(self.writer.failure, flush=True)
 
-    def _show(self, trainer: Trainer) -> None:
-        """The last figures, the GIF and the picture of the losses; console and board are closed."""
+    def _show(self, trainer: Trainer, pictures: bool) -> None:
+        """Write the last figures, the GIF and the picture of the losses; close console and board."""
         if self.progress is None or self.board is None:
             return
         self.progress.close()
         if saving := self._saving():
             self.board.performance(trainer.images_seen, saving)
-        self.board.gif(trainer.images_seen)
-        path, rows = self.folder.path / "losses.png", read_rows(self.folder.log)
-        title = f"{self.config.preset}: losses"
-        curves.save(path, rows, trainer.loader.num_images, title, self.config.objective.loss)
+        if pictures:
+            self.board.gif(trainer.images_seen)
+            path, rows = self.folder.path / "losses.png", read_rows(self.folder.log)
+            title = f"{self.config.preset}: losses"
+            curves.save(path, rows, trainer.loader.num_images, title, self.config.objective.loss)
         self.board.close()
 
     def _saving(self) -> dict[str, float]:

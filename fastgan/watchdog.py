@@ -1,21 +1,24 @@
 """Notices within a bounded time that a process of the run is gone or stuck, says which and where, and ends this one.
 
 A collective whose partner is gone can't be interrupted: with NCCL it hangs without an exception, with gloo where the
-cable is cut. So each process tells the launch's store every few seconds where it is, and one that waits for too long
-looks up who is behind or silent, prints one line and ends with EXIT_LOST. What started it can start it again.
+cable is cut. So each process tells the launch's store every few seconds where it is. Rank 0 reads that of all and
+writes down in one line who is behind or silent: with n processes a beat costs the store some n calls, not n of each. A
+process that waits for too long reads that line, prints one of its own and ends with EXIT_LOST. What started it can
+start it again.
 """
 
 import contextlib
 import json
 import os
+import re
 import socket
 import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import timedelta
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch.distributed import Store
@@ -26,7 +29,21 @@ from fastgan.status import report
 LIMIT_S = 300.0
 PREPARING_S = 1800.0  # what comes before the second step: data are got and decoded, networks compiled
 BEAT_S = 2.0
+EVENT_S = 3600.0  # for what happens between steps, an evaluation say: the processes that have no part in it wait
 MISSED_BEATS = 4  # a process that misses so many is taken for dead once a collective has failed
+LOST = re.compile(
+    "|".join(
+        (
+            r"[Cc]onnection (closed by (remote )?peer|reset by peer|refused|timed out)",  # gloo, and NCCL's last error
+            r"Broken pipe|No route to host|Network is unreachable",
+            r"Timed out waiting \d+ms for (send|recv)|Application timeout caused pair closure",  # gloo
+            r"Gloo connectFullMesh failed",
+            r"Watchdog caught collective operation timeout|NCCL communicator was aborted",
+            r"ncclRemoteError|remote process exited or there was a network error",
+            r"retrieving ncclUniqueId from \[0\] via c10d key-value store",  # rank 0 went before its first collective
+        )
+    )
+)
 
 
 class Place(NamedTuple):
@@ -39,10 +56,11 @@ class Place(NamedTuple):
     limit_s: float
 
 
-@dataclass
+@dataclass(frozen=True)
 class Beat:
-    """What another process last said of itself, and when it said something new, by this process's clock."""
+    """What a process last said of itself."""
 
+    rank: int
     host: str
     phase: str
     images_seen: int
@@ -51,11 +69,25 @@ class Beat:
     left_s: float  # until it has been there for too long
     ended: str | None  # where it has ended: a line that says why
     number: int
-    heard: float
 
     @property
     def where(self) -> str:
         return f"{self.phase} at {self.images_seen:,} images"
+
+
+@dataclass(frozen=True)
+class Digest:
+    """What rank 0 last heard of all processes."""
+
+    number: int  # of the beat with which rank 0 wrote it, so a new one each time
+    main: str  # rank 0 and its host
+    main_where: str
+    ended: str | None  # why one has ended
+    silent: str  # who has been silent for the longest
+    silent_s: float
+    num_behind: int  # 0 where one has not come so far
+    behind: str  # who is behind all others, or waits with all others
+    left_s: float  # the most that one of them may still be there
 
 
 class Watchdog:
@@ -85,8 +117,9 @@ class Watchdog:
         self._first: int | None = None  # images seen when the first step began
         self._place = Place("starting", 0, 0, time.monotonic(), max(limit_s, preparing_s))
         self._reached = time.monotonic()
-        self._beats: dict[int, Beat | None] = {}  # None: it has never said anything
-        self._asked_since = self._reached
+        self._beats: dict[int, tuple[Beat, float]] = {}  # rank 0 alone has them, each with when it was new
+        self._began = self._asked_since = self._digest_heard = self._reached
+        self._digest: Digest | None = None
         self._asked = self._explaining = self._closed = False
         self._wake = threading.Event()
         self._threads = [threading.Thread(target=part, daemon=True) for part in (self._talk, self._watch)]
@@ -169,58 +202,105 @@ class Watchdog:
             number += 1
             self._wake.clear()
             with contextlib.suppress(RuntimeError):  # `_reached` tells
-                self._send(number)
-                self._reached = time.monotonic()
-                if self._asked or self._waited() > self.limit_s / 2:
-                    self._ask()
-                    self._read()
-                else:
-                    self._beats = {}
+                self._exchange(number)
             self._wake.wait(self.beat_s)
         if self._ended is None:
             with contextlib.suppress(RuntimeError):
                 self._ended = f"rank {self.rank} on {self._host} was done"
-                self._send(number + 1)
+                self._exchange(number + 1)
+
+    def _exchange(self, number: int) -> None:
+        """Say where this process is; rank 0 hears what all say, the others what it made of that where they wait."""
+        self._send(number)
+        self._reached = time.monotonic()
+        if self._waited() > self.limit_s / 2:
+            self._ask()
+        if self.rank == 0:
+            self._publish(number)
+        elif self._asked:
+            self._read()
+        else:
+            self._digest = None
 
     def _send(self, number: int) -> None:
         assert self._store is not None
         place, in_phase_s, ended = self._place, self._waited(), self._ended
-        words = {
-            "host": self._host,
-            "phase": place.phase,
-            "images_seen": place.images_seen,
-            "moves": place.moves,
-            "in_phase_s": in_phase_s,
-            "left_s": min(place.limit_s - in_phase_s, 1e9),
-            "ended": ended,
-            "number": number,
-        }
-        self._store.set(self._key(self.rank), json.dumps(words))
-        self._told = ended
+        beat = Beat(
+            self.rank,
+            self._host,
+            place.phase,
+            place.images_seen,
+            place.moves,
+            in_phase_s,
+            min(place.limit_s - in_phase_s, 1e9),
+            ended,
+            number,
+        )
+        self._store.set(self._key(self.rank), json.dumps(asdict(beat)))
+        if self.rank != 0:  # what rank 0 says of itself the others find in the digest
+            self._told = ended
+
+    def _publish(self, number: int) -> None:
+        """Read what all say now, in one call once all have come, and write down what matters of it."""
+        assert self._store is not None
+        come = [rank for rank in range(self.count) if rank in self._beats or self._store.check([self._key(rank)])]
+        for words in self._store.multi_get([self._key(rank) for rank in come]):
+            beat = Beat(**json.loads(words))
+            before = self._beats.get(beat.rank)
+            if before is None or before[0].number != beat.number:
+                self._beats[beat.rank] = beat, time.monotonic()
+        self._digest, self._digest_heard = self._summary(number), time.monotonic()
+        self._store.set(self._key("digest"), json.dumps(asdict(self._digest)))
+        self._told = self._beats[0][0].ended
+
+    def _summary(self, number: int) -> Digest:
+        beats = [self._beats[rank][0] for rank in sorted(self._beats)]
+        now, heard = time.monotonic(), {rank: at for rank, (_, at) in self._beats.items()}
+        silences = [now - heard.get(rank, self._began) for rank in range(self.count)]
+        silent_s = max(silences)
+        rank, others = silences.index(silent_s), sum(s > MISSED_BEATS * self.beat_s for s in silences) - 1
+        if rank in self._beats:
+            found = self._beats[rank][0]
+            silent = (
+                f"rank {rank} on {found.host}{_more(others)} has not been heard of for {silent_s:.0f} s "
+                f"(last: {found.where})"
+            )
+        else:
+            silent = f"rank {rank}{_more(others)} has not come"
+        last = min((beat.images_seen, beat.moves) for beat in beats)
+        behind = [beat for beat in beats if (beat.images_seen, beat.moves) == last]
+        first = behind[0]
+        return Digest(
+            number=number,
+            main=f"rank 0 on {self._host}",
+            main_where=beats[0].where,
+            ended=next((beat.ended for beat in beats if beat.ended is not None), None),
+            silent=silent,
+            silent_s=silent_s,
+            num_behind=len(behind) if len(beats) == self.count else 0,
+            behind=(
+                f"rank {first.rank} on {first.host}{_more(len(behind) - 1)} is stuck in {first.where} "
+                f"for {first.in_phase_s:.0f} s"
+            ),
+            left_s=max(beat.left_s for beat in behind),
+        )
 
     def _read(self) -> None:
-        """What the others say now is in `_beats`."""
+        """Read what rank 0 last wrote down."""
         assert self._store is not None
-        found: dict[int, Beat | None] = {}
-        for rank in range(self.count):
-            if rank == self.rank:
-                continue
-            before, key = self._beats.get(rank), self._key(rank)
-            if not self._store.check([key]):
-                found[rank] = None
-                continue
-            words: dict[str, Any] = json.loads(self._store.get(key))
-            old = before is not None and before.number == words["number"]
-            found[rank] = Beat(**words, heard=before.heard if old and before else time.monotonic())
-        self._beats = found
+        if self._digest is None and not self._store.check([self._key("digest")]):
+            return
+        digest = Digest(**json.loads(self._store.get(self._key("digest"))))
+        if self._digest is None or digest.number != self._digest.number:
+            self._digest, self._digest_heard = digest, time.monotonic()
 
     def _ask(self) -> None:
         """From now on the others are listened to; silence counts from here."""
         if not self._asked:
             self._asked, self._asked_since = True, time.monotonic()
 
-    def _key(self, rank: int) -> str:
-        return f"watchdog/{rank}"
+    def _key(self, what: object) -> str:
+        return f"watchdog/{what}"
 
     # -- the thread that judges, and never waits
 
@@ -252,52 +332,31 @@ class Watchdog:
                 f"the main host's store ({store_address()}) is out of reach for {now - self._reached:.0f} s; "
                 f"rank {self.rank} on {self._host} waits in {self._place.phase} at {self._place.images_seen:,} images"
             )
-        beats = dict(self._beats)
-        for _, beat in sorted(beats.items()):
-            if beat is not None and beat.ended is not None:
-                return beat.ended
-        silent = [
-            (rank, beat)
-            for rank, beat in sorted(beats.items())
-            if now - (self._asked_since if beat is None else beat.heard) > silence_s
-        ]
-        if not silent:
-            return None
-        rank, beat = silent[0]
-        others = f" (and {len(silent) - 1} more)" if len(silent) > 1 else ""
-        if beat is None:
-            who = f"rank {rank}{others} has not come"
+        digest, unread_s = self._digest, now - max(self._digest_heard, self._asked_since)
+        if digest is not None and digest.ended is not None:
+            return digest.ended
+        if self.rank != 0 and unread_s > silence_s:
+            who = "rank 0 has not come"
+            if digest is not None:
+                who = f"{digest.main} has not been heard of for {unread_s:.0f} s (last: {digest.main_where})"
+        elif digest is not None and digest.silent_s > silence_s:
+            who = digest.silent
         else:
-            who = (
-                f"rank {rank} on {beat.host}{others} has not been heard of for {now - beat.heard:.0f} s "
-                f"(last: {beat.where})"
-            )
+            return None
         place = self._place
         return f"{who}; rank {self.rank} on {self._host} waits in {place.phase} at {place.images_seen:,} images"
 
     def _stuck(self, waited: float) -> str | None:
         """Who keeps the others waiting though it lives; None where it may still be at it."""
-        mine = self._place
-        beats = {rank: beat for rank, beat in self._beats.items() if beat is not None}
-        if len(beats) < self.count - 1:
+        digest, mine = self._digest, self._place
+        if digest is None or digest.num_behind == 0 or digest.left_s > 0:
             return None
-        places = {rank: (beat.images_seen, beat.moves) for rank, beat in beats.items()}
-        places[self.rank] = (mine.images_seen, mine.moves)
-        last = min(places.values())
-        behind = sorted(rank for rank, place in places.items() if place == last)
-        if any(rank != self.rank and beats[rank].left_s > 0 for rank in behind):
-            return None
-        if len(behind) == self.count:
+        if digest.num_behind == self.count:
             return (
                 f"all {self.count} ranks wait in {mine.phase} at {mine.images_seen:,} images for {waited:.0f} s: "
                 "the exchange between them hangs; look at the network between the hosts"
             )
-        rank, others = behind[0], f" (and {len(behind) - 1} more)" if len(behind) > 1 else ""
-        if rank == self.rank:
-            host, where, spent = self._host, f"{mine.phase} at {mine.images_seen:,} images", waited
-        else:
-            host, where, spent = beats[rank].host, beats[rank].where, beats[rank].in_phase_s
-        return f"rank {rank} on {host}{others} is stuck in {where} for {spent:.0f} s, and the others wait for it"
+        return f"{digest.behind}, and the others wait for it"
 
     def _waited(self) -> float:
         return time.monotonic() - self._place.since
@@ -309,17 +368,22 @@ class Watchdog:
 
 
 def is_lost(error: BaseException) -> bool:
-    """Whether a collective, or the store under it, failed because a partner or the way to it is gone."""
-    if isinstance(error, torch.distributed.DistError):
+    """Whether a collective, or the store under it, failed because a partner or the way to it is gone.
+
+    What NCCL, gloo or torch say of a mistake or of this machine, memory or shapes say, is no such failure.
+    """
+    if isinstance(error, torch.distributed.DistNetworkError | torch.distributed.DistStoreError):
         return True
-    text = str(error)
-    signs = ("gloo/transport", "Connection closed by peer", "Connection reset by peer", "NCCL", "ProcessGroup")
-    return isinstance(error, RuntimeError) and any(sign in text for sign in signs)
+    return isinstance(error, RuntimeError) and LOST.search(str(error)) is not None
 
 
-def collective_timeout(limit_s: float = LIMIT_S, preparing_s: float = PREPARING_S) -> timedelta:
-    """For the process group: longer than any phase's limit, so that the watchdog's line comes first."""
-    return timedelta(seconds=2 * max(limit_s, preparing_s))
+def collective_timeout(limit_s: float = LIMIT_S) -> timedelta:
+    """For the process groups: longer than any phase's limit, so that the watchdog's line comes first."""
+    return timedelta(seconds=2 * max(limit_s, PREPARING_S, EVENT_S))
+
+
+def _more(count: int) -> str:
+    return f" (and {count} more)" if count > 0 else ""
 
 
 def store_address() -> str:

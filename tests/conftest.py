@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import settings
 
 from fastgan import train
@@ -18,6 +19,13 @@ settings.load_profile("fastgan")
 # torch takes what its compiler left behind as it is, also what a killed run left half-written.
 _compiled = tempfile.TemporaryDirectory(prefix="fastgan-compiled-")
 os.environ["TORCHINDUCTOR_CACHE_DIR"] = _compiled.name
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="there is no GPU"))
 
 
 @contextlib.contextmanager

@@ -4,7 +4,9 @@
 """
 
 import json
+import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -20,16 +22,19 @@ from fastgan.trainer import Trainer
 CPU = torch.device("cpu")
 
 
-def config(split_g: bool = False) -> Config:
+def config(split_g: bool = False, wide: bool = False, precision: str = "float32") -> Config:
     """All that could differ: BatchNorm in G, exact R1 and R2, adaptive augmentation, two averages, 13 images a batch,
     reals and changes of its own in each phase.
 
-    Where G is to be split it is R3GAN's, without BatchNorm. Adam's epsilon keeps it from turning the rounding of
-    gradients that are 0 but for it into steps of full size.
+    Where G is to be split it is R3GAN's, without BatchNorm; `wide` makes both networks larger than the first megabyte
+    at which torch's compiler would cut a graph under DDP. Adam's epsilon keeps it from turning the rounding of
+    gradients that are 0 but for it into steps of full size. float16 knows no penalty here: it would overflow.
     """
     convolutions = NetworkConfig(network="dcgan", z_dim=8, stages=(8, 4))
-    blocks = NetworkConfig(network="r3gan", z_dim=8, stages=(8, 8, 8), blocks=1, group_width=0)
-    return Config(
+    blocks = NetworkConfig(
+        network="r3gan", z_dim=8, stages=(96 if wide else 8, 8, 8), blocks=1, group_width=0, precision=precision
+    )
+    chosen = Config(
         data=DataConfig(data="toy", image_size=(28, 28), channels=1, batch_size=13, keep_partial_batch=False),
         networks=blocks if split_g else convolutions,
         objective=ObjectiveConfig(
@@ -46,6 +51,9 @@ def config(split_g: bool = False) -> Config:
             g_lr=1e-3, d_lr=1e-3, betas=(0.0, 0.99), eps=1e-4, ema_half_lives=(100,), ema_stds=(0.1,)
         ),
     )
+    if precision == "float16":
+        chosen = replace(chosen, objective=replace(chosen.objective, penalty="none"))
+    return chosen
 
 
 def let_zero_compute_in_float64() -> None:
@@ -69,11 +77,24 @@ def let_zero_compute_in_float64() -> None:
 
 def build(processes: Processes, case: dict) -> Trainer:
     torch.set_default_dtype(torch.float64 if case.get("double") else torch.float32)
-    chosen = config(case.get("split_g", False))
+    chosen = config(case.get("split_g", False), case.get("wide", False), case.get("precision", "float32"))
     loader = build_loader(chosen, sources.load("toy"), CPU, processes.rank, processes.count)
     processes.engine, processes.offload = case["engine"], case.get("offload", False)
     nets = networks.build(chosen)
-    return Trainer(chosen, nets, loader, processes.player, processes.count, case.get("micro_batch"))
+    trainer = Trainer(chosen, nets, loader, processes.player, processes.count, case.get("micro_batch"))
+    if case.get("compile"):  # but for the code that inductor would make of the graphs, which takes minutes
+        for part in (trainer.G.net, trainer.d_objective, trainer.g_objective):
+            part.compile(fullgraph=True, backend="aot_eager")
+    if (step := case.get("overflow_in")) is not None and processes.rank == processes.count - 1:
+        overflow_in(step, trainer)
+    return trainer
+
+
+def overflow_in(step: int, trainer: Trainer) -> None:
+    """Let a gradient of D, of this process alone, be larger than its type holds in that step, counted from 0."""
+    first = next(trainer.D.net.parameters())
+    at = step * trainer.config.data.batch_size
+    first.register_hook(lambda grad: grad * math.inf if trainer.images_seen == at else grad)
 
 
 def train(trainer: Trainer, steps: int) -> None:
@@ -82,7 +103,10 @@ def train(trainer: Trainer, steps: int) -> None:
 
 
 def run(processes: Processes, case: dict, folder: Path) -> None:
-    """The state after `steps` more steps, kept by the case's name; where `resume` is set, of one resumed half-way."""
+    """The state after `steps` more steps, kept by the case's name; where `resume` is set, of one resumed half-way.
+
+    With `every_rank` each process keeps its own, by name and rank.
+    """
     trainer = build(processes, case)
     if (start := case.get("start")) is not None:
         snapshot = Checkpoints(folder / start).latest()
@@ -96,8 +120,9 @@ def run(processes: Processes, case: dict, folder: Path) -> None:
     else:
         train(trainer, case["steps"])
     tensors, state = trainer.state()
-    if processes.is_main:
-        Checkpoints(folder / case["name"]).save(tensors, state)
+    if processes.is_main or case.get("every_rank"):
+        name = f"{case['name']}-{processes.rank}" if case.get("every_rank") else case["name"]
+        Checkpoints(folder / name).save(tensors, state)
     processes.wait()
 
 

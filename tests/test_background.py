@@ -314,6 +314,31 @@ def test_stopped_run_has_its_last_checkpoint(run_dir: Path, monkeypatch: pytest.
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("writer")]
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+def test_stopped_by_a_signal_only_the_checkpoint_is_written(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """A scheduler kills what goes on for long: pictures wait for the session that ends the run, whose last they are."""
+    done: list[str] = []
+
+    def noted(name: str, owner: Any, method: str) -> None:
+        original = getattr(owner, method)
+        monkeypatch.setattr(owner, method, lambda *args: (original(*args), done.append(name))[0])
+
+    noted("checkpoint", Checkpoints, "save")
+    noted("gif", watch.Board, "gif")
+    noted("losses", watch.curves, "save")
+    with monkeypatch.context() as signalled:
+        log = watch.Watch.log
+        signalled.setattr(watch.Watch, "log", lambda *args: (log(*args), signal.raise_signal(number)))
+        assert run(run_dir) == EXIT_STOPPED
+    assert done == ["checkpoint"]
+    assert run(run_dir, "--minutes", "0.00001") == 0
+    assert done == ["checkpoint", "checkpoint", "gif", "losses"]  # the clock is no such haste
+    assert run(run_dir) == 0
+    assert done[4:].count("gif") == 1 and done[-3:] == ["checkpoint", "gif", "losses"]
+
+
 def test_divergence_says_more_than_a_full_disk(run_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     """Where losses aren't finite and a write fails, the exit code is divergence's; the failed write is told of."""
     calls = []

@@ -12,6 +12,7 @@ import torch
 from fastgan import distributed
 from fastgan.board import read_rows
 from fastgan.checkpoint import Checkpoints
+from fastgan.watchdog import EVENT_S
 
 TRAIN = Path(__file__).parents[1] / "fastgan" / "train.py"
 OPTIONS = ("--preset", "debug", "--images", "320", "--log-every", "32")
@@ -148,3 +149,54 @@ def test_accelerates_configuration_names_the_engine(monkeypatch, environment, as
         monkeypatch.setenv(variable, value)
     assert distributed._asked_by_launcher() == asked
     assert "ACCELERATE_USE_DEEPSPEED" not in os.environ
+
+
+class Stepped:
+    """What DeepSpeed's engine is after a step whose gradients had this norm."""
+
+    def __init__(self, norm: torch.Tensor | float | None) -> None:
+        self._norm = norm
+
+    def step(self) -> None:
+        pass
+
+    def get_global_grad_norm(self) -> torch.Tensor | float | None:
+        return self._norm
+
+
+@pytest.mark.parametrize("norm", [torch.tensor(3.0), torch.tensor(3.0, device="meta"), float("inf"), 0.0, None])
+def test_gradient_norm_of_zero_lies_where_the_weights_do(monkeypatch, norm):
+    """Of states on the host, too; one that is there already isn't looked at, for which the host would wait.
+
+    A device without memory stands for a GPU: whoever looks at its numbers fails.
+    """
+    monkeypatch.setattr(distributed, "_zero_engine", lambda *_: Stepped(norm))
+    net = torch.nn.Linear(2, 2, device="meta")
+    player = distributed.ZeroPlayer(net, net, torch.optim.Adam(net.parameters()), stage=2, offload=True)
+    found = player.step(lr=1e-3, beta2=0.99)
+    assert found.device.type == "meta" and found.shape == ()
+
+
+GROUPS = r"""
+import sys
+import torch
+import torch.distributed as dist
+from fastgan.distributed import Processes
+
+processes = Processes(threads=1, limit_s=300.0)
+for group in (dist.group.WORLD, processes._voters):
+    options = group._get_backend(torch.device("cpu")).options
+    sys.stdout.write(f"timeout {options._timeout.total_seconds()}\n")  # in one piece: both processes write
+processes.end()
+"""
+
+
+def test_every_process_group_outlasts_the_watchdog(tmp_path):
+    """Votes, too, are waited for longer than any phase may take: gloo's own half hour would end an evaluation."""
+    (tmp_path / "groups.py").write_text(GROUPS)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d"]
+    command += ["--rdzv-endpoint", "localhost:0", str(tmp_path / "groups.py")]
+    answer = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert answer.returncode == 0, answer.stderr
+    found = [float(line.split()[1]) for line in answer.stdout.splitlines() if line.startswith("timeout")]
+    assert len(found) == 4 and min(found) > EVENT_S

@@ -222,7 +222,7 @@ def test_resident_batches_are_made_on_the_device(sets, place):
     assert batch.labels.shape == batch.for_g.labels.shape == (BATCH,) and batch.for_g.pixels.shape == (BATCH, 3, *SIZE)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 @pytest.mark.parametrize("loader", LOADERS)
 def test_batches_on_a_gpu_are_those_of_the_cpu(sets, loader):
     """Every loader brings the CPU's batches to a GPU, after a jump as well, and none waits for it."""

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import refusal
 
 from fastgan import micro_batch, networks, presets
 from fastgan.data import sources
@@ -77,6 +78,26 @@ def test_no_room_for_one_image_is_the_users_to_mend():
     run_short_of_memory(trainer, most=0)
     with pytest.raises(UserError, match="memory runs out with batch_size 12 and micro_batch 1"):
         trainer.train_step(trainer.loader.batch(0))
+
+
+@pytest.mark.parametrize("where", ["G's pass over a whole batch", "G's own gradients", "an optimizer's step"])
+def test_what_no_micro_batch_helps_is_the_users_to_fix(monkeypatch, where):
+    """One line, and the micro-batch stays; an optimizer that may have moved some weights isn't asked again."""
+    trainer, calls = build(share_fakes=True), []
+
+    def fail(*_):
+        calls.append(where)
+        raise torch.OutOfMemoryError("2 GiB")
+
+    owner, name = {
+        "G's pass over a whole batch": (trainer.G.module, "forward"),
+        "G's own gradients": (trainer.G, "backward"),
+        "an optimizer's step": (trainer.D, "step"),
+    }[where]
+    monkeypatch.setattr(owner, name, fail)
+    text = refusal(trainer.run)
+    assert text.startswith("memory runs out with batch_size 12 where no micro_batch helps") and "2 GiB" in text
+    assert len(calls) == 1 and trainer.micro_batch is None and trainer.images_seen == 0
 
 
 def test_several_processes_end_and_remember():

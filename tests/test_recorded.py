@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from test_compiling import TINY
 from torch import Tensor
 
 from fastgan import networks
@@ -116,7 +117,7 @@ def test_a_step_that_cannot_be_recorded_runs_as_it_is(double, monkeypatch):
     assert steps.failure == "operation not permitted when stream is capturing"
 
 
-@pytest.mark.skipif(DEVICE.type == "cpu", reason="CUDA graphs need a GPU")
+@pytest.mark.gpu
 @pytest.mark.parametrize("run", ON_GPUS)
 def test_cuda_graphs_are_eager_steps(double, run):
     """The same of real graphs, and stopping to record changes nothing."""
@@ -125,6 +126,24 @@ def test_cuda_graphs_are_eager_steps(double, run):
     found = losses(recorded, 10)
     recorded.use_graphs(False)
     assert found + losses(recorded, 2) == pytest.approx(losses(eager, 12), rel=1e-6)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("recorded", [False, True])
+@pytest.mark.parametrize("preset", TINY)
+def test_no_step_waits_for_the_device(preset, recorded):
+    """Nothing in a step, of any preset, eager or recorded, makes the host wait for the GPU."""
+    trainer = make(f"--preset {preset} {TINY[preset]}")
+    trainer.use_graphs(recorded)
+    for _ in range(4):
+        trainer.train_step(trainer.loader.batch(trainer.images_seen))
+    batches = [trainer.loader.batch(trainer.images_seen + n * trainer.config.data.batch_size) for n in range(2)]
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for batch in batches:
+            trainer.meter.add(trainer.train_step(batch), trainer.images_seen)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 def test_a_beta_on_the_device_is_one_on_the_host():

@@ -10,7 +10,6 @@ from fastgan.data import sources
 from fastgan.data.images import ImageSet
 from fastgan.data.loaders import build_loader, check
 from fastgan.errors import Diverged, Stopped, UserError
-from fastgan.meter import Meter
 from fastgan.trainer import Event, Trainer
 
 CPU = torch.device("cpu")
@@ -250,16 +249,3 @@ def test_a_step_reads_nothing_back(monkeypatch):
     with pytest.raises(AssertionError, match="asked for"):
         float(torch.ones(()))  # the trap works
     trainer.meter.add(trainer.train_step(batch), 32)
-
-
-def test_meter_means_are_of_what_was_reported():
-    """A term's mean is over the steps that reported it, also where those are read after a resume."""
-    meter = Meter()
-    for step in range(4):
-        terms = {"loss": torch.tensor(float(step))}
-        if step % 2:
-            terms["lazy"] = torch.tensor(float(step))
-        meter.add(terms, step)
-        state, meter = meter.state(), Meter()
-        meter.load_state(state)
-    assert meter.read() == {"loss": 1.5, "lazy": 2.0}

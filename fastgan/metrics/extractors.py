@@ -16,6 +16,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from fastgan.config import Config
 from fastgan.data import stacked
 from fastgan.errors import UserError
+from fastgan.memory import in_smaller_parts
 from fastgan.metrics.digits import NUM_FEATURES, DigitsNet, for_inference
 
 NAMES = ("digits", "inception", "efficientnet", "dinov2")
@@ -53,9 +54,11 @@ class Extractor(NamedTuple):
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        parts = images.split(self.part) if images.device.type == "cpu" else (images,)
-        features, logits = zip(*map(self.net, parts), strict=True)
-        return torch.cat(features).float(), torch.cat(logits).float()
+        def extract(size: int) -> tuple[Tensor, Tensor]:
+            features, logits = zip(*map(self.net, images.split(size)), strict=True)
+            return torch.cat(features).float(), torch.cat(logits).float()
+
+        return in_smaller_parts(self.part if images.device.type == "cpu" else len(images), extract)
 
 
 def name_for(config: Config) -> str:

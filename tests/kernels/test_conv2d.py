@@ -98,7 +98,7 @@ def test_merged_groups_change_nothing(monkeypatch, merge):
     assert torch.autograd.gradgradcheck(op, given, fast_mode=True)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="merging is chosen on a GPU")
+@pytest.mark.gpu
 def test_the_fastest_merge_is_as_exact():
     """What a trial chooses on this GPU, in each dtype, gives torch's numbers."""
     for dtype, tolerance in ((torch.float32, 1e-3), (torch.bfloat16, 2e-2)):  # TF32's rounding, if it is on
