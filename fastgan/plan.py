@@ -81,7 +81,7 @@ def elsewhere(config: Config, cluster: Cluster) -> str:
     where = f"{cluster.gpus} {cluster.gpu} ({cluster.nodes} node{'s' * (cluster.nodes > 1)}, {cluster.engine})"
     return "\n".join(
         (
-            f"plan: {config.preset} on {where}: estimated, unmeasured (fastgan has not run on a GPU so far)",
+            f"plan: {config.preset} on {where}: estimated, not measured",
             f"parameters: G {sizes.G:,}, D {sizes.D:,}",
             f"batch: {batch_size:,} images, {batch_size / cluster.gpus:g} a GPU{uneven}",
             f"work: {_work(found)}",

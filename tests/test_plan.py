@@ -311,7 +311,7 @@ def test_plan_says_all(capsys: pytest.CaptureFixture[str]) -> None:
     shown = capsys.readouterr().out
     G, D = networks.sizes(presets.ffhq256())
     wanted = (
-        "ffhq256 on 8 h100 (1 node, ddp): estimated, unmeasured",
+        "ffhq256 on 8 h100 (1 node, ddp): estimated, not measured",
         f"parameters: G {G:,}, D {D:,}",
         "batch: 256 images, 32 a GPU",
         "TFLOP a step",
