@@ -1,6 +1,6 @@
 """What every loader yields, what the trainer knows of a loader, and what the loaders share."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -86,8 +86,8 @@ class Dealer:
 
         They are D's [B], then, where G has reals of its own, G's [B].
         """
-        mine = self.mine(images_seen)
-        return torch.cat([order.items(mine) for order, _ in self._roles])
+        found = [order.items(self.mine(images_seen)) for order, _ in self._roles]
+        return found[0] if len(found) == 1 else torch.cat(found)
 
     def labelled(self, items: Tensor, pixels: Tensor) -> tuple[Tensor, ...]:
         """Return the pixels and, where the set has labels, those of the items, int64 on the CPU."""
@@ -98,12 +98,14 @@ class Dealer:
         mine, size = self.mine(images_seen), len(self.whole(images_seen))
         index = torch.arange(mine.start, mine.stop, device=self.device)
 
-        def phase(number: int) -> Batch:
-            part, stream = slice(number * len(mine), (number + 1) * len(mine)), self._roles[number][1]
-            classes = None if labels is None else labels[part]
-            return Batch(pixels[part], classes, index, size, self._mirror(stream, index))
-
-        return phase(0) if len(self._roles) == 1 else replace(phase(0), of_g=phase(1))
+        mirrors = [self._mirror(stream, index) for _, stream in self._roles]
+        whole = Batch(pixels, labels, index, size, mirrors[0])
+        if len(mirrors) == 1:
+            return whole
+        of_d, of_g = (slice(number * len(mine), (number + 1) * len(mine)) for number in range(2))
+        g_labels, d_labels = (None if labels is None else labels[part] for part in (of_g, of_d))
+        part_of_g = Batch(pixels[of_g], g_labels, index, size, mirrors[1])
+        return Batch(pixels[of_d], d_labels, index, size, mirrors[0], part_of_g)
 
     def _mirror(self, stream: Stream, index: Tensor) -> Tensor | None:
         if not self._config.data.mirror:

@@ -35,6 +35,8 @@ class Order:
             epoch, offset = divmod(start, self.num_images)
             parts.append(self._epoch(epoch)[offset : offset + positions.stop - start])
             start += len(parts[-1])
+        if len(parts) == 1:  # as nearly always: nothing is copied
+            return parts[0]
         return torch.cat(parts) if parts else torch.empty(0, dtype=torch.int64, device=self.device)
 
 
