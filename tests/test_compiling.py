@@ -17,7 +17,7 @@ from fastgan.train import parse_config
 from fastgan.trainer import Trainer
 
 CPU = torch.device("cpu")
-STEPS = 50
+STEPS = 10
 R3GAN = "--precision float32 --blocks 1 --group-width 8 --burn-in 0 --batch-size"
 TINY = {
     "mnist28": "--width 0.0625 --batch-size 8 --penalty r1+r2 --gamma 1",
@@ -74,7 +74,7 @@ def double() -> Iterator[None]:
 
 @pytest.mark.parametrize("preset", TINY)
 def test_compiled_training_is_eager_training(double, monkeypatch, preset):
-    """After 50 steps all weights agree to 1e-5, without a graph break, and no graph is made after the first two steps,
+    """After ten steps all weights agree to 1e-5, without a graph break, and no graph is made after the first two steps,
     in the second of which a burn-in's augmentation sets in.
     """
     eager, compiled = make(preset), make(preset)
