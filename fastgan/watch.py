@@ -16,9 +16,11 @@ from fastgan.board import Board, append_row, peak_memory_gib, read_rows
 from fastgan.checkpoint import BEST, Checkpoints
 from fastgan.data.images import ImageSource
 from fastgan.distributed import Processes
-from fastgan.errors import Diverged, Stopped
+from fastgan.errors import Diverged, Stopped, UserError
 from fastgan.evaluate import CURVE, CURVE_KID_SUBSETS, Evaluator, best_of, check_metric, load_together, made_by
 from fastgan.gallery import Gallery
+from fastgan.memory import InParts
+from fastgan.metrics.features import BATCH_SIZE
 from fastgan.metrics.fidelity import labels_for, latents
 from fastgan.objectives import penalty_share
 from fastgan.progress import EpochProgress, Progress, RunProgress
@@ -141,7 +143,7 @@ class Watch:
         if self._is_done("grid", trainer):
             return
         if self.board is not None:
-            with self._aside("grid"):
+            with self._optional("grid"):
                 self._draw(self.board, trainer)
         if self.config.run.histograms:
             with trainer.D.whole():  # all processes take part
@@ -151,7 +153,7 @@ class Watch:
     @torch.inference_mode()
     def _draw(self, board: Board, trainer: Trainer) -> None:
         seeds = torch.arange(self.config.run.grid_side**2, device=self.processes.device)
-        networks, G = self.config.networks, trainer.ema.net
+        networks, G = self.config.networks, InParts(trainer.ema.net, len(seeds))
         images = G(latents(seeds, networks.z_dim), labels_for(seeds, networks.num_classes))
         board.grid(trainer.images_seen, images)
         if self.gallery is not None:
@@ -176,7 +178,7 @@ class Watch:
         if self._is_done("health", trainer):
             return
         self._check_finite(trainer)
-        with self._aside("health"), trainer.G.whole(), trainer.D.whole():
+        with self._optional("health"), trainer.G.whole(), trainer.D.whole():
             found = self.measure_health(trainer)
             if self.board is not None:
                 self.board.performance(trainer.images_seen, found)
@@ -191,6 +193,8 @@ class Watch:
             return
         number = evaluator.curve_images if run.eval_every else run.eval_images
         metrics = self._measure(trainer, evaluator, number, "metrics")
+        if metrics is None:
+            return
         is_best, stale = self._compare()
         if is_best:
             self._keep_best(trainer, metrics)
@@ -200,11 +204,17 @@ class Watch:
         if is_stale and not at_end:
             raise Stopped(f"no better {run.best_by} in {stale} evaluations: stopped at {trainer.images_seen:,} images")
 
-    def _measure(self, trainer: Trainer, evaluator: Evaluator, num_images: int, kind: str) -> dict[str, float]:
-        """The metrics of G's average, the same on all processes; they stand on the board, with their protocol."""
+    def _measure(self, trainer: Trainer, evaluator: Evaluator, num_images: int, kind: str) -> dict[str, float] | None:
+        """The metrics of G's average, the same on all processes; they stand on the board, with their protocol.
+
+        None where memory ran out.
+        """
         subsets = CURVE_KID_SUBSETS if num_images < self.config.run.eval_images else None
-        with self._aside("evaluation"):
-            metrics = self.processes.mean(evaluator(trainer.ema.net, num_images, subsets))
+        metrics = None
+        with self._optional("evaluation"):
+            metrics = self.processes.mean(evaluator(InParts(trainer.ema.net, BATCH_SIZE), num_images, subsets))
+        if metrics is None:
+            return None
         if self.board is not None:
             self.board.log(trainer.images_seen, {f"{kind}/{name}": value for name, value in metrics.items()})
             share = self._total_s["evaluation"] / (time.monotonic() - self._began)
@@ -347,6 +357,23 @@ class Watch:
             spent = time.monotonic() - began
             self._aside_s[what] += spent
             self._total_s[what] += spent
+
+    @contextlib.contextmanager
+    def _optional(self, what: str) -> Iterator[None]:
+        """Training can do without the rest of the block, aside from it, where memory runs out for a single image.
+
+        But not on one process alone where all exchange what they find: raises UserError.
+        """
+        with self._aside(what):
+            try:
+                yield
+            except torch.OutOfMemoryError as error:
+                if what == "evaluation" and self.processes.count > 1:
+                    raise UserError(
+                        f"memory runs out in an evaluation, of which each process has a part ({error}): give "
+                        "--eval-every 0, or use smaller networks"
+                    ) from None
+                self.say(f"memory ran out in {what} at {self._done_at[what]:,} images, which is left out: {error}")
 
     @contextlib.contextmanager
     def _pause(self, kind: str) -> Iterator[None]:
