@@ -28,7 +28,7 @@ GIF_FRAME_MS, GIF_LAST_MS = 200, 2000
 class Board:
     """The board of a run that stands at `images_seen`: rows after that, left by a killed process, are gone.
 
-    What training computes and how fast it did are two files: the first is the same on every run, bit for bit.
+    What training computes and what depends on its speed are two files: the first is the same on every run, bit for bit.
     """
 
     def __init__(self, folder: RunFolder, config: Config, images_seen: int) -> None:
@@ -63,7 +63,7 @@ class Board:
         self._row(self.folder.log, images_seen, values)
 
     def performance(self, images_seen: int, values: dict[str, float]) -> None:
-        """Speed and memory: a row in performance.jsonl, points in TensorBoard."""
+        """Speed, memory, health: a row in performance.jsonl, points in TensorBoard."""
         self._row(self.folder.performance, images_seen, values)
 
     def _row(self, path: Path, images_seen: int, values: dict[str, float]) -> None:

@@ -293,6 +293,9 @@ class RunConfig:
     """Rows and columns of a grid."""
     histograms: bool = False
     """True: with each grid, histograms of the weights of G's average and D in TensorBoard."""
+    health_every: int | None = None
+    """Images between two rows of health/, which `fastgan doctor` reads; without it, as many as make them cost less
+    than a hundredth of the time; 0: none."""
     checkpoint_every: int | None = None
     """Images between two checkpoints; without it, one an epoch."""
     keep_checkpoints: int = 3
@@ -332,7 +335,8 @@ class RunConfig:
         wanted = "it counts evaluations without a better metric: give --best-by and --eval-every, too, or leave it out"
         _require(self.patience is None or bool(self.best_by and self.eval_every), "patience", self.patience, wanted)
         _require((self.workers or 0) >= 0, "workers", self.workers, "give a whole number, 0 or more")
-        _require((self.eval_every or 0) >= 0, "eval_every", self.eval_every, "give a number of images, 0 or more")
+        for name in ("eval_every", "health_every"):
+            _require((getattr(self, name) or 0) >= 0, name, getattr(self, name), "give a number of images, 0 or more")
 
 
 @dataclass(frozen=True)

@@ -64,7 +64,8 @@ class Course:
     def __init__(self, config: Config, log: Sequence[dict[str, Any]], performance: Sequence[dict[str, Any]]) -> None:
         self.config = config
         self.log = [row for row in log if "loss/D" in row]
-        self.health = [row for row in log if "health/diversity" in row]
+        # Runs of earlier versions have these in the log.
+        self.health = [row for row in (*log, *performance) if "health/diversity" in row]
         self.diverged_at = next((row["images_seen"] for row in performance if "health/diverged" in row), None)
         self.images_seen = max((row["images_seen"] for row in (*self.log, *self.health)), default=0)
 
@@ -263,7 +264,7 @@ def diagnose(course: Course) -> Diagnosis:
         return Diagnosis(divergence.fault, divergence.evidence, (divergence,), divergence.remedy)
     if len(course.health) < MIN_ROWS:
         seen = f"{course.images_seen:,} images seen, {len(course.health)} rows of health/ of the {MIN_ROWS} it takes"
-        return Diagnosis("too short to tell", (seen, f"ask again after {MIN_ROWS * EARLY_EVERY:,} images"))
+        return Diagnosis("too short to tell", (seen, f"ask again later, or give --health-every {EARLY_EVERY}"))
     findings = [found for find in FAULTS if (found := find(course)) is not None]
     if course.lr_ratio >= LR_RATIO:  # then a G that stands still is D's doing
         findings.sort(key=lambda found: found.fault != "D far too strong")

@@ -1,8 +1,11 @@
 """How a run does, measured on a few images aside from the steps: what `fastgan doctor` judges by.
 
 Every figure is a function of the weights, the data set and the images seen: the same on every number of processes and
-after every resume. All processes compute it, as whole weights may need all of them; it takes less than a hundredth of
-the time. "Training images" are the last that were seen; samples are compared with the first.
+after every resume. All processes compute it, as whole weights may need all of them. "Training images" are the first
+that training sees, the same in every row: they are decoded once, and no process needs another's part of a batch.
+
+When there is a row depends on the speed, unless `health_every` says: what rows cost is measured, and the next one waits
+until all of them have taken less than a hundredth of the session's time. So rows stand in performance.jsonl.
 
 health/d_accuracy_real        share of training images that D takes for real: relativistic and wasserstein logits mean
 health/d_accuracy_fake        nothing by themselves, so there it is the share of pairs in which the real has the higher
@@ -39,11 +42,13 @@ from fastgan.data.names import NAMES
 from fastgan.data.order import Order
 from fastgan.data.sources import open_named
 from fastgan.losses import LOSSES
+from fastgan.memory import InParts
 from fastgan.metrics.fidelity import latents
 from fastgan.trainer import Trainer, has_batch_norm
 
-EVERY = 10_000  # images between two measurements: so far apart that they take less than a hundredth of the time
+EVERY = 10_000  # images between two measurements at the least, where `health_every` doesn't say
 EARLY_EVERY, EARLY = 2_000, 20_000  # and those up to which more is worth more: a fault is best seen at once
+SHARE = 0.01  # of a session's time that rows may have taken when the next is due
 NUM_IMAGES = 64  # of each kind
 NUM_NEIGHBORS = 1_000  # training images among which the nearest is looked for: a set that can be memorised is small
 COMPARED_SIDE = 32  # distances are of images shrunk to about this: the grain of large ones says little
@@ -61,8 +66,9 @@ class Fixed:
     held_out: Tensor | None  # [B, C, H, W]; None where there are none
     held_out_labels: Tensor | None
     neighbors: Tensor  # [N, F]: training images, shrunk and flat
-    ordinary: float  # mean distance to the nearest of `neighbors` of images that aren't among them
-    spread: float  # mean distance of two reals
+    ordinary: Tensor  # mean distance to the nearest of `neighbors` of images that aren't among them
+    spread: Tensor  # mean distance of two reals
+    several_classes: bool  # whether labels differ
 
 
 class Health:
@@ -70,61 +76,55 @@ class Health:
 
     def __init__(self, config: Config, source: ImageSource, device: torch.device) -> None:
         self.config, self.source, self.device = config, source, device
-        self._order = Order(len(source), config.seed)
         self._fixed: Fixed | None = None
 
     def __call__(self, trainer: Trainer) -> dict[str, float]:
-        """The figures named above of the trainer as it stands, which stays as it is; all processes must ask."""
+        """Measure the trainer as it stands, which stays as it is; all processes must ask. Waits for the device once."""
         if self._fixed is None:
             self._fixed = fixed_images(self.config, self.source, self.device)
-        fixed = self._fixed
         with trainer.G.whole(), trainer.D.whole():
-            return self._judge(trainer, fixed) | self._look(trainer, fixed)
+            found = self._judge(trainer, self._fixed) | self._look(trainer, self._fixed)
+        values = torch.stack([value.double() for value in found.values()]).tolist()
+        row = {f"health/{name}": value for name, value in zip(found, values, strict=True)}
+        return row | {"health/passes": trainer.images_seen / trainer.loader.num_images}
 
-    def _judge(self, trainer: Trainer, fixed: Fixed) -> dict[str, float]:
+    def _judge(self, trainer: Trainer, fixed: Fixed) -> dict[str, Tensor]:
         """What D makes of reals, fakes and held-out images."""
-        judge = _parts(_untouched(trainer.D.net), _part_size(trainer, trainer.D.net))
-        reals, labels = self._last_seen(trainer.images_seen)
+        untouched = _untouched(trainer.D.net)
+        judge, slopes = _in_parts(untouched, trainer, trainer.D.net), _slopes(untouched)
+        judge_slopes = _in_parts(slopes, trainer, trainer.D.net)
+        reals, labels = fixed.reals, fixed.labels
         first = trainer.images_seen  # seed
         fakes = self._samples(trainer, trainer.G.net, len(reals), labels, first)
-        real, fake = _slopes(judge, reals, labels), _slopes(judge, fakes, labels)
+        (real, real_slope), (fake, fake_slope) = (judge_slopes(x, labels).unbind(1) for x in (reals, fakes))
+        loss = self.config.objective.loss
         with torch.no_grad():
             average = judge(self._samples(trainer, trainer.ema.net, len(reals), labels, first), labels)
-            found = accuracies(self.config.objective.loss, real[0], fake[0], average)
-            gap = float(real[0].mean() - fake[0].mean())
-            found |= {"d_accuracy_pairs": pairs_above(real[0], fake[0]), "logit_gap": gap}
-            found |= {"slope_real": real[1], "slope_fake": fake[1]}
-            found["moved_gap"] = 2 * pairs_above(real[0], judge(moved(reals), labels)) - 1
+            found = accuracies(loss, real, fake, average)
+            found |= {"d_accuracy_pairs": pairs_above(real, fake), "logit_gap": real.mean() - fake.mean()}
+            found |= {"slope_real": real_slope.mean().sqrt(), "slope_fake": fake_slope.mean().sqrt()}
+            found["moved_gap"] = 2 * pairs_above(real, judge(moved(reals), labels)) - 1
             if fixed.held_out is not None:
                 held_out = judge(fixed.held_out, fixed.held_out_labels)
-                found["d_accuracy_held_out"] = real_accuracy(self.config.objective.loss, held_out, fake[0])
-                found["held_out_gap"] = 2 * pairs_above(real[0], held_out) - 1
-            if labels is not None and labels.unique().numel() > 1:
-                found["label_real"] = label_use(judge, reals, labels, real[0])
-                found["label_fake"] = label_use(judge, fakes, labels, fake[0])
-        return {f"health/{name}": value for name, value in found.items()}
+                found["d_accuracy_held_out"] = real_accuracy(loss, held_out, fake)
+                found["held_out_gap"] = 2 * pairs_above(real, held_out) - 1
+            if labels is not None and fixed.several_classes:
+                found["label_real"] = label_use(judge, reals, labels, real)
+                found["label_fake"] = label_use(judge, fakes, labels, fake)
+        return found
 
     @torch.no_grad()
-    def _look(self, trainer: Trainer, fixed: Fixed) -> dict[str, float]:
+    def _look(self, trainer: Trainer, fixed: Fixed) -> dict[str, Tensor]:
         """What the samples are like, beside the training images."""
         samples = self._samples(trainer, trainer.ema.net, len(fixed.reals), fixed.labels)
         small = shrunk(samples)
-        found = {
-            "diversity": pairwise(small) / fixed.spread if fixed.spread else 0.0,
-            "nearest_real": float(nearest(small, fixed.neighbors).mean()) / fixed.ordinary if fixed.ordinary else 0.0,
+        return {
+            "diversity": ratio(pairwise(small), fixed.spread),
+            "nearest_real": ratio(nearest(small, fixed.neighbors).mean(), fixed.ordinary),
             "saturation": saturation(samples),
             "saturation_real": saturation(fixed.reals),
             "data_spread": fixed.spread / small.shape[1] ** 0.5,
-            "passes": trainer.images_seen / trainer.loader.num_images,
         }
-        return {f"health/{name}": value for name, value in found.items()}
-
-    def _last_seen(self, images_seen: int) -> tuple[Tensor, Tensor | None]:
-        """The last images that training saw, and their classes: others in every row, so that means are of many."""
-        count = min(NUM_IMAGES, len(self.source), images_seen)
-        items = self._order.items(range(images_seen - count, images_seen))
-        labels = _labels(self.source, items, self.device) if self.config.networks.num_classes else None
-        return to_unit_range(self.source.pixels(items).to(self.device)), labels
 
     @torch.no_grad()
     def _samples(
@@ -132,7 +132,7 @@ class Health:
     ) -> Tensor:
         """G's images of so many seeds from the first on, of the classes `labels` [B] where it is told any."""
         z = latents(torch.arange(first_seed, first_seed + count, device=self.device), self.config.networks.z_dim)
-        return _parts(_untouched(G), _part_size(trainer, G))(z, labels)
+        return _in_parts(_untouched(G), trainer, G)(z, labels)
 
 
 Network = Callable[[Tensor, Tensor | None], Tensor]
@@ -150,31 +150,26 @@ def _untouched(net: nn.Module) -> Network:
     return call
 
 
-def _part_size(trainer: Trainer, net: nn.Module) -> int:
-    """As many images as training gives the network at a time, as more may not fit; all, where they are coupled."""
-    return NUM_IMAGES if has_batch_norm(net) else min(NUM_IMAGES, trainer.micro_batch or trainer.max_share)
+def _in_parts(call: Network, trainer: Trainer, net: nn.Module) -> Network:
+    """The call of as many images at a time as training gives the network, as more may not fit; coupled ones at once."""
+    size = min(NUM_IMAGES, trainer.micro_batch or trainer.max_share)
+    return call if net.training and has_batch_norm(net) else InParts(call, size)
 
 
-def _parts(net: Network, size: int) -> Network:
-    """The network of a batch, part by part."""
+def _slopes(judge: Network) -> Network:
+    """Logits and the squared norms of their gradients in the images: [B, 2]."""
 
-    def call(x: Tensor, labels: Tensor | None) -> Tensor:
-        given = [None] * -(-len(x) // size) if labels is None else labels.split(size)
-        return torch.cat([net(part, part_labels) for part, part_labels in zip(x.split(size), given, strict=True)])
+    def call(images: Tensor, labels: Tensor | None) -> Tensor:
+        images = images.detach().requires_grad_()
+        with torch.enable_grad():
+            logits = judge(images, labels)
+            (slopes,) = torch.autograd.grad(logits.sum(), images)
+        return torch.stack([logits.detach(), slopes.flatten(1).square().sum(1)], dim=1)
 
     return call
 
 
-def _slopes(judge: Network, images: Tensor, labels: Tensor | None) -> tuple[Tensor, float]:
-    """Logits [B], and the root mean square of their gradients' norms in the images."""
-    images = images.detach().requires_grad_()
-    with torch.enable_grad():
-        logits = judge(images, labels)
-        (slopes,) = torch.autograd.grad(logits.sum(), images)
-    return logits.detach(), float(slopes.flatten(1).square().sum(1).mean().sqrt())
-
-
-def accuracies(loss: str, real: Tensor, fake: Tensor, average: Tensor) -> dict[str, float]:
+def accuracies(loss: str, real: Tensor, fake: Tensor, average: Tensor) -> dict[str, Tensor]:
     """How often D is right on reals, on G's images, and on its average's, by the logits [B] of each."""
     if loss not in BOUNDARY:
         pairs = real_accuracy(loss, real, fake)
@@ -182,30 +177,25 @@ def accuracies(loss: str, real: Tensor, fake: Tensor, average: Tensor) -> dict[s
         return {"d_accuracy_real": pairs, "d_accuracy_fake": pairs, "d_accuracy_ema": ema}
     return {
         "d_accuracy_real": real_accuracy(loss, real, fake),
-        "d_accuracy_fake": float((fake <= BOUNDARY[loss]).double().mean()),
-        "d_accuracy_ema": float((average <= BOUNDARY[loss]).double().mean()),
+        "d_accuracy_fake": (fake <= BOUNDARY[loss]).double().mean(),
+        "d_accuracy_ema": (average <= BOUNDARY[loss]).double().mean(),
     }
 
 
-def real_accuracy(loss: str, logits: Tensor, fake: Tensor) -> float:
+def real_accuracy(loss: str, logits: Tensor, fake: Tensor) -> Tensor:
     """The share of logits [B] that mean real; of the pairs with fakes, where they mean nothing by themselves."""
     assert loss in LOSSES
     if loss in BOUNDARY:
-        return float((logits > BOUNDARY[loss]).double().mean())
+        return (logits > BOUNDARY[loss]).double().mean()
     return pairs_above(logits, fake)
 
 
-def pairs_above(logits: Tensor, others: Tensor) -> float:
+def pairs_above(logits: Tensor, others: Tensor) -> Tensor:
     """The share of all pairs, [B] and [N], in which the first is higher; those that are equal count half."""
-    return share_above(logits[:, None], others[None])
+    return ((logits[:, None] - others).sign().double().mean() + 1) / 2
 
 
-def share_above(logits: Tensor, others: Tensor) -> float:
-    """The share of pairs in which the first is higher; those that are equal count half."""
-    return float(((logits - others).sign().double().mean() + 1) / 2)
-
-
-def label_use(judge: Network, images: Tensor, labels: Tensor, own: Tensor) -> float:
+def label_use(judge: Network, images: Tensor, labels: Tensor, own: Tensor) -> Tensor:
     """The share of pairs of images of different classes that fit their classes better than each other's.
 
     That is by the sum of both logits, so that it doesn't count which classes D holds for more real than others. `own`
@@ -217,8 +207,8 @@ def label_use(judge: Network, images: Tensor, labels: Tensor, own: Tensor) -> fl
     swapped[first], swapped[second] = labels[second], labels[first]
     gain = own - judge(images, swapped)
     differ = labels[first] != labels[second]
-    sums = (gain[first] + gain[second])[differ]
-    return share_above(sums, torch.zeros_like(sums))
+    signs = (gain[first] + gain[second]).sign().double() * differ  # the device isn't asked which, only how many
+    return (signs.sum() / differ.sum() + 1) / 2
 
 
 def moved(images: Tensor) -> Tensor:
@@ -232,10 +222,14 @@ def shrunk(images: Tensor) -> Tensor:
     return F.avg_pool2d(images.float(), factor).flatten(1)
 
 
-def pairwise(images: Tensor) -> float:
+def ratio(part: Tensor, whole: Tensor) -> Tensor:
+    """The part as a share of the whole; 0 where that is 0."""
+    return torch.where(whole > 0, part / whole, 0.0)
+
+
+def pairwise(images: Tensor) -> Tensor:
     """The mean distance of two different images of [B, F]; 0 of one."""
-    count = len(images)
-    return float(torch.pdist(images.double()).mean()) if count > 1 else 0.0
+    return torch.pdist(images.double()).mean() if len(images) > 1 else images.new_zeros(())
 
 
 def nearest(images: Tensor, others: Tensor) -> Tensor:
@@ -243,9 +237,9 @@ def nearest(images: Tensor, others: Tensor) -> Tensor:
     return torch.cdist(images, others).min(1).values
 
 
-def saturation(images: Tensor) -> float:
+def saturation(images: Tensor) -> Tensor:
     """The share of values at the ends of tanh."""
-    return float((images.abs() > SATURATED).double().mean())
+    return (images.abs() > SATURATED).double().mean()
 
 
 def held_out_source(config: Config, source: ImageSource) -> ImageSource | None:
@@ -267,13 +261,14 @@ def fixed_images(config: Config, source: ImageSource, device: torch.device) -> F
     labels = _labels(source, seen[:NUM_IMAGES], device) if conditional else None
     held_out = held_out_labels = None
     among = torch.cdist(neighbors[:NUM_IMAGES], neighbors).fill_diagonal_(torch.inf).min(1).values
-    ordinary = float(among.mean()) if len(neighbors) > 1 else 0.0
+    ordinary = among.mean() if len(neighbors) > 1 else among.new_zeros(())
     if (others := held_out_source(config, source)) is not None:
         items = Order(len(others), config.seed).items(range(min(len(others), len(reals))))
         held_out = to_unit_range(others.pixels(items).to(device))
         held_out_labels = _labels(others, items, device) if conditional else None
-        ordinary = float(nearest(shrunk(held_out), neighbors).mean())
-    return Fixed(reals, labels, held_out, held_out_labels, neighbors, ordinary, pairwise(neighbors[:NUM_IMAGES]))
+        ordinary = nearest(shrunk(held_out), neighbors).mean()
+    spread, several = pairwise(neighbors[:NUM_IMAGES]), labels is not None and labels.unique().numel() > 1
+    return Fixed(reals, labels, held_out, held_out_labels, neighbors, ordinary, spread, several)
 
 
 def _labels(source: ImageSource, items: Tensor, device: torch.device) -> Tensor:

@@ -1,7 +1,7 @@
 """A run's folder: what is in it, whose run it is, and what made it.
 
 config.json        the resolved settings           log.jsonl           losses, logits, metrics: a row an interval
-sessions.jsonl     versions, commit, command       performance.jsonl   images/s, memory: a row an interval
+sessions.jsonl     versions, commit, command       performance.jsonl   images/s, memory, health: likewise
 checkpoints/       see checkpoint.py               tensorboard/        the same figures, and the grids
 grids/             a PNG each                      training.gif        all grids
 losses.png         both losses                     evaluation.jsonl    what `fastgan evaluate` measured

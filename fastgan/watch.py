@@ -16,9 +16,11 @@ from fastgan.board import Board, append_row, peak_memory_gib, read_rows
 from fastgan.checkpoint import BEST, Checkpoints
 from fastgan.data.images import ImageSource
 from fastgan.distributed import Processes
-from fastgan.errors import Diverged, Stopped
+from fastgan.errors import Diverged, Stopped, UserError
 from fastgan.evaluate import CURVE, CURVE_KID_SUBSETS, Evaluator, best_of, check_metric, load_together, made_by
 from fastgan.gallery import Gallery
+from fastgan.memory import InParts
+from fastgan.metrics.features import BATCH_SIZE
 from fastgan.metrics.fidelity import labels_for, latents
 from fastgan.objectives import penalty_share
 from fastgan.progress import EpochProgress, Progress, RunProgress
@@ -45,11 +47,13 @@ class Watch:
         self.gallery = Gallery(self.board, self.config, source, processes.device) if self.board else None
         self.progress = _progress(trainer) if processes.is_main else None
         self.writer = Writer() if processes.is_main else None
+        self._began = time.monotonic()
         self.evaluator = self._evaluator(source)
         self.measure_health = health.Health(self.config, source, processes.device)
         if processes.is_main:
             self.averages.remove_partial()
-        self._aside_s = {"grid": 0.0, "evaluation": 0.0, "checkpoint": 0.0, "health": 0.0}
+        self._aside_s = {"grid": 0.0, "evaluation": 0.0, "checkpoint": 0.0, "health": 0.0}  # since the last row
+        self._total_s = dict(self._aside_s)  # since the session began
         self._pause_ms: dict[str, float] = {}  # what the last of each kind cost, until a row shows it
         self._last_log, self._last_time, self._last_wait = trainer.images_seen, time.monotonic(), 0.0
         self._done_at: dict[str, int] = {}
@@ -62,7 +66,6 @@ class Watch:
 
         Raises UserError where `best_by` is none of the metrics.
         """
-        self._evaluation_s, self._began = 0.0, time.monotonic()
         if self.config.run.eval_every == 0:
             return None
         evaluator = load_together(self.config, source, self.processes, self.say)
@@ -90,7 +93,10 @@ class Watch:
             events.insert(4, Event(run.ema_snapshot_every or epoch, self.average))
         if run.eval_every:
             events.insert(4, Event(run.eval_every, self.evaluate))
-        events[4:4] = [Event(health.EARLY_EVERY, self.early_health), Event(health.EVERY, self.health)]
+        if run.health_every is None:
+            events[4:4] = [Event(health.EARLY_EVERY, self.early_health), Event(health.EVERY, self.affordable_health)]
+        elif run.health_every:
+            events.insert(4, Event(run.health_every, self.health))
         return events
 
     def step(self, trainer: Trainer) -> None:
@@ -137,7 +143,7 @@ class Watch:
         if self._is_done("grid", trainer):
             return
         if self.board is not None:
-            with self._aside("grid"):
+            with self._optional("grid"):
                 self._draw(self.board, trainer)
         if self.config.run.histograms:
             with trainer.D.whole():  # all processes take part
@@ -147,15 +153,24 @@ class Watch:
     @torch.inference_mode()
     def _draw(self, board: Board, trainer: Trainer) -> None:
         seeds = torch.arange(self.config.run.grid_side**2, device=self.processes.device)
-        networks = self.config.networks
-        images = trainer.ema.net(latents(seeds, networks.z_dim), labels_for(seeds, networks.num_classes))
+        networks, G = self.config.networks, InParts(trainer.ema.net, len(seeds))
+        images = G(latents(seeds, networks.z_dim), labels_for(seeds, networks.num_classes))
         board.grid(trainer.images_seen, images)
         if self.gallery is not None:
-            self.gallery.draw(trainer.images_seen, trainer.ema.net, images)
+            self.gallery.draw(trainer.images_seen, G, images)
 
     def early_health(self, trainer: Trainer) -> None:
         """Early on rows of health are closer together."""
         if trainer.images_seen <= health.EARLY:
+            self.affordable_health(trainer)
+
+    def affordable_health(self, trainer: Trainer) -> None:
+        """Measure health where earlier rows took less than a hundredth of the session; on all processes alike.
+
+        What the first one costs isn't known before.
+        """
+        is_affordable = self._total_s["health"] < health.SHARE * (time.monotonic() - self._began)
+        if self.processes.smallest(int(is_affordable)):
             self.health(trainer)
 
     def health(self, trainer: Trainer) -> None:
@@ -163,10 +178,10 @@ class Watch:
         if self._is_done("health", trainer):
             return
         self._check_finite(trainer)
-        with self._aside("health"), trainer.G.whole(), trainer.D.whole():
+        with self._optional("health"), trainer.G.whole(), trainer.D.whole():
             found = self.measure_health(trainer)
-        if self.board is not None:
-            self.board.log(trainer.images_seen, found)
+            if self.board is not None:
+                self.board.performance(trainer.images_seen, found)
 
     def evaluate(self, trainer: Trainer) -> None:
         """The curve has a point; at the end of training there is the full measure, too. All processes take part.
@@ -178,6 +193,8 @@ class Watch:
             return
         number = evaluator.curve_images if run.eval_every else run.eval_images
         metrics = self._measure(trainer, evaluator, number, "metrics")
+        if metrics is None:
+            return
         is_best, stale = self._compare()
         if is_best:
             self._keep_best(trainer, metrics)
@@ -187,16 +204,20 @@ class Watch:
         if is_stale and not at_end:
             raise Stopped(f"no better {run.best_by} in {stale} evaluations: stopped at {trainer.images_seen:,} images")
 
-    def _measure(self, trainer: Trainer, evaluator: Evaluator, num_images: int, kind: str) -> dict[str, float]:
-        """The metrics of G's average, the same on all processes; they stand on the board, with their protocol."""
+    def _measure(self, trainer: Trainer, evaluator: Evaluator, num_images: int, kind: str) -> dict[str, float] | None:
+        """The metrics of G's average, the same on all processes; they stand on the board, with their protocol.
+
+        None where memory ran out.
+        """
         subsets = CURVE_KID_SUBSETS if num_images < self.config.run.eval_images else None
-        began = time.monotonic()
-        with self._aside("evaluation"):
-            metrics = self.processes.mean(evaluator(trainer.ema.net, num_images, subsets))
-        self._evaluation_s += time.monotonic() - began
+        metrics = None
+        with self._optional("evaluation"):
+            metrics = self.processes.mean(evaluator(InParts(trainer.ema.net, BATCH_SIZE), num_images, subsets))
+        if metrics is None:
+            return None
         if self.board is not None:
             self.board.log(trainer.images_seen, {f"{kind}/{name}": value for name, value in metrics.items()})
-            share = self._evaluation_s / (time.monotonic() - self._began)
+            share = self._total_s["evaluation"] / (time.monotonic() - self._began)
             self.board.performance(trainer.images_seen, {"speed/evaluation_share": share})
             row = {"images_seen": trainer.images_seen, "kind": kind, "metrics": metrics}
             row["protocol"] = evaluator.protocol(num_images, subsets)
@@ -330,8 +351,29 @@ class Watch:
     def _aside(self, what: str) -> Iterator[None]:
         """The time of the block doesn't count as training."""
         began = time.monotonic()
-        yield
-        self._aside_s[what] += time.monotonic() - began
+        try:
+            yield
+        finally:
+            spent = time.monotonic() - began
+            self._aside_s[what] += spent
+            self._total_s[what] += spent
+
+    @contextlib.contextmanager
+    def _optional(self, what: str) -> Iterator[None]:
+        """Training can do without the rest of the block, aside from it, where memory runs out for a single image.
+
+        But not on one process alone where all exchange what they find: raises UserError.
+        """
+        with self._aside(what):
+            try:
+                yield
+            except torch.OutOfMemoryError as error:
+                if what == "evaluation" and self.processes.count > 1:
+                    raise UserError(
+                        f"memory runs out in an evaluation, of which each process has a part ({error}): give "
+                        "--eval-every 0, or use smaller networks"
+                    ) from None
+                self.say(f"memory ran out in {what} at {self._done_at[what]:,} images, which is left out: {error}")
 
     @contextlib.contextmanager
     def _pause(self, kind: str) -> Iterator[None]:

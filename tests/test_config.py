@@ -141,6 +141,7 @@ WRONG: list[tuple[type, str, Any]] = [
     (RunConfig, "checkpoint_every", -1),
     (RunConfig, "keep_checkpoints", 0),
     (RunConfig, "eval_every", -1),
+    (RunConfig, "health_every", -1),
     (RunConfig, "eval_images", 0),
 ]
 
@@ -278,6 +279,7 @@ def test_networks_with_batch_norm_in_d() -> None:
         (ObjectiveConfig, "penalty_every", 1),
         (RunConfig, "epochs", 1e-3),
         (RunConfig, "eval_every", 0),
+        (RunConfig, "health_every", 0),
         (RunConfig, "eval_every", None),
         (RunConfig, "keep_checkpoints", 1),
     ],

@@ -190,6 +190,7 @@ def test_exit_code(change: dict[str, float], code: int, tmp_path: Path, capsys: 
 
 SMALL = ("--preset", "mnist28-fast", "--data", "toy", "--num-classes", "0", "--stages", "16", "8", "--threads", "1")
 QUIET = ("--eval-every", "0", "--grid-every", "100000", "--checkpoint-every", "100000", "--log-every", "500")
+QUIET += ("--health-every", "2000")
 
 
 def diagnosis_of(folder: Path, *options: str) -> Diagnosis:

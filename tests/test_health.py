@@ -2,12 +2,13 @@
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from fastgan import health, networks, presets, train
+from fastgan import health, networks, presets, train, watch
 from fastgan.board import read_rows
 from fastgan.config import Config
 from fastgan.data.images import ImageSet
@@ -100,7 +101,7 @@ def test_label_use() -> None:
 def test_distances() -> None:
     """The mean of the distances of all pairs, and the distance to the nearest."""
     corners = torch.tensor([[0.0, 0.0], [3.0, 4.0], [0.0, 4.0]])
-    assert health.pairwise(corners) == pytest.approx((5 + 4 + 3) / 3)
+    assert float(health.pairwise(corners)) == pytest.approx((5 + 4 + 3) / 3)
     assert health.pairwise(corners[:1]) == 0.0
     assert health.nearest(torch.tensor([[0.0, 1.0], [3.0, 4.0]]), corners).tolist() == [1.0, 0.0]
 
@@ -152,6 +153,22 @@ def test_figures() -> None:
     assert not any("label" in name for name in Health(tiny(0), pictures(), CPU)(trainer_of(tiny(0), pictures())))
 
 
+READINGS = ("item", "tolist", "__float__", "__bool__", "__int__", "cpu", "numpy")
+
+
+def test_a_row_waits_once_and_decodes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After the first row, the device is asked for one vector, and no image is read again."""
+    config, source = tiny(), pictures()
+    trainer, measure = trainer_of(config, source), Health(config, source, CPU)
+    first, asked = measure(trainer), []
+    for name in READINGS:
+        read = getattr(torch.Tensor, name)
+        monkeypatch.setattr(torch.Tensor, name, lambda *args, read=read: (asked.append(1), read(*args))[1])
+    monkeypatch.setattr(ImageSet, "pixels", None)
+    assert measure(trainer) == first
+    assert len(asked) == 1
+
+
 class Fixed(nn.Module):
     """A G that makes given images."""
 
@@ -196,11 +213,66 @@ def test_data_that_is_one_image() -> None:
 # In a run
 
 
-def test_rows_of_a_run(tmp_path, keep_signal_handlers) -> None:
-    """Early on a row comes with every 2,000 images, each at its own place, and what it took is no part of training."""
-    options = ["--preset", "debug", "--width", "0.03125", "--images", "5000", "--grid-every", "5000"]
-    assert train.main([*options, "--checkpoint-every", "5000", "--run-dir", str(tmp_path / "run")]) == 0
-    rows = [row for row in read_rows(tmp_path / "run" / "log.jsonl") if "health/diversity" in row]
-    assert [row["images_seen"] for row in rows] == [2000, 4000]
-    spent = [row.get("speed/health_s", 0.0) for row in read_rows(tmp_path / "run" / "performance.jsonl")]
-    assert sum(second > 0 for second in spent) == 2
+TINY = ("--preset", "debug", "--width", "0.03125", "--grid-every", "10000", "--checkpoint-every", "10000")
+
+
+def rows_of(run_dir: Path, *options: str) -> list[int]:
+    """The places of the rows of health of a run with these options, in which whatever they took was no training."""
+    assert train.main([*TINY, "--run-dir", str(run_dir), "--eval-every", "0", *options]) == 0
+    rows = read_rows(run_dir / "performance.jsonl")
+    found = [row["images_seen"] for row in rows if "health/diversity" in row]
+    assert len([row for row in rows if row.get("speed/health_s", 0) > 0]) == len(found)
+    assert "health/" not in (run_dir / "log.jsonl").read_text()
+    return found
+
+
+@pytest.mark.parametrize(("every", "places"), [("500", [512, 1000]), ("0", [])])
+def test_rows_at_places_of_the_users(tmp_path: Path, keep_signal_handlers: None, every: str, places: list[int]) -> None:
+    """Whatever they cost, at each multiple of `health_every`; none for 0."""
+    assert rows_of(tmp_path / "run", "--images", "1032", "--health-every", every) == places
+
+
+class Clock:
+    """A clock that only steps and rows of health advance."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.mark.parametrize("row_s", [0.001, 1.0, 30.0])
+def test_rows_cost_a_hundredth(
+    tmp_path: Path, keep_signal_handlers: None, monkeypatch: pytest.MonkeyPatch, row_s: float
+) -> None:
+    """A row comes as soon as all before took less than a hundredth of the time, never sooner, at most one an interval.
+
+    The first one comes at once.
+    """
+    clock, costs = Clock(), list[float]()
+    monkeypatch.setattr(watch, "time", clock)
+    monkeypatch.setattr(health, "EARLY_EVERY", 32)
+    monkeypatch.setattr(health, "EARLY", 320)
+    monkeypatch.setattr(health, "EVERY", 160)
+    seen: list[tuple[int, float, float]] = []  # images, time of the session and what rows had taken
+
+    def measure(self: Health, trainer: Trainer) -> dict[str, float]:
+        seen.append((trainer.images_seen, clock.now - 100, sum(costs)))
+        costs.append(row_s)
+        clock.now += row_s
+        return {"health/diversity": 1.0}
+
+    step = watch.Watch.step
+
+    def timed(self: watch.Watch, trainer: Trainer) -> None:
+        clock.now += 20.0
+        step(self, trainer)
+
+    monkeypatch.setattr(Health, "__call__", measure)
+    monkeypatch.setattr(watch.Watch, "step", timed)
+    assert train.main([*TINY, "--images", "960", "--run-dir", str(tmp_path / "run"), "--eval-every", "0"]) == 0
+    assert all(spent < now / 100 for _, now, spent in seen)
+    every_place = [*range(32, 321, 32), 480, 640, 800, 960]
+    wanted = {0.001: every_place, 1.0: [32, 160, 320, 480, 640, 800, 960], 30.0: [32]}
+    assert [images for images, _, _ in seen] == wanted[row_s]
