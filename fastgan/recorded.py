@@ -61,9 +61,7 @@ class RecordedSteps:
             return self._play(batch, knobs)
         try:
             self._recordings[kind] = self._record(batch, knobs, moves)
-        except (
-            RuntimeError
-        ) as error:  # out of memory, or an operation that no graph can hold; nothing has been done yet
+        except RuntimeError as error:  # out of memory, or what no graph can hold; nothing has been done yet
             self.failure = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
             self._forget()
             return self._play(batch, knobs)

@@ -130,7 +130,10 @@ class Trainer:
         return num_steps(images_seen, self.loader.num_images, data.batch_size, data.keep_partial_batch)
 
     def train_step(self, batch: Batch) -> Terms:
-        """Take one step of D, then of G, and update the averages of G."""
+        """Take one step of D, then of G, and update the averages of G.
+
+        The terms are on the device, and stand there until the next step: a recorded one writes over them.
+        """
         step = self.steps_to(self.images_seen)
         terms = self.runner(batch, schedules.at(self.config, self.images_seen, batch.global_size, step, self.warm))
         self.images_seen += batch.global_size
