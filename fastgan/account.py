@@ -217,10 +217,9 @@ class _Calls:
 
     @staticmethod
     def inner(config: Config, penalized: bool) -> int:
-        """Backward passes inside the objective, for exact slopes."""
+        """Backward passes inside the objective, for exact slopes: of reals, of mixes, or of reals and fakes at once."""
         objective = config.objective
-        exact = penalized and objective.penalty_form == "exact"
-        return {"r1": 1, "r1+r2": 2, "wgan-gp": 1}.get(objective.penalty, 0) if exact else 0
+        return int(penalized and objective.penalty_form == "exact" and objective.penalty != "none")
 
 
 def _play(step: _Step, ledger: Ledger, penalized: bool) -> tuple[Held, Held]:

@@ -51,7 +51,8 @@ class _Objective(nn.Module):
         self.D, self.seed, self.config = D, config.seed, config.objective
         self.loss = loss_named(config.objective.loss, label_smoothing)
         self.has_dropout = any(isinstance(layer, Dropout) for layer in D.modules())
-        self.couples_images = any(isinstance(layer, BatchNorm) for layer in D.modules())
+        couples_images = any(isinstance(layer, BatchNorm) for layer in D.modules())
+        self.one_by_one = couples_images or config.run.activation_checkpointing
 
     def changes(self, index: Tensor, *streams: Stream) -> Tensor | None:
         """Return the keys of the augmentation of as many batches as there are streams, one behind the other."""
@@ -109,12 +110,16 @@ class DiscriminatorObjective(_Objective):
     ) -> tuple[Judged, Judged]:
         """Return what D says of reals and of fakes: at once where both are measured alike, as one batch of both.
 
-        A D with BatchNorm sees each by itself, as their statistics differ.
+        A D with BatchNorm sees each by itself, as their statistics differ; so does one whose activations are computed
+        again, a layer's at a time, as that moment decides about the memory.
         """
         of_reals, of_fakes = (REALS,), (self._of_fakes,)
-        if penalty == "r1" or self.couples_images:
-            real = self._judge(self._critic(labels, index, of_reals, p), reals, index, of_reals, penalty != "none")
-            return real, self._judge(self._critic(labels, index, of_fakes, p), fakes, index, of_fakes, False)
+        if penalty == "r1" or self.one_by_one:
+            judged = [
+                self._judge(self._critic(labels, index, streams, p), images, index, streams, penalty in measuring)
+                for images, streams, measuring in ((reals, of_reals, ("r1", "r1+r2")), (fakes, of_fakes, ("r1+r2",)))
+            ]
+            return judged[0], judged[1]
         streams, labels = of_reals + of_fakes, None if labels is None else labels.repeat(2)
         critic = self._critic(labels, index, streams, p)
         both = self._judge(critic, torch.cat([reals, fakes]), index, streams, penalty == "r1+r2")

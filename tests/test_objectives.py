@@ -143,6 +143,20 @@ def test_wgan_gp_written_out():
     assert_same(gradients(D, loss), gradients(D, wanted))
 
 
+@pytest.mark.parametrize("form", ["exact", "finite-difference"])
+@pytest.mark.parametrize("penalty", ["none", "r1", "r1+r2", "wgan-gp"])
+def test_reals_and_fakes_at_once_or_by_themselves(penalty, form):
+    """Loss, terms and gradients are the same whether D sees both as one batch or one after the other."""
+    if penalty in ("none", "wgan-gp") and form != "exact":
+        return
+    objective, _ = make(penalty=penalty, penalty_form=form, augment="ada", augment_pairs=False)
+    found = []
+    for objective.one_by_one in (False, True):
+        loss, terms = objective(*images(), None, INDEX, 0.7, 0.5)
+        found.append([loss.detach(), *(terms[name] for name in sorted(terms)), *gradients(objective.D, loss)])
+    assert_same(*found)
+
+
 def test_lazy_penalty_has_the_gradient_of_every_step():
     """With weights held still, the mean over a cycle of lazy steps is the gradient with the penalty at every step."""
     config = config_of(penalty="r1", gamma=0.7, penalty_every=4)
