@@ -48,9 +48,9 @@ class Meter:
                 self._columns.setdefault(name, len(self._columns))
             room = self._totals.new_zeros(2, len(self._columns) - self._totals.shape[1])
             self._totals = torch.cat([self._totals, room], dim=1)
-            columns = [self._columns[name] for name in names]
-            on_host = torch.tensor(columns, dtype=torch.int64, pin_memory=self._totals.is_cuda)
-            self._indices[names] = on_host.to(self._totals.device, non_blocking=True)
+            # Filled on the device, which a copy from the host would wait for.
+            columns = [torch.full((1,), self._columns[name], device=self._totals.device) for name in names]
+            self._indices[names] = torch.cat(columns)
         return self._indices[names]
 
     @property

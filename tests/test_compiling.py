@@ -120,8 +120,8 @@ def test_step_reads_nothing_back(preset):
             trainer.meter.add(trainer.train_step(batch), number)
     assert not waits.found
     with Waits() as waits:
-        trainer.meter.read()
-    assert waits.found  # the row itself does, so the test can see it
+        float(trainer.meter.nonfinite_at)
+    assert waits.found  # a value that is read is seen
 
 
 def processes(kind: str = "cpu", engine: str = "ddp", count: int = 1) -> SimpleNamespace:
