@@ -110,8 +110,8 @@ def settle(trainer: Trainer, processes: Processes, say: Callable[[str], None] = 
 def possible_ways(trainer: Trainer, processes: Processes, say: Callable[[str], None]) -> list[Way]:
     """The ways that the config leaves open on this device, in the order of a trial. Raises UserError as `settle`."""
     run, on_gpu = trainer.config.run, processes.device.type == "cuda"
-    compiled = {"on": [True], "off": [False], "auto": [False, True] if on_gpu else [False]}[run.compile]
-    recorded = {"on": [True], "off": [False], "auto": [False, True] if on_gpu else [False]}[run.cuda_graphs]
+    choices = {"on": [True], "off": [False], "auto": [False, True] if on_gpu else [False]}
+    compiled, recorded = choices[run.compile], choices[run.cuda_graphs]
     if True in recorded and (reason := cannot_record(trainer.config, processes)) is not None:
         if run.cuda_graphs == "on":
             raise UserError(f"cuda_graphs is on: {reason}; give --cuda-graphs off")

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from fastgan.data.batch import Batch
+from fastgan.objectives import Terms
 from fastgan.schedules import Knobs
 
-Terms = dict[str, Tensor]
 MOST = 16  # recorded kinds of steps; more are a sign that something changes at each step that shouldn't
 
 
@@ -56,7 +56,8 @@ class RecordedSteps:
         kind = (zeros, *(None if moving else number for moving, number in zip(moves, numbers, strict=True)))
         if kind in self._recordings:
             return self._replay(self._recordings[kind], batch, numbers, moves)
-        known, self._seen = kind in self._seen, self._seen | {kind}
+        known = kind in self._seen
+        self._seen.add(kind)
         if not known or self.failure is not None or len(self._recordings) == MOST:
             return self._play(batch, knobs)
         try:
