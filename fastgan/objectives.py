@@ -20,6 +20,7 @@ from fastgan.penalties import Critic, exact_slopes, finite_difference_slopes, on
 
 FD_STEP = 0.02  # of images in [-1, 1]: far above the rounding of float32 logits, below what bends them
 FD_DIRECTIONS = 1
+JOINED_ON_CPU = 64  # images: activations of twice as many no longer fit a CPU's caches, which costs more than calls do
 Terms = dict[str, Tensor]
 Judge = Callable[..., Tensor]  # images, labels and keys -> logits
 
@@ -111,10 +112,11 @@ class DiscriminatorObjective(_Objective):
         """Return what D says of reals and of fakes: at once where both are measured alike, as one batch of both.
 
         A D with BatchNorm sees each by itself, as their statistics differ; so does one whose activations are computed
-        again, a layer's at a time, as that moment decides about the memory.
+        again, a layer's at a time, as that moment decides about the memory; and so do many images on a CPU.
         """
         of_reals, of_fakes = (REALS,), (self._of_fakes,)
-        if penalty == "r1" or self.one_by_one:
+        too_many = reals.device.type == "cpu" and len(reals) > JOINED_ON_CPU
+        if penalty == "r1" or self.one_by_one or too_many:
             judged = [
                 self._judge(self._critic(labels, index, streams, p), images, index, streams, penalty in measuring)
                 for images, streams, measuring in ((reals, of_reals, ("r1", "r1+r2")), (fakes, of_fakes, ("r1+r2",)))
