@@ -30,8 +30,8 @@ from fastgan.config import Config
 from fastgan.data.batch import Loader
 from fastgan.data.loaders import build_loader
 from fastgan.data.prepared import PreparedSet
-from fastgan.distributed import keep_freed_memory
-from fastgan.flags import parse
+from fastgan.distributed.processes import keep_freed_memory
+from fastgan.utils.arguments import parse
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,9 @@ import harness
 import torch
 from torch import Tensor
 
-from fastgan.distributed import keep_freed_memory
-from fastgan.flags import parse
+from fastgan.distributed.processes import keep_freed_memory
 from fastgan.kernels import bias_act, diffaugment, resample, unpack
+from fastgan.utils.arguments import parse
 
 Function = Callable[..., Any]
 PASSES = ("forward", "+ backward", "+ double backward")

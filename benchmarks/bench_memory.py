@@ -10,11 +10,12 @@ from dataclasses import dataclass, replace
 
 import harness
 
-from fastgan import account, presets
+from fastgan import presets
 from fastgan.config import Config
-from fastgan.flags import parse
-from fastgan.forecast import Forecast
-from fastgan.hardware import Cluster
+from fastgan.planning import op_counter
+from fastgan.planning.forecast import Forecast
+from fastgan.planning.hardware import Cluster
+from fastgan.utils.arguments import parse
 
 SIZES = ("kept, GB", "peak, GB", "weights and states, GB")
 COLUMNS = ("preset", "images at a time", "checkpointing", *SIZES, "GFLOP an image")
@@ -31,7 +32,7 @@ class Options:
 
 
 def row(config: Config, images: int) -> str:
-    work = account.count(config, images)
+    work = op_counter.count(config, images)
     held = Forecast(config, Cluster(), images, work, 0).memory
     lasting = sum(value for name, value in held.items() if "backward pass" not in name)
     sizes = (work.fullest.kept, work.fullest.peak, lasting)

@@ -23,17 +23,17 @@ import tyro
 from torch import Tensor, nn
 from torchvision.transforms.functional import gaussian_blur
 
-from fastgan.data import sources
+from fastgan.data import named
 from fastgan.data.images import ImageSet, ImageSource
-from fastgan.data.order import Order
 from fastgan.data.prepared import PreparedSet
-from fastgan.distributed import keep_freed_memory
-from fastgan.evaluate import CURVE_KID_SUBSETS
-from fastgan.flags import parse
-from fastgan.metrics import extractors, fidelity
-from fastgan.metrics.extractors import Extractor
-from fastgan.metrics.features import BATCH_SIZE, Collected, collect
-from fastgan.metrics.reals import Part, RealStatistics, real_statistics
+from fastgan.data.sampler import Order
+from fastgan.distributed.processes import keep_freed_memory
+from fastgan.evaluation import extractors, fidelity
+from fastgan.evaluation.evaluator import CURVE_KID_SUBSETS
+from fastgan.evaluation.extractors import Extractor
+from fastgan.evaluation.features import BATCH_SIZE, Collected, collect
+from fastgan.evaluation.reference import Part, RealStatistics, real_statistics
+from fastgan.utils.arguments import parse
 
 NOISE = 25.0  # standard deviation, of 255
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -96,7 +96,7 @@ def table(title: str, sets: dict[str, Tensor], reals: RealStatistics, extractor:
 
 def digits_table() -> str:
     extractor = extractors.load("digits", DEVICE)
-    train, test, foreign = sources.load("mnist"), sources.load("mnist", "test"), sources.load("fashion-mnist", "test")
+    train, test, foreign = named.load("mnist"), named.load("mnist", "test"), named.load("fashion-mnist", "test")
     reals = real_statistics(train, extractor, DEVICE)
     title = f"`digits`: {len(test):,} MNIST test images against its {len(train):,} training images"
     return table(title, variants(test.images, 1.0, foreign.images), reals, extractor)
@@ -113,7 +113,7 @@ def faces_table(folder: Path, size: int) -> str:
     extractor = extractors.load("efficientnet", DEVICE)
     first, second = halves(folder, size)
     height, width = second.shape[2:]
-    gray = sources.load("fashion-mnist", "test").images[:size].float()
+    gray = named.load("fashion-mnist", "test").images[:size].float()
     large = F.interpolate(gray, (height, width), mode="bicubic", antialias=True).round().clamp(0, 255).to(torch.uint8)
     reals = real_statistics(ImageSet("half", first), extractor, DEVICE)
     title = f"`efficientnet`: {size:,} images of {folder.name} against {size:,} others"

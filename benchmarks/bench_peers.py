@@ -28,9 +28,9 @@ import tyro
 from peers import weights
 
 from fastgan import networks, presets
-from fastgan.data import sources
+from fastgan.data import named
 from fastgan.errors import UserError
-from fastgan.flags import parse
+from fastgan.utils.arguments import parse
 
 PEERS = Path(__file__).parent / "peers"
 BATCH_SIZE, TOLERANCE = 256, 1e-4
@@ -83,7 +83,7 @@ def environment(packages: tuple[str, ...]) -> Path:
     if not packages:
         return Path(sys.executable)
     version = f"python-{sys.version_info.major}.{sys.version_info.minor}"
-    folder = sources.cache_dir() / "peers" / "-".join((version, *packages)).replace("==", "-")
+    folder = named.cache_dir() / "peers" / "-".join((version, *packages)).replace("==", "-")
     done = folder / "complete"
     python = folder / "bin" / "python"
     if not done.exists():
@@ -250,7 +250,7 @@ def main(options: Options) -> None:
     if options.rounds < 3 or options.threads < 1:
         raise UserError(f"rounds is {options.rounds}, threads {options.threads}: give 3 or more, and 1 or more")
     torch.set_num_threads(options.threads)
-    reals = sources.load("mnist").images[:, 0].numpy()
+    reals = named.load("mnist").images[:, 0].numpy()
     with started(options, reals) as workers:
         largest = check_same(workers, reals)
         print(f"the same function: outputs differ by {largest:.1e} at most", flush=True)

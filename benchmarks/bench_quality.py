@@ -23,19 +23,20 @@ import torch
 import tyro
 
 from fastgan import networks
-from fastgan.board import append_row, grid, read_rows, save_png
-from fastgan.checkpoint import Checkpoints
 from fastgan.data.loaders import build_loader, open_source
-from fastgan.distributed import keep_freed_memory
+from fastgan.distributed.processes import keep_freed_memory
 from fastgan.errors import UserError
-from fastgan.evaluate import Evaluator
-from fastgan.files import write_atomically
-from fastgan.flags import parse
-from fastgan.metrics import extractors
-from fastgan.metrics.fidelity import labels_for
-from fastgan.sample import images_of
-from fastgan.train import parse_config
-from fastgan.trainer import Trainer
+from fastgan.evaluation import extractors
+from fastgan.evaluation.evaluator import Evaluator
+from fastgan.evaluation.fidelity import labels_for
+from fastgan.evaluation.sampling import images_of
+from fastgan.presets import parse_config
+from fastgan.runs.checkpoint import Checkpoints
+from fastgan.runs.rows import append_row, read_rows
+from fastgan.training.trainer import Trainer
+from fastgan.utils.arguments import parse
+from fastgan.utils.files import write_atomically
+from fastgan.utils.pngs import grid, save_png
 
 MARKS = tuple(int(digits * 10**zeros) for zeros in range(4, 8) for digits in (1, 1.5, 2, 3, 5, 7))
 ROUNDS, ROUND_S = 6, 4.0  # of the speed: the first round warms up

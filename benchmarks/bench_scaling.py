@@ -20,13 +20,13 @@ import torch.distributed as dist
 import tyro
 
 from fastgan import networks, presets
-from fastgan.background import Writer
-from fastgan.checkpoint import Checkpoints
 from fastgan.data.loaders import build_loader, open_source
-from fastgan.distributed import Processes
+from fastgan.distributed.processes import Processes
 from fastgan.errors import UserError
-from fastgan.flags import parse
-from fastgan.trainer import Trainer
+from fastgan.runs.async_writer import Writer
+from fastgan.runs.checkpoint import Checkpoints
+from fastgan.training.trainer import Trainer
+from fastgan.utils.arguments import parse
 
 WORKER = "--worker"
 TRIES = 7  # of an exchange or a checkpoint

@@ -1,6 +1,6 @@
 """Images/s of presets' training steps, eager and compiled in turn, against the machine's matrix products.
 
-The step's work is counted, not assumed (fastgan/account.py): the multiply-adds (times two) of every matrix product and
+The step's work is counted, not assumed (fastgan/planning/op_counter.py): the multiply-adds (times two) of every matrix product and
 convolution of one step. Element-wise work counts as nothing. The share of the peak is the time that this work would
 take at the speed of large square products in the same arithmetic, by the time that the step takes; it may exceed 1, as
 Fourier transforms (fastgan/networks/fourier.py) do with fewer multiplications. Images are drawn, so no data set is
@@ -16,9 +16,9 @@ import steps
 import torch
 import tyro
 
-from fastgan.distributed import keep_freed_memory
+from fastgan.distributed.processes import keep_freed_memory
 from fastgan.errors import UserError
-from fastgan.flags import parse
+from fastgan.utils.arguments import parse
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 

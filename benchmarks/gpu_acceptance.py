@@ -29,11 +29,8 @@ import torch
 from jobs import Part, Row, Stage, check
 from torch import Tensor
 
-from fastgan import counter, networks, presets
-from fastgan.augment import KINDS, Draws, diff_changes
-from fastgan.board import read_rows
+from fastgan import networks, presets
 from fastgan.config import Config
-from fastgan.counter import Stream
 from fastgan.errors import EXIT_DONE, EXIT_STOPPED
 from fastgan.kernels.bias_act import bias_act, bias_act_reference
 from fastgan.kernels.conv2d import conv2d, conv2d_reference
@@ -47,7 +44,11 @@ from fastgan.kernels.resample import (
     upsample2_reference,
 )
 from fastgan.kernels.unpack import unpack, unpack_reference
-from fastgan.trainer import Trainer
+from fastgan.runs.rows import read_rows
+from fastgan.training.augment import KINDS, Draws, diff_changes
+from fastgan.training.trainer import Trainer
+from fastgan.utils import rng
+from fastgan.utils.rng import Stream
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 ON_GPU = DEVICE.type == "cuda"
@@ -121,7 +122,7 @@ def kernels() -> Iterator[Row]:
 
     image, bias = torch.randn(3, 5, 14, 18, generator=draws), torch.randn(5, generator=draws)
     weight, picture = torch.randn(6, 5, 3, 3, generator=draws), torch.randn(4, 3, 9, 12, generator=draws)
-    keys = counter.keys(0, Stream.AUGMENT_D, torch.arange(4, device=DEVICE))
+    keys = rng.keys(0, Stream.AUGMENT_D, torch.arange(4, device=DEVICE))
     changes = diff_changes(picture, Draws(keys, 1.0, KINDS["diffaugment"]))
     cases: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor], tuple[Tensor, ...]]] = {
         "bias_act": (bias_act, bias_act_reference, (image, bias)),
@@ -455,7 +456,7 @@ def dali() -> Iterator[Row]:
     from PIL import Image
 
     from fastgan.data.loaders import build_loader, open_source
-    from fastgan.data.prepare import PrepareOptions, prepare
+    from fastgan.data.preparation.prepare import PrepareOptions, prepare
 
     with tempfile.TemporaryDirectory() as folder:
         raw, made = Path(folder) / "raw", Path(folder) / "made"

@@ -12,7 +12,7 @@ import torch
 
 from fastgan.config import Config
 from fastgan.data.batch import Batch
-from fastgan.run_folder import session
+from fastgan.runs.run_folder import session
 
 RESULTS = Path(__file__).parent / "results"
 

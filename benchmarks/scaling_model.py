@@ -21,14 +21,15 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from fastgan import account, networks, presets
+from fastgan import networks, presets
 from fastgan.config import Config, DataConfig, NetworkConfig, ObjectiveConfig
 from fastgan.data.loaders import build_loader, open_source
 from fastgan.errors import UserError
-from fastgan.flags import parse
-from fastgan.forecast import FLOAT, Forecast, forecast, in_parts
-from fastgan.hardware import BUCKET_BYTES, Cluster, all_reduce_bytes, gpu_named, ring_s
-from fastgan.trainer import Trainer
+from fastgan.planning import op_counter
+from fastgan.planning.forecast import FLOAT, Forecast, forecast, in_parts
+from fastgan.planning.hardware import BUCKET_BYTES, Cluster, all_reduce_bytes, gpu_named, ring_s
+from fastgan.training.trainer import Trainer
+from fastgan.utils.arguments import parse
 
 PRESETS = ("stacked-mnist", "cifar10", "ffhq64", "ffhq256", "imagenet32", "imagenet64")
 GPUS = tuple(2**exponent for exponent in range(11))
@@ -109,7 +110,7 @@ def launch_us(steps: int = 20) -> list[float]:
     trainer = Trainer(config, networks.build(config), loader)
     seconds = [harness.seconds(lambda: trainer.train_step(loader.batch(0))) for _ in range(steps + 3)]
     torch.set_num_threads(threads)
-    return [1e6 * value / account.count(config, 1).operations for value in seconds[3:]]
+    return [1e6 * value / op_counter.count(config, 1).operations for value in seconds[3:]]
 
 
 @dataclass(frozen=True)

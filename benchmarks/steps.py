@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-from fastgan import account, networks, presets
-from fastgan.board import peak_memory_gib
+from fastgan import networks, presets
 from fastgan.config import Config
-from fastgan.trainer import Trainer
+from fastgan.planning import op_counter
+from fastgan.training.trainer import Trainer
+from fastgan.utils.memory import peak_memory_gib
 
 COLUMNS = ("preset", "batch", "MFLOP an image", "step", "images/s", "ms a step", "share of peak", "peak memory, GiB")
 HEAD = harness.head(*COLUMNS)
@@ -158,7 +159,7 @@ def config_of(name: str, batch_size: int | None = None) -> Config:
 def flops_an_image(config: Config) -> dict[str, float]:
     """Return the multiply-adds, times two, of a step by image and arithmetic."""
     batch_size = config.data.batch_size
-    return {kind: flops / batch_size for kind, flops in account.count(config, batch_size).flops.items() if flops}
+    return {kind: flops / batch_size for kind, flops in op_counter.count(config, batch_size).flops.items() if flops}
 
 
 def rows(config: Config, kinds: Iterable[str], rounds: int, seconds: float, device: torch.device) -> list[str]:

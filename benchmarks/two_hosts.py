@@ -20,8 +20,8 @@ import harness
 import psutil
 import torch
 
-from fastgan.checkpoint import Checkpoints
-from fastgan.flags import parse
+from fastgan.runs.checkpoint import Checkpoints
+from fastgan.utils.arguments import parse
 
 ROOT = Path(__file__).parents[1]
 KINDS = ("kill rank 0", "kill rank 1", "cut", "kill rank 0", "kill rank 1", "cut", "short cut", "kill rank 1", "cut")

@@ -40,58 +40,58 @@ def _train(args: Sequence[str]) -> int:
 
 
 def _plan(args: Sequence[str]) -> int:
-    from fastgan import plan
+    from fastgan.planning import plan
 
     return plan.main(args)
 
 
 def _sweep(args: Sequence[str]) -> int:
-    from fastgan import sweep
+    from fastgan.commands import sweep
 
     return sweep.main(args)
 
 
 def _doctor(args: Sequence[str]) -> int:
-    from fastgan import doctor
+    from fastgan.commands import doctor
 
     return doctor.main(args)
 
 
 def _evaluate(args: Sequence[str]) -> int:
-    from fastgan.evaluate import EvaluateOptions, evaluate
-    from fastgan.flags import parse
+    from fastgan.commands.evaluate import EvaluateOptions, evaluate
+    from fastgan.utils.arguments import parse
 
     evaluate(parse(EvaluateOptions, args, prog="fastgan evaluate"))
     return EXIT_DONE
 
 
 def _sample(args: Sequence[str]) -> int:
-    from fastgan.flags import parse
-    from fastgan.sample import SampleOptions, sample
+    from fastgan.commands.sample import SampleOptions, sample
+    from fastgan.utils.arguments import parse
 
     sample(parse(SampleOptions, args, prog="fastgan sample"))
     return EXIT_DONE
 
 
 def _walk(args: Sequence[str]) -> int:
-    from fastgan.flags import parse
-    from fastgan.walk import WalkOptions, walk
+    from fastgan.commands.walk import WalkOptions, walk
+    from fastgan.utils.arguments import parse
 
     walk(parse(WalkOptions, args, prog="fastgan walk"))
     return EXIT_DONE
 
 
 def _report(args: Sequence[str]) -> int:
-    from fastgan.flags import parse
-    from fastgan.report import ReportOptions, report
+    from fastgan.commands.report.page import ReportOptions, report
+    from fastgan.utils.arguments import parse
 
     report(parse(ReportOptions, args, prog="fastgan report"))
     return EXIT_DONE
 
 
 def _ema(args: Sequence[str]) -> int:
-    from fastgan.flags import parse
-    from fastgan.reconstruct import EmaOptions, ema
+    from fastgan.commands.ema import EmaOptions, ema
+    from fastgan.utils.arguments import parse
 
     ema(parse(EmaOptions, args, prog="fastgan ema"))
     return EXIT_DONE
@@ -111,8 +111,9 @@ def _data(args: Sequence[str]) -> int:
 def _data_get(args: Sequence[str]) -> int:
     import tyro
 
-    from fastgan.data import kaggle, sources
-    from fastgan.flags import parse
+    from fastgan.data import named
+    from fastgan.data.preparation import kaggle
+    from fastgan.utils.arguments import parse
 
     @dataclass(frozen=True)
     class GetOptions:
@@ -122,22 +123,22 @@ def _data_get(args: Sequence[str]) -> int:
         """mnist, fashion-mnist, or kaggle:OWNER/NAME."""
 
     name = parse(GetOptions, args, prog="fastgan data get").name
-    folder = kaggle.get(name) if name.startswith(kaggle.PREFIX) else sources.get(name)
+    folder = kaggle.get(name) if name.startswith(kaggle.PREFIX) else named.get(name)
     print(f"{name}: {folder or 'is drawn when it is used'}")
     return EXIT_DONE
 
 
 def _data_prepare(args: Sequence[str]) -> int:
-    from fastgan.data.prepare import PrepareOptions, prepare
-    from fastgan.flags import parse
+    from fastgan.data.preparation.prepare import PrepareOptions, prepare
+    from fastgan.utils.arguments import parse
 
     prepare(parse(PrepareOptions, args, prog="fastgan data prepare"))
     return EXIT_DONE
 
 
 def _data_info(args: Sequence[str]) -> int:
-    from fastgan.data.info import InfoOptions, info
-    from fastgan.flags import parse
+    from fastgan.data.preparation.info import InfoOptions, info
+    from fastgan.utils.arguments import parse
 
     info(parse(InfoOptions, args, prog="fastgan data info"))
     return EXIT_DONE

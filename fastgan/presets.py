@@ -1,10 +1,11 @@
 """The recipes, one function each: it takes nothing and returns a whole config."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from fastgan.config import Config, DataConfig, NetworkConfig, ObjectiveConfig, OptimizerConfig, RunConfig
 from fastgan.errors import UserError
+from fastgan.utils.arguments import parse
 
 
 def mnist28() -> Config:
@@ -295,3 +296,14 @@ def get(name: str) -> Config:
     if name not in PRESETS:
         raise UserError(f"unknown preset {name!r}: choose from {', '.join(sorted(PRESETS))}")
     return PRESETS[name]()
+
+
+def parse_config(args: Sequence[str], prog: str = "fastgan train") -> Config:
+    """The preset that `--preset` names, changed by the other flags. Raises UserError."""
+    name = DEFAULT
+    for number, arg in enumerate(args):
+        if arg == "--preset" and number + 1 < len(args):
+            name = args[number + 1]
+        elif arg.startswith("--preset="):
+            name = arg.removeprefix("--preset=")
+    return parse(Config, args, prog=prog, default=get(name))

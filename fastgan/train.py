@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from fastgan import presets
 from fastgan.config import Config
 from fastgan.errors import (
     EXIT_DIVERGED,
@@ -23,31 +22,20 @@ from fastgan.errors import (
     Stopped,
     UserError,
 )
-from fastgan.flags import parse
-from fastgan.status import report
+from fastgan.presets import parse_config
+from fastgan.utils.exit_status import report
 
 if TYPE_CHECKING:  # torch is imported when training begins, not for a mistake on the command line
-    from fastgan.agreement import Agreement
-    from fastgan.checkpoint import Snapshot
     from fastgan.data.images import ImageSource
-    from fastgan.distributed import Processes
-    from fastgan.run_folder import RunFolder
-    from fastgan.trainer import Trainer
-    from fastgan.watch import Watch
-    from fastgan.watchdog import Watchdog
+    from fastgan.distributed.consistency import Agreement
+    from fastgan.distributed.heartbeat import Watchdog
+    from fastgan.distributed.processes import Processes
+    from fastgan.monitor.hooks import Watch
+    from fastgan.runs.checkpoint import Snapshot
+    from fastgan.runs.run_folder import RunFolder
+    from fastgan.training.trainer import Trainer
 
 FEW_IMAGES = 2_000  # below it D learns the images by heart where it sees them unchanged (ADA, 2006.06676)
-
-
-def parse_config(args: Sequence[str], prog: str = "fastgan train") -> Config:
-    """The preset that `--preset` names, changed by the other flags. Raises UserError."""
-    name = presets.DEFAULT
-    for number, arg in enumerate(args):
-        if arg == "--preset" and number + 1 < len(args):
-            name = args[number + 1]
-        elif arg.startswith("--preset="):
-            name = arg.removeprefix("--preset=")
-    return parse(Config, args, prog=prog, default=presets.get(name))
 
 
 class StopRequest:
@@ -108,17 +96,18 @@ def _trainer(
 
     Raises UserError, before there is a folder where it can.
     """
-    from fastgan import micro_batch, networks, transfer
-    from fastgan.agreement import data_facts
-    from fastgan.checkpoint import Checkpoints
+    from fastgan import networks
     from fastgan.data import loaders
     from fastgan.data.loaders import build_loader, open_source
-    from fastgan.trainer import Trainer
+    from fastgan.distributed.consistency import data_facts
+    from fastgan.runs.checkpoint import Checkpoints
+    from fastgan.training import micro_batch, warm_start
+    from fastgan.training.trainer import Trainer
 
     checkpoints = Checkpoints(folder.checkpoints)
-    start = None if checkpoints.paths() else transfer.open_start(config)
+    start = None if checkpoints.paths() else warm_start.open_start(config)
     nets = networks.build(config, processes.device)
-    taken = None if start is None else transfer.compare(config, nets, start)
+    taken = None if start is None else warm_start.compare(config, nets, start)
 
     def open_images() -> "ImageSource":
         opened = open_source(config)
@@ -143,7 +132,7 @@ def _trainer(
     elif (hint := _hint(config, len(source))) is not None:
         processes.say(hint)
     if start is not None and taken is not None:
-        transfer.take_over(trainer, start, taken)
+        warm_start.take_over(trainer, start, taken)
         processes.say(str(taken))
         if processes.is_main:
             taken.save(folder.transfer)
@@ -156,13 +145,13 @@ def train(config: Config, stop: StopRequest) -> None:
 
     Raises UserError, Diverged, Lost, and Stopped (after a checkpoint) where `stop` was asked for.
     """
-    from fastgan import agreement
-    from fastgan.watchdog import Watchdog
+    from fastgan.distributed import consistency
+    from fastgan.distributed.heartbeat import Watchdog
 
-    together = agreement.of_launch(min(agreement.LIMIT_S, max(30.0, config.run.timeout_s)))
+    together = consistency.of_launch(min(consistency.LIMIT_S, max(30.0, config.run.timeout_s)))
     watchdog = Watchdog(together.store, together.rank, together.count, config.run.timeout_s).start()
     try:
-        together.make("launch", lambda: agreement.launch_facts(config), lambda facts: facts)
+        together.make("launch", lambda: consistency.launch_facts(config), lambda facts: facts)
         _train(config, stop, together, watchdog)
     except Exception as error:
         text = watchdog.explain(error)
@@ -177,11 +166,11 @@ def train(config: Config, stop: StopRequest) -> None:
 def _train(config: Config, stop: StopRequest, together: "Agreement", watchdog: "Watchdog") -> None:
     import torch
 
-    from fastgan import compiling
-    from fastgan.distributed import Processes
-    from fastgan.run_folder import RunFolder
-    from fastgan.watch import Watch
-    from fastgan.watchdog import EVENT_S
+    from fastgan.distributed.heartbeat import EVENT_S
+    from fastgan.distributed.processes import Processes
+    from fastgan.monitor.hooks import Watch
+    from fastgan.runs.run_folder import RunFolder
+    from fastgan.training import compiling
 
     run = config.run
     torch.backends.cudnn.allow_tf32 = run.tf32
@@ -225,7 +214,7 @@ def _run_steps(
     if not (trainer.config.run.profile and processes.is_main):
         trainer.run(watch.events(trainer), should_stop)
         return
-    from fastgan.recording import Recording
+    from fastgan.monitor.profiler import Recording
 
     with Recording(folder.profile, processes.device, watch.say) as recording:
         trainer.run([*recording.events(), *watch.events(trainer)], should_stop)
@@ -253,11 +242,11 @@ def _run(stop: StopRequest, args: Sequence[str]) -> int:
         except UserError as error:
             if int(os.environ.get("WORLD_SIZE", "1")) == 1:
                 raise
-            from fastgan.agreement import announce  # the others don't wait for this process
+            from fastgan.distributed.consistency import announce  # the others don't wait for this process
 
             raise announce(error) from None
         if config.run.dry_run:
-            from fastgan.plan import plan
+            from fastgan.planning.plan import plan
 
             print(plan(config))
         else:

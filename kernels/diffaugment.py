@@ -200,7 +200,7 @@ def _places(changes: Changes, height: int, width: int) -> Tensor:
 
 
 def diffaugment(images: Tensor, changes: Changes, implementation: Implementation = "auto") -> Tensor:
-    """`diff_color`, `diff_shift` and `cutout` of fastgan.augment, in this order, of images [B, C, H, W].
+    """`diff_color`, `diff_shift` and `cutout` of fastgan.training.augment, in this order, of images [B, C, H, W].
 
     Dtype and memory format are those of `images`; the numbers between are float32, or float64 where `images` are. Four
     channels are three colours and alpha, which only moves and is cut; without three colours there is no saturation.

@@ -85,7 +85,7 @@ _keys = launched("fastgan::random_keys", _launch_keys, _fake_keys)
 
 
 def keys(index: Tensor, bases: Sequence[int]) -> Tensor:
-    """Return `fastgan.counter.keys` of numbers [B] by the kernel, one stream's `base` after another: [bases B]."""
+    """Return `fastgan.utils.rng.keys` of numbers [B] by the kernel, one stream's `base` after another: [bases B]."""
     found: Tensor = _keys(index, bases)
     return found
 
@@ -107,12 +107,12 @@ _numbers = launched("fastgan::random_numbers", _launch_numbers, _fake_numbers)
 
 
 def uniform(keys: Tensor, count: int) -> Tensor:
-    """Return `fastgan.counter.uniform` of keys [B] by the kernel: float64 [B, count]."""
+    """Return `fastgan.utils.rng.uniform` of keys [B] by the kernel: float64 [B, count]."""
     numbers: Tensor = _numbers(keys, count, False, torch.float64)
     return numbers
 
 
 def normal(keys: Tensor, count: int, dtype: torch.dtype) -> Tensor:
-    """Return `fastgan.counter.normal` of keys [B] by the kernel: [B, count]."""
+    """Return `fastgan.utils.rng.normal` of keys [B] by the kernel: [B, count]."""
     numbers: Tensor = _numbers(keys, count, True, dtype)
     return numbers

@@ -11,12 +11,12 @@ from pathlib import Path
 import torch
 
 from fastgan import networks
-from fastgan.checkpoint import Checkpoints
 from fastgan.config import Config, DataConfig, NetworkConfig, ObjectiveConfig, OptimizerConfig
-from fastgan.data import sources
+from fastgan.data import named
 from fastgan.data.loaders import build_loader
-from fastgan.distributed import Processes
-from fastgan.trainer import Trainer
+from fastgan.distributed.processes import Processes
+from fastgan.runs.checkpoint import Checkpoints
+from fastgan.training.trainer import Trainer
 
 CPU = torch.device("cpu")
 
@@ -74,7 +74,7 @@ def let_zero_compute_in_float64() -> None:
 def build(processes: Processes, case: dict) -> Trainer:
     torch.set_default_dtype(torch.float64 if case.get("double") else torch.float32)
     chosen = config(case.get("split_g", False), case.get("wide", False), case.get("precision", "float32"))
-    loader = build_loader(chosen, sources.load("toy"), CPU, processes.rank, processes.count)
+    loader = build_loader(chosen, named.load("toy"), CPU, processes.rank, processes.count)
     processes.engine, processes.offload = case["engine"], case.get("offload", False)
     nets = networks.build(chosen)
     trainer = Trainer(chosen, nets, loader, processes.player, processes.count, case.get("micro_batch"))

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from engines_worker import build
 
-from fastgan.distributed import Processes
+from fastgan.distributed.processes import Processes
 from fastgan.errors import Diverged
 
 

@@ -10,14 +10,14 @@ from pathlib import Path
 import torch
 
 from fastgan import networks, presets
-from fastgan.data import sources
+from fastgan.data import named
 from fastgan.data.images import ImageSet
 from fastgan.data.stacked import StackedSet
-from fastgan.distributed import Processes
-from fastgan.evaluate import Evaluator
-from fastgan.metrics import distances, extractors, fidelity
-from fastgan.metrics.features import collect
-from fastgan.metrics.reals import real_statistics
+from fastgan.distributed.processes import Processes
+from fastgan.evaluation import distances, extractors, fidelity
+from fastgan.evaluation.evaluator import Evaluator
+from fastgan.evaluation.features import collect
+from fastgan.evaluation.reference import real_statistics
 
 CPU = torch.device("cpu")
 
@@ -44,11 +44,11 @@ def main(folder: Path) -> None:
     config = presets.get("debug")
     torch.manual_seed(0)
     G = networks.build(config)[0].eval()
-    found["generator"] = Evaluator(config, sources.load("toy"), extractor, CPU, processes)(G, 333)
+    found["generator"] = Evaluator(config, named.load("toy"), extractor, CPU, processes)(G, 333)
     painter = torch.nn.Sequential(
         torch.nn.Linear(config.networks.z_dim, 3 * 32 * 32), torch.nn.Unflatten(1, (3, 32, 32))
     )
-    stacked = StackedSet(ImageSet("toy", sources.load("toy").images[:100], torch.arange(100) % 10), 2000)
+    stacked = StackedSet(ImageSet("toy", named.load("toy").images[:100], torch.arange(100) % 10), 2000)
     found["modes"] = Evaluator(config, stacked, extractor, CPU, processes)(painter, 333)
     (folder / f"{processes.count}-{processes.rank}.json").write_text(json.dumps(found))
     processes.end()

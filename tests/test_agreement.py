@@ -15,9 +15,10 @@ import pytest
 from conftest import refusal
 from torch.distributed import TCPStore
 
-from fastgan import agreement, presets
-from fastgan.agreement import Absent, Agreement, judge, launch_facts
-from fastgan.data import sources
+from fastgan import presets
+from fastgan.data import named
+from fastgan.distributed import consistency
+from fastgan.distributed.consistency import Absent, Agreement, judge, launch_facts
 from fastgan.errors import EXIT_USER_ERROR, UserError
 
 LAUNCH = """
@@ -28,7 +29,7 @@ from fastgan.errors import UserError
 
 print("begun", flush=True)
 try:
-    config = train.parse_config(sys.argv[3:])
+    config = presets.parse_config(sys.argv[3:])
 except UserError as error:
     print(agreement.announce(error))
     sys.exit(2)
@@ -41,7 +42,7 @@ try:
     together = agreement.of_launch(limit_s=25)
     together.settle("launch", facts)
     if sys.argv[2] != "-":
-        config = train.parse_config([*sys.argv[3:], "--data", sys.argv[2]])
+        config = presets.parse_config([*sys.argv[3:], "--data", sys.argv[2]])
     together.make("data set", lambda: open_source(config), agreement.data_facts, main_first=True)
 except UserError as error:
     print(error)
@@ -173,7 +174,7 @@ def test_main_process_works_first(store):
 
 def test_process_that_never_comes_is_named(store, monkeypatch):
     """Those that came end within the limit, and say who didn't."""
-    monkeypatch.setattr(agreement, "GRACE_S", 0.2)
+    monkeypatch.setattr(consistency, "GRACE_S", 0.2)
     began = time.monotonic()
     with pytest.raises(Absent, match="rank 1, 2 has not come"):
         Agreement(store, 0, 3, 1.0).settle("launch", {})
@@ -187,7 +188,7 @@ def test_attempts_do_not_mix(store):
     """What an earlier attempt left in the store, a launcher's restart say, means nothing to the next one."""
 
     def meet(rank: int) -> None:
-        group = Agreement(agreement._meet(store.clone(), rank, 2, 10.0), rank, 2)
+        group = Agreement(consistency._meet(store.clone(), rank, 2, 10.0), rank, 2)
         try:
             group.settle("launch", {}, errors[rank])
         except UserError as error:
@@ -204,14 +205,14 @@ def test_attempts_do_not_mix(store):
     began = time.monotonic()
     for rank in range(2):
         with pytest.raises(Absent, match=f"rank {1 - rank} has not come within 0.5 s"):
-            agreement._meet(store, rank, 2, 0.5)
+            consistency._meet(store, rank, 2, 0.5)
     assert time.monotonic() - began < 5
 
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_port_of_another_program_is_named(monkeypatch, rank):
     """Where something else listens at the launch's port, both ranks say which port and what to do, soon."""
-    monkeypatch.setattr(agreement, "ANSWER_S", 1.0)
+    monkeypatch.setattr(consistency, "ANSWER_S", 1.0)
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
@@ -221,7 +222,7 @@ def test_port_of_another_program_is_named(monkeypatch, rank):
             monkeypatch.setenv(name, value)
         began = time.monotonic()
         with pytest.raises(Absent, match=rf"127\.0\.0\.1:{port} .* give another --main_process_port"):
-            agreement.of_launch(limit_s=60)
+            consistency.of_launch(limit_s=60)
     assert time.monotonic() - began < 15
 
 
@@ -231,20 +232,20 @@ def test_main_host_that_is_not_there_is_named(monkeypatch):
     for name, value in launch.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(Absent, match=re.escape("nothing listens at 127.0.0.1:9 for rank 1")):
-        agreement.of_launch(limit_s=0.5)
+        consistency.of_launch(limit_s=0.5)
 
 
 def test_alone_only_its_own_error_counts():
     """A single process needs no store; its work is done, its error is raised."""
     assert Agreement().make("data set", lambda: 3, main_first=True) == 3
-    assert agreement.of_launch().store is None
+    assert consistency.of_launch().store is None
     assert refusal(lambda: Agreement().settle("launch", {}, "no")) == "no"
 
 
 def test_data_facts_tell_sets_apart():
     """The number of images, their kind and their content count."""
-    source = sources.open_named("toy")
-    found = agreement.data_facts(source)
+    source = named.open_named("toy")
+    found = consistency.data_facts(source)
     assert json.loads(json.dumps(found)) == found
     assert found["data set"]["images"] == len(source) and found["data set"]["content"] == source.content_hash()
 

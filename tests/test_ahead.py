@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastgan.data.ahead import Prefetcher
+from fastgan.data.prefetch import Prefetcher
 
 CPU = torch.device("cpu")
 

@@ -6,8 +6,19 @@ import torch
 from conftest import refusal
 from torch import Tensor
 
-from fastgan.augment import KINDS, OPERATIONS, Kind, adapt, augment, color, cutout, diff_color, diff_shift, geometry
-from fastgan.counter import Stream, keys
+from fastgan.training.augment import (
+    KINDS,
+    OPERATIONS,
+    Kind,
+    adapt,
+    augment,
+    color,
+    cutout,
+    diff_color,
+    diff_shift,
+    geometry,
+)
+from fastgan.utils.rng import Stream, keys
 
 CHANGING = sorted(KINDS.keys() - {"none"})
 COLOR = ("brightness", "contrast", "luma_flip", "hue", "saturation")

@@ -15,12 +15,16 @@ import pytest
 import safetensors.torch
 import torch
 
-from fastgan import averages, checkpoint, files, losses, train, watch
-from fastgan.background import Files, Writer
-from fastgan.board import read_rows
-from fastgan.checkpoint import Checkpoints, read
+from fastgan import train
 from fastgan.errors import EXIT_DIVERGED, EXIT_STOPPED, EXIT_USER_ERROR, UserError
-from fastgan.trainer import Trainer
+from fastgan.monitor import hooks
+from fastgan.runs import checkpoint, ema_snapshots
+from fastgan.runs.async_writer import Files, Writer
+from fastgan.runs.checkpoint import Checkpoints, read
+from fastgan.runs.rows import read_rows
+from fastgan.training import losses
+from fastgan.training.trainer import Trainer
+from fastgan.utils import files
 
 DEBUG = ("--preset", "debug", "--images", "256", "--checkpoint-every", "64", "--log-every", "64")
 PATIENCE_S = 60
@@ -305,8 +309,8 @@ def test_full_disk_in_the_last_checkpoint_of_a_stopped_run(
 def test_stopped_run_has_its_last_checkpoint(run_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     """When `main` returns after a SIGTERM the checkpoint of the last step is whole, however long writing takes."""
     slow_write(monkeypatch, 0.1)
-    log = watch.Watch.log
-    monkeypatch.setattr(watch.Watch, "log", lambda *args: (log(*args), signal.raise_signal(signal.SIGTERM)))
+    log = hooks.Watch.log
+    monkeypatch.setattr(hooks.Watch, "log", lambda *args: (log(*args), signal.raise_signal(signal.SIGTERM)))
     assert run(run_dir) == EXIT_STOPPED
     (path,) = Checkpoints(run_dir / "checkpoints").paths()
     assert read(path).state["images_seen"] == 64
@@ -326,11 +330,11 @@ def test_stopped_by_a_signal_only_the_checkpoint_is_written(
         monkeypatch.setattr(owner, method, lambda *args: (original(*args), done.append(name))[0])
 
     noted("checkpoint", Checkpoints, "save")
-    noted("gif", watch.Board, "gif")
-    noted("losses", watch.curves, "save")
+    noted("gif", hooks.Board, "gif")
+    noted("losses", hooks.curves, "save")
     with monkeypatch.context() as signalled:
-        log = watch.Watch.log
-        signalled.setattr(watch.Watch, "log", lambda *args: (log(*args), signal.raise_signal(number)))
+        log = hooks.Watch.log
+        signalled.setattr(hooks.Watch, "log", lambda *args: (log(*args), signal.raise_signal(number)))
         assert run(run_dir) == EXIT_STOPPED
     assert done == ["checkpoint"]
     assert run(run_dir, "--minutes", "0.00001") == 0
@@ -381,15 +385,15 @@ def test_other_failures_leave_a_whole_checkpoint(run_dir: Path, monkeypatch: pyt
 
 def test_folder_removed_meanwhile(run_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     """Where somebody removes the checkpoints during a run, between two writes, the next ones are made anew."""
-    log, moved = watch.Watch.log, run_dir / "moved"
+    log, moved = hooks.Watch.log, run_dir / "moved"
 
-    def removes(self: watch.Watch, trainer: Trainer) -> None:
+    def removes(self: hooks.Watch, trainer: Trainer) -> None:
         log(self, trainer)
         if trainer.images_seen == 192:
             wait_until(self.writer._writes["checkpoint"].done)
             (run_dir / "checkpoints").rename(moved)
 
-    monkeypatch.setattr(watch.Watch, "log", removes)
+    monkeypatch.setattr(hooks.Watch, "log", removes)
     assert run(run_dir) == 0
     assert [path.name for path in Checkpoints(run_dir / "checkpoints").paths()] == ["000000000192", "000000000256"]
     assert len(list(moved.iterdir())) == 2
@@ -399,12 +403,12 @@ def test_every_process_gives_its_part(run_dir: Path, monkeypatch: pytest.MonkeyP
     """A process that doesn't write is asked for its state all the same: others may need its part of it."""
     asked, state_of = list[bool](), Trainer.state
 
-    class Other(watch.Watch):
+    class Other(hooks.Watch):
         def __init__(self, trainer: Trainer, folder: Any, source: Any, processes: Any, saved: Any) -> None:
             monkeypatch.setattr(processes, "is_main", False)
             super().__init__(trainer, folder, source, processes, saved)
 
-    monkeypatch.setattr(watch, "Watch", Other)
+    monkeypatch.setattr(hooks, "Watch", Other)
     monkeypatch.setattr(Trainer, "state", lambda self: (asked.append(True), state_of(self))[1])
     assert run(run_dir) == 0
     assert len(asked) == 4 and not (run_dir / "checkpoints").exists()
@@ -414,10 +418,10 @@ def test_every_process_gives_its_part(run_dir: Path, monkeypatch: pytest.MonkeyP
 def test_averages_by_the_writer(tmp_path: Path, writer: Writer) -> None:
     """A snapshot that the thread writes is the file that is written at once, of the moment of saving."""
     net = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4))
-    averages.Averages(tmp_path / "a", (0.05,)).save([net], 64)
+    ema_snapshots.Averages(tmp_path / "a", (0.05,)).save([net], 64)
     may_write = threading.Event()
     writer.save("other", {}, lambda _: may_write.wait(PATIENCE_S))
-    averages.Averages(tmp_path / "b", (0.05,)).save([net], 64, writer)
+    ema_snapshots.Averages(tmp_path / "b", (0.05,)).save([net], 64, writer)
     net[0].weight.data.zero_()
     may_write.set()
     writer.close()

@@ -12,11 +12,14 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
-from fastgan import layout, presets, train
-from fastgan.board import Board, append_row, grid, read_rows, save_gif, save_png
+from fastgan import presets, train
 from fastgan.config import Config
 from fastgan.data.images import to_bytes, to_unit_range
-from fastgan.run_folder import RunFolder
+from fastgan.monitor import chart_groups
+from fastgan.monitor.tensorboard import Board
+from fastgan.runs.rows import append_row, read_rows
+from fastgan.runs.run_folder import RunFolder
+from fastgan.utils.pngs import grid, save_gif, save_png
 
 
 @pytest.fixture
@@ -302,7 +305,7 @@ def test_tensorboard_has_a_layout(folder: RunFolder) -> None:
 
 def charts_of(config: Config) -> dict[str, list[str]]:
     """The regular expressions of TensorBoard's custom page, by group."""
-    found = layout.custom_scalars(config)
+    found = chart_groups.custom_scalars(config)
     return {group: [tag for _, tags in charts.values() for tag in tags] for group, charts in found.items()}
 
 

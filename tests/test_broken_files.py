@@ -16,8 +16,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fastgan.data import archives, tars
-from fastgan.data.prepare import PrepareOptions, prepare
+from fastgan.data import archives
+from fastgan.data.preparation import tars
+from fastgan.data.preparation.prepare import PrepareOptions, prepare
 from fastgan.errors import UserError
 
 GOOD = 3

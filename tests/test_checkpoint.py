@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastgan import checkpoint
-from fastgan.checkpoint import Checkpoints, Damaged, read
 from fastgan.errors import UserError
-from fastgan.files import write_synced
+from fastgan.runs import checkpoint
+from fastgan.runs.checkpoint import Checkpoints, Damaged, read
+from fastgan.utils.files import write_synced
 
 FILES = ("G.safetensors", "D.safetensors", "optimizers.safetensors", "state.json")
 

@@ -11,9 +11,9 @@ import torch
 import fastgan
 from fastgan import cli, networks, presets, train
 from fastgan.config import flat
-from fastgan.data import sources
+from fastgan.data import named
 from fastgan.data.loaders import build_loader
-from fastgan.trainer import Trainer
+from fastgan.training.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("keep_signal_handlers", "here")
 
@@ -36,7 +36,7 @@ MISTAKES = {
     "kind of value": (["--batch-size", "many"], ["--batch-size", "'many'"]),
     "choice": (["--loader", "fast"], ["--loader", "'fast'", "'auto'", "'resident'"]),
     "range": (["--batch-size", "0"], ["batch_size is 0"]),
-    "data set": (["--data", "mnits", "--dry-run"], ["'mnits'", *sources.NAMES]),
+    "data set": (["--data", "mnits", "--dry-run"], ["'mnits'", *named.NAMES]),
     "network": (["--network", "dcgan29", "--dry-run"], ["'dcgan29'", *networks.BUILDERS]),
     "loss": (["--loss", "wasserstain", "--dry-run"], ["'wasserstain'", "nonsaturating"]),
     "size": (["--image-size", "30", "32", "--dry-run"], ["image_size is (30, 32)", "would do"]),
@@ -69,7 +69,7 @@ def test_unknown_option_without_a_verb(capsys: pytest.CaptureFixture[str]) -> No
     [
         (["data"], ["fastgan data"]),
         (["data", "put", "mnist"], ["'put'", "'get'"]),
-        (["data", "get", "mnits"], ["'mnits'", *sources.NAMES]),
+        (["data", "get", "mnits"], ["'mnits'", *named.NAMES]),
         (["data", "get", "toy", "now"], ["'now'"]),
         (["sample"], ["fastgan sample"]),
         (["sample", "nowhere", "--sedes", "3"], ["'--sedes'", "--seeds"]),
@@ -136,7 +136,7 @@ def test_dry_run_shows_the_settings(here: Path, capsys: pytest.CaptureFixture[st
     """The plan begins with the resolved config, flags over preset, and names the folder that isn't made yet."""
     assert cli.main(["train", "--preset", "debug", "--seed", "11", "--run-dir", "new/run", "--dry-run"]) == 0
     shown = capsys.readouterr().out
-    config = train.parse_config(["--preset", "debug", "--seed", "11", "--run-dir", "new/run", "--dry-run"])
+    config = presets.parse_config(["--preset", "debug", "--seed", "11", "--run-dir", "new/run", "--dry-run"])
     assert shown.startswith(config.to_json()) and flat(config)["seed"] == 11
     assert "into new/run\n" in shown and list(here.iterdir()) == []
 
@@ -146,8 +146,8 @@ def test_dry_run_shows_the_settings(here: Path, capsys: pytest.CaptureFixture[st
 )
 def test_dry_run_tells_the_truth(args: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     """The images and steps of the plan are those that the trainer takes, also where an epoch is broken off."""
-    config = train.parse_config(["--preset", "debug", *args])
-    loader = build_loader(config, sources.load("toy"), torch.device("cpu"))
+    config = presets.parse_config(["--preset", "debug", *args])
+    loader = build_loader(config, named.load("toy"), torch.device("cpu"))
     trainer = Trainer(config, networks.build(config), loader)
     steps = seen = 0
     while seen < trainer.total_images:

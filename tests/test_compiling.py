@@ -11,10 +11,11 @@ from conftest import refusal
 from torch._dynamo.utils import counters
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fastgan import compiling, networks
+from fastgan import networks
 from fastgan.data.batch import Batch
-from fastgan.train import parse_config
-from fastgan.trainer import Trainer
+from fastgan.presets import parse_config
+from fastgan.training import compiling
+from fastgan.training.trainer import Trainer
 
 CPU = torch.device("cpu")
 STEPS = 10

@@ -11,16 +11,16 @@ from conftest import _signal_handlers_kept, refusal
 from PIL import Image
 from torch import Tensor, nn
 
-from fastgan import cli, train
+from fastgan import cli, presets, train
 from fastgan.config import Config
-from fastgan.data import sources
+from fastgan.data import named
 from fastgan.data.images import ImageSet
 from fastgan.data.loaders import check
-from fastgan.data.order import Order
-from fastgan.evaluate import Evaluator
-from fastgan.metrics import extractors, fidelity
-from fastgan.metrics.fidelity import labels_for, latents
-from fastgan.sample import images_of, open_run
+from fastgan.data.sampler import Order
+from fastgan.evaluation import extractors, fidelity
+from fastgan.evaluation.evaluator import Evaluator
+from fastgan.evaluation.fidelity import labels_for, latents
+from fastgan.evaluation.sampling import images_of, open_run
 
 CPU = torch.device("cpu")
 FLAGS = [
@@ -106,10 +106,10 @@ def test_training_tells_both_players_the_reals_classes(monkeypatch: pytest.Monke
     """In each phase fakes are made of the classes of its own reals, and judged as of them."""
     from fastgan import networks
     from fastgan.data.loaders import build_loader
-    from fastgan.trainer import Trainer
+    from fastgan.training.trainer import Trainer
 
-    config = train.parse_config(FLAGS)
-    trainer = Trainer(config, networks.build(config), build_loader(config, sources.load("toy"), CPU))
+    config = presets.parse_config(FLAGS)
+    trainer = Trainer(config, networks.build(config), build_loader(config, named.load("toy"), CPU))
     told: list[Tensor] = []
     for net in (trainer.G.net, trainer.D.net):
         net.register_forward_pre_hook(lambda _, args: told.append(args[1]))
@@ -141,7 +141,7 @@ def test_grid_shows_classes_in_turn(run: Path) -> None:
 def test_evaluation_is_of_the_datas_classes(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Generated images have the data set's classes, each as often as there, and the figures are the same each time."""
     monkeypatch.setenv("FASTGAN_CACHE", str(tmp_path))
-    toy = sources.load("toy")
+    toy = named.load("toy")
     labels = torch.tensor([0] * 30 + [1] * 10)
     data = ImageSet("uneven", toy.images[:40], labels)
     _, config, _, G = open_run(run)
@@ -195,7 +195,7 @@ def test_without_classes_nothing_is_told(debug_run: Path, tmp_path: Path, monkey
     monkeypatch.setenv("FASTGAN_CACHE", str(tmp_path))
     _, config, _, G = open_run(debug_run)
     recorder = Recorder()
-    Evaluator(config, sources.load("toy"), extractors.load("digits", CPU), CPU)(recorder, 20)
+    Evaluator(config, named.load("toy"), extractors.load("digits", CPU), CPU)(recorder, 20)
     images_of(recorder, [1, 2], 100, CPU)
     assert recorder.told == [None] * len(recorder.told) != []
     assert torch.equal(images_of(G, [1, 2], 100, CPU), fidelity.to_bytes(G(latents(torch.tensor([1, 2]), 100))))
@@ -205,12 +205,12 @@ def test_without_classes_nothing_is_told(debug_run: Path, tmp_path: Path, monkey
 
 
 def config_with(num_classes: int) -> Config:
-    return train.parse_config([*FLAGS, "--num-classes", str(num_classes)])
+    return presets.parse_config([*FLAGS, "--num-classes", str(num_classes)])
 
 
 def test_data_without_labels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Images without labels are refused by a recipe with classes, in one line, and are taken by one without."""
-    toy = sources.load("toy")
+    toy = named.load("toy")
     text = refusal(lambda: check(config_with(2), ImageSet("plain", toy.images)))
     assert text.startswith("num_classes is 2: the images of plain have no labels; give 0, or ")
     check(config_with(0), ImageSet("plain", toy.images))
@@ -228,7 +228,7 @@ def test_data_without_labels(tmp_path: Path, capsys: pytest.CaptureFixture[str])
 @pytest.mark.parametrize("num_classes", [1, 3, 1000])
 def test_data_with_other_classes(num_classes: int) -> None:
     """A number of classes that isn't the data set's is refused with that of the data set; the right one is taken."""
-    toy = sources.load("toy")
+    toy = named.load("toy")
     text = refusal(lambda: check(config_with(num_classes), toy))
     assert text == f"num_classes is {num_classes}: the data set toy has 2; give that number, or 0"
     check(config_with(2), toy)
@@ -238,7 +238,7 @@ def test_folders_are_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     """A run on a folder with a folder a class learns those classes."""
     for label, name in enumerate(("discs", "bars", "more")):
         (tmp_path / "data" / name).mkdir(parents=True)
-        for number, image in enumerate(sources.load("toy").images[label:12:2, 0].numpy()):
+        for number, image in enumerate(named.load("toy").images[label:12:2, 0].numpy()):
             Image.fromarray(image).save(tmp_path / "data" / name / f"{number}.png")
     flags = [*FLAGS, "--data", str(tmp_path / "data"), "--num-classes", "3", "--eval-every", "0", "--images", "8"]
     with _signal_handlers_kept():

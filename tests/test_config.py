@@ -25,7 +25,7 @@ from fastgan.config import (
     flat,
 )
 from fastgan.errors import UserError
-from fastgan.losses import LOSSES
+from fastgan.training.losses import LOSSES
 
 
 def changed(config: Config, section: str, **values: Any) -> Config:

@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 
-from fastgan.networks.convolutions import INIT_STD, Generator
+from fastgan.networks.dcgan import INIT_STD, Generator
 
 
 def test_a_smooth_image():

@@ -3,8 +3,9 @@ import math
 import pytest
 from PIL import Image
 
-from fastgan import curves, train
-from fastgan.board import read_rows
+from fastgan import train
+from fastgan.monitor import loss_plot
+from fastgan.runs.rows import read_rows
 
 pytestmark = pytest.mark.usefixtures("keep_signal_handlers")
 
@@ -16,15 +17,15 @@ def row(images_seen, g_loss, d_loss=1.0):
 def test_rows_weigh_as_many_images_as_they_stand_for():
     """The mean of an epoch weighs each row by the images since the row before; other rows and epochs don't count."""
     rows = [row(60, 9.0), row(100, 9.0), row(160, 1.0, 3.0), {"images_seen": 180, "metrics/fid": 5.0}, row(200, 2.0)]
-    assert curves.last_epoch(rows, 100) == pytest.approx((0.6 * 1 + 0.4 * 2, 0.6 * 3 + 0.4 * 1))
-    assert curves.last_epoch(rows[:2], 100) == pytest.approx((9.0, 1.0))
+    assert loss_plot.last_epoch(rows, 100) == pytest.approx((0.6 * 1 + 0.4 * 2, 0.6 * 3 + 0.4 * 1))
+    assert loss_plot.last_epoch(rows[:2], 100) == pytest.approx((9.0, 1.0))
 
 
 def test_batches_across_an_epochs_end_count_where_they_began():
     """A row that ends a little beyond the epoch is the old epoch's last."""
     rows = [row(64, 1.0), row(128, 2.0), row(192, 3.0), row(256, 4.0)]
-    assert curves.last_epoch(rows[:2], 100)[0] == pytest.approx(1.5)
-    assert curves.last_epoch(rows, 100)[0] == pytest.approx(3.5)
+    assert loss_plot.last_epoch(rows[:2], 100)[0] == pytest.approx(1.5)
+    assert loss_plot.last_epoch(rows, 100)[0] == pytest.approx(3.5)
 
 
 def test_every_run_leaves_a_picture(debug_run):
@@ -36,13 +37,13 @@ def test_every_run_leaves_a_picture(debug_run):
 
 def test_without_rows_there_is_no_picture(tmp_path):
     """Nothing is written where nothing is known."""
-    curves.save(tmp_path / "losses.png", [], 100, "nothing", "nonsaturating")
+    loss_plot.save(tmp_path / "losses.png", [], 100, "nothing", "nonsaturating")
     assert not list(tmp_path.iterdir())
 
 
 def test_undecided():
     """The line stands where D's loss is if it holds every image for as likely real as not."""
-    value, _ = curves.UNDECIDED["nonsaturating"]
+    value, _ = loss_plot.UNDECIDED["nonsaturating"]
     assert value == pytest.approx(-2 * math.log(0.5))
 
 
@@ -57,7 +58,7 @@ def test_epochs_on_the_console(tmp_path, capsys):
     rows = [row for row in read_rows(run_dir / "log.jsonl") if "loss/G" in row]
     assert [row["images_seen"] for row in rows] == [320, 608, 928, 1000, 1224, 1512, 1800, 2000]
     for place, number in ((3, 4), (7, 8)):
-        g_loss, d_loss = curves.last_epoch(rows[:number], 1000)
+        g_loss, d_loss = loss_plot.last_epoch(rows[:number], 1000)
         assert lines[place] == f"Generator Loss: {g_loss} Discriminator Loss: {d_loss}"
 
 

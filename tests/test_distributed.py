@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastgan import distributed
-from fastgan.board import read_rows
-from fastgan.checkpoint import Checkpoints
-from fastgan.watchdog import EVENT_S
+from fastgan.distributed import processes
+from fastgan.distributed.heartbeat import EVENT_S
+from fastgan.runs.checkpoint import Checkpoints
+from fastgan.runs.rows import read_rows
 
 TRAIN = Path(__file__).parents[1] / "fastgan" / "train.py"
 OPTIONS = ("--preset", "debug", "--images", "320", "--log-every", "32")
@@ -106,11 +106,11 @@ def test_threads_are_the_share_of_the_cores(monkeypatch, environment, wanted, th
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(distributed.psutil.Process, "cpu_affinity", lambda _: list(range(16)))
-    monkeypatch.setattr(distributed.psutil, "cpu_count", lambda logical: 8)
+    monkeypatch.setattr(processes.psutil.Process, "cpu_affinity", lambda _: list(range(16)))
+    monkeypatch.setattr(processes.psutil, "cpu_count", lambda logical: 8)
     chosen = []
     monkeypatch.setattr(torch, "set_num_threads", chosen.append)
-    distributed._set_threads(wanted)
+    processes._set_threads(wanted)
     assert chosen == ([] if threads is None else [threads])
 
 
@@ -147,7 +147,7 @@ def test_accelerates_configuration_names_the_engine(monkeypatch, environment, as
     """What a DEEPSPEED configuration asks for is taken over, and hidden from Accelerate, which knows one network."""
     for variable, value in environment.items():
         monkeypatch.setenv(variable, value)
-    assert distributed._asked_by_launcher() == asked
+    assert processes._asked_by_launcher() == asked
     assert "ACCELERATE_USE_DEEPSPEED" not in os.environ
 
 
@@ -170,9 +170,9 @@ def test_gradient_norm_of_zero_lies_where_the_weights_do(monkeypatch, norm):
 
     A device without memory stands for a GPU: whoever looks at its numbers fails.
     """
-    monkeypatch.setattr(distributed, "_zero_engine", lambda *_: Stepped(norm))
+    monkeypatch.setattr(processes, "_zero_engine", lambda *_: Stepped(norm))
     net = torch.nn.Linear(2, 2, device="meta")
-    player = distributed.ZeroPlayer(net, net, torch.optim.Adam(net.parameters()), stage=2, offload=True)
+    player = processes.ZeroPlayer(net, net, torch.optim.Adam(net.parameters()), stage=2, offload=True)
     found = player.step(lr=1e-3, beta2=0.99)
     assert found.device.type == "meta" and found.shape == ()
 

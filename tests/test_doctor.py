@@ -10,13 +10,14 @@ import pytest
 from PIL import Image
 from torch import Tensor
 
-from fastgan import cli, doctor, installation, presets, train
-from fastgan.board import append_row
+from fastgan import cli, presets, train
+from fastgan.commands import doctor, installation
+from fastgan.commands.doctor import Course, Diagnosis, diagnose
+from fastgan.commands.installation import Line
 from fastgan.config import Config
-from fastgan.data import sources
-from fastgan.doctor import Course, Diagnosis, diagnose
-from fastgan.installation import Line
-from fastgan.run_folder import RunFolder
+from fastgan.data import named
+from fastgan.runs.rows import append_row
+from fastgan.runs.run_folder import RunFolder
 
 pytestmark = pytest.mark.usefixtures("keep_signal_handlers")
 
@@ -211,7 +212,7 @@ def put(folder: Path, images: Tensor, labels: list[int] | None = None) -> str:
 
 def crowded(count: int) -> Tensor:
     """Images of five toy shapes each: no two are much alike."""
-    return sources.load("toy").images[: 5 * count].view(count, 5, 1, 28, 28).amax(1)
+    return named.load("toy").images[: 5 * count].view(count, 5, 1, 28, 28).amax(1)
 
 
 def rates(g_lr: str, d_lr: str) -> tuple[str, ...]:
@@ -238,7 +239,7 @@ def test_run_that_collapses(tmp_path: Path) -> None:
 
 def test_run_on_identical_images(tmp_path: Path) -> None:
     """A data set of one image many times is told as what it is."""
-    data = put(tmp_path / "data", sources.load("toy").images[:1].expand(256, 1, 28, 28))
+    data = put(tmp_path / "data", named.load("toy").images[:1].expand(256, 1, 28, 28))
     found = diagnosis_of(tmp_path / "run", "--data", data, "--images", "8200")
     assert found.verdict == "collapse" and "all training images" in found.evidence[0]
 
@@ -251,7 +252,7 @@ def test_run_on_64_images(tmp_path: Path) -> None:
 
 
 def with_classes(folder: Path, mix_up: Callable[[list[int]], list[int]]) -> tuple[str, ...]:
-    toy = sources.load("toy")
+    toy = named.load("toy")
     assert toy.labels is not None
     return ("--data", put(folder, toy.images, mix_up(toy.labels.tolist())), "--num-classes", "2", "--images", "20100")
 

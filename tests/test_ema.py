@@ -10,15 +10,18 @@ import torch
 from conftest import refusal
 from torch import Tensor, nn
 
-from fastgan import cli, ema_profiles, files, networks, presets, schedules, train
-from fastgan.averages import Averages, read
-from fastgan.board import read_rows
+from fastgan import cli, networks, presets, train
 from fastgan.config import OptimizerConfig
-from fastgan.data import sources
+from fastgan.data import named
 from fastgan.data.loaders import build_loader
-from fastgan.ema import Ema
-from fastgan.sample import Which, open_run
-from fastgan.trainer import Trainer
+from fastgan.evaluation.sampling import Which, open_run
+from fastgan.runs import ema_profiles
+from fastgan.runs.ema_snapshots import Averages, read
+from fastgan.runs.rows import read_rows
+from fastgan.training import schedules
+from fastgan.training.ema import Ema
+from fastgan.training.trainer import Trainer
+from fastgan.utils import files
 
 STDS = (0.05, 0.1)
 
@@ -336,7 +339,7 @@ def test_averages_on_resume() -> None:
     """A trainer that takes up another's state goes on with all its averages bit for bit."""
     config = presets.get("debug")
     config = replace(config, optimizer=replace(config.optimizer, ema_half_lives=(500, 50), ema_stds=STDS))
-    loader = build_loader(config, sources.load("toy"), torch.device("cpu"))
+    loader = build_loader(config, named.load("toy"), torch.device("cpu"))
     first, second = (Trainer(config, networks.build(config), loader) for _ in range(2))
 
     def steps(trainer: Trainer) -> None:

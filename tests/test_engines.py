@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastgan.checkpoint import Checkpoints
+from fastgan.runs.checkpoint import Checkpoints
 
 WORKER = Path(__file__).parent / "engines_worker.py"
 STEPS = 20

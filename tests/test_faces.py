@@ -9,9 +9,9 @@ import torch
 from fastgan import networks, presets
 from fastgan.data.images import ImageSet
 from fastgan.data.loaders import build_loader
-from fastgan.data.order import batch_positions, num_steps
-from fastgan.networks.faces import Discriminator128, Generator128
-from fastgan.trainer import Trainer
+from fastgan.data.sampler import batch_positions, num_steps
+from fastgan.networks.keras128 import Discriminator128, Generator128
+from fastgan.training.trainer import Trainer
 
 CPU = torch.device("cpu")
 NUM_PHOTOGRAPHS = 9090

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from fastgan import networks, presets
-from fastgan.data import sources
+from fastgan.data import named
 from fastgan.data.loaders import build_loader
 from fastgan.errors import Diverged
-from fastgan.trainer import MIN_SCALE, Trainer
+from fastgan.training.trainer import MIN_SCALE, Trainer
 
 WORKER = Path(__file__).parent / "finite_worker.py"
 READINGS = ("item", "tolist", "__float__", "__bool__", "__int__", "cpu", "numpy")
@@ -22,7 +22,7 @@ READINGS = ("item", "tolist", "__float__", "__bool__", "__int__", "cpu", "numpy"
 def make() -> Trainer:
     config = presets.get("debug")
     config = replace(config, networks=replace(config.networks, width=1 / 32))
-    return Trainer(config, networks.build(config), build_loader(config, sources.load("toy"), torch.device("cpu")))
+    return Trainer(config, networks.build(config), build_loader(config, named.load("toy"), torch.device("cpu")))
 
 
 def step(trainer: Trainer, **planted: float) -> None:

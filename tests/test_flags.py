@@ -7,8 +7,8 @@ import pytest
 from fastgan import presets
 from fastgan.config import Config, flat
 from fastgan.errors import UserError
-from fastgan.flags import parse
-from fastgan.train import parse_config
+from fastgan.presets import parse_config
+from fastgan.utils.arguments import parse
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ import torch
 from PIL import Image
 
 from fastgan import train
-from fastgan.board import read_rows
 from fastgan.data.folder import FolderSet
 from fastgan.errors import UserError
+from fastgan.runs.rows import read_rows
 
 
 def write_images(folder: Path, num: int, classes: tuple[str, ...] = ("",), size: tuple[int, int] = (40, 30)) -> None:

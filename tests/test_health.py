@@ -8,13 +8,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fastgan import health, networks, presets, train, watch
-from fastgan.board import read_rows
+from fastgan import networks, presets, train
 from fastgan.config import Config
 from fastgan.data.images import ImageSet
 from fastgan.data.loaders import build_loader
-from fastgan.health import Health
-from fastgan.trainer import Trainer
+from fastgan.monitor import health, hooks
+from fastgan.monitor.health import Health
+from fastgan.runs.rows import read_rows
+from fastgan.training.trainer import Trainer
 
 CPU = torch.device("cpu")
 
@@ -251,7 +252,7 @@ def test_rows_cost_a_hundredth(
     The first one comes at once.
     """
     clock, costs = Clock(), list[float]()
-    monkeypatch.setattr(watch, "time", clock)
+    monkeypatch.setattr(hooks, "time", clock)
     monkeypatch.setattr(health, "EARLY_EVERY", 32)
     monkeypatch.setattr(health, "EARLY", 320)
     monkeypatch.setattr(health, "EVERY", 160)
@@ -263,14 +264,14 @@ def test_rows_cost_a_hundredth(
         clock.now += row_s
         return {"health/diversity": 1.0}
 
-    step = watch.Watch.step
+    step = hooks.Watch.step
 
-    def timed(self: watch.Watch, trainer: Trainer) -> None:
+    def timed(self: hooks.Watch, trainer: Trainer) -> None:
         clock.now += 20.0
         step(self, trainer)
 
     monkeypatch.setattr(Health, "__call__", measure)
-    monkeypatch.setattr(watch.Watch, "step", timed)
+    monkeypatch.setattr(hooks.Watch, "step", timed)
     assert train.main([*TINY, "--images", "960", "--run-dir", str(tmp_path / "run"), "--eval-every", "0"]) == 0
     assert all(spent < now / 100 for _, now, spent in seen)
     every_place = [*range(32, 321, 32), 480, 640, 800, 960]

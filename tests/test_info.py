@@ -11,9 +11,9 @@ from PIL import Image
 from safetensors.numpy import load, save
 
 from fastgan import cli
-from fastgan.data import info
-from fastgan.data.info import InfoOptions
-from fastgan.data.prepare import PrepareOptions, prepare
+from fastgan.data.preparation import info
+from fastgan.data.preparation.info import InfoOptions
+from fastgan.data.preparation.prepare import PrepareOptions, prepare
 
 
 def png(array: np.ndarray) -> bytes:

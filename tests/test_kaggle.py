@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from fastgan import cli
-from fastgan.data import kaggle
+from fastgan.data.preparation import kaggle
 from fastgan.errors import UserError
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from torch.distributed import TCPStore
 
-from fastgan import agreement
+from fastgan.distributed import consistency
 
 SCRIPT = Path(__file__).parents[1] / "launch" / "keep_going"
 COUNT = 'n=$(cat "$0" 2>/dev/null || echo 0); n=$((n + 1)); echo "$n" >"$0"; '
@@ -87,5 +87,7 @@ def test_port_of_a_launch_is_nobody_elses():
     """A port at which nothing listens, or a launch's own store, is not taken; nor is one that isn't named."""
     store = TCPStore("127.0.0.1", 0, 1, True, wait_for_workers=False)
     for words in (["--main_process_port", str(store.port)], ["--main-process-port=9"], []):
-        assert agreement.port_taken(["accelerate", "launch", "--main_process_ip", "127.0.0.1", *words, "x.py"]) is None
-    assert agreement.port_taken(["fastgan", "train"]) is None
+        assert (
+            consistency.port_taken(["accelerate", "launch", "--main_process_ip", "127.0.0.1", *words, "x.py"]) is None
+        )
+    assert consistency.port_taken(["fastgan", "train"]) is None

@@ -17,10 +17,10 @@ import yaml
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils.launch import prepare_deepspeed_cmd_env
 
-from fastgan.board import read_rows
-from fastgan.checkpoint import Checkpoints
 from fastgan.errors import EXIT_STOPPED
-from fastgan.train import parse_config
+from fastgan.presets import parse_config
+from fastgan.runs.checkpoint import Checkpoints
+from fastgan.runs.rows import read_rows
 
 ROOT = Path(__file__).parents[1]
 LAUNCH = ROOT / "launch"

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fastgan.losses import LOSSES, Loss, logit_centring, loss_named
+from fastgan.training.losses import LOSSES, Loss, logit_centring, loss_named
 
 REALS = (-2.5, -0.9, 0.0, 0.4, 0.999, 1.3, 6.0)
 FAKES = (1.7, -1.2, 0.0, -0.999, 0.4, -3.0, 5.5)

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fastgan.memory import InParts, in_smaller_parts
-from fastgan.metrics.extractors import Extractor
+from fastgan.evaluation.extractors import Extractor
+from fastgan.utils.memory import InParts, in_smaller_parts
 
 
 class Limited(nn.Module):

@@ -9,7 +9,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from fastgan.meter import NEVER, Meter
+from fastgan.training.meter import NEVER, Meter
 
 META = torch.device("meta")
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -6,12 +6,12 @@ from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 
 from fastgan.data.images import ImageSet
-from fastgan.data.order import Order
+from fastgan.data.sampler import Order
 from fastgan.errors import UserError
-from fastgan.metrics import distances, extractors, fidelity
-from fastgan.metrics.distances import frechet
-from fastgan.metrics.features import Collector, collect, gaussian_of, gaussian_of_few
-from fastgan.metrics.reals import Part, real_statistics
+from fastgan.evaluation import distances, extractors, fidelity
+from fastgan.evaluation.distances import frechet
+from fastgan.evaluation.features import Collector, collect, gaussian_of, gaussian_of_few
+from fastgan.evaluation.reference import Part, real_statistics
 
 CPU = torch.device("cpu")
 

@@ -8,9 +8,9 @@ import torch
 from test_metrics import CPU, strokes
 
 from fastgan import presets
-from fastgan.data import sources
+from fastgan.data import named
 from fastgan.errors import UserError
-from fastgan.metrics import digits, extractors, fidelity
+from fastgan.evaluation import digits, extractors, fidelity
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +20,7 @@ def extractor():
 
 def test_digits_for_inference():
     """The extractor's network is the shipped one, whose normalization became part of its weights."""
-    data = resources.files("fastgan.metrics").joinpath("digits.safetensors").read_bytes()
+    data = resources.files("fastgan.evaluation").joinpath("digits.safetensors").read_bytes()
     plain = digits.DigitsNet().eval()
     plain.load_state_dict(safetensors.torch.load(data))
     images = strokes(50, seed=1)
@@ -32,9 +32,9 @@ def test_digits_for_inference():
 
 def test_digits_weights_are_small_and_accurate(extractor):
     """The shipped classifier is under 1 MB and right on at least 99.3% of MNIST's test images."""
-    assert len(resources.files("fastgan.metrics").joinpath("digits.safetensors").read_bytes()) < 1_000_000
+    assert len(resources.files("fastgan.evaluation").joinpath("digits.safetensors").read_bytes()) < 1_000_000
     try:
-        test_set = sources.load("mnist", "test")
+        test_set = named.load("mnist", "test")
     except UserError as error:
         pytest.skip(str(error))
     assert digits.accuracy(extractor.net, test_set.images, test_set.labels) >= 0.993

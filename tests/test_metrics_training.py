@@ -13,19 +13,20 @@ import torch
 from conftest import refusal
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from fastgan import cli, layout, presets, train
-from fastgan.board import read_rows
-from fastgan.checkpoint import BEST, Checkpoints
-from fastgan.data import sources
+from fastgan import cli, presets, train
+from fastgan.commands.report.page import plots_of
+from fastgan.commands.report.record import Record
+from fastgan.data import named
 from fastgan.data.images import ImageSet, to_bytes
 from fastgan.errors import EXIT_USER_ERROR, UserError
-from fastgan.evaluate import CURVE, Evaluator, best_of, load_together
-from fastgan.metrics import extractors
-from fastgan.metrics.features import Alone
-from fastgan.metrics.fidelity import latents
-from fastgan.record import Record
-from fastgan.report import plots_of
-from fastgan.run_folder import RunFolder
+from fastgan.evaluation import extractors
+from fastgan.evaluation.evaluator import CURVE, Evaluator, best_of, load_together
+from fastgan.evaluation.features import Alone
+from fastgan.evaluation.fidelity import latents
+from fastgan.monitor import chart_groups
+from fastgan.runs.checkpoint import BEST, Checkpoints
+from fastgan.runs.rows import read_rows
+from fastgan.runs.run_folder import RunFolder
 
 pytestmark = pytest.mark.usefixtures("keep_signal_handlers")
 CPU = torch.device("cpu")
@@ -119,7 +120,7 @@ def test_report_has_the_full_measure(told):
 
 def test_layout_has_every_metric(told):
     """Each metric that a run writes, of the curve and in full, is on one chart of TensorBoard's custom page."""
-    charts = layout.custom_scalars(RunFolder(told).read_config())
+    charts = chart_groups.custom_scalars(RunFolder(told).read_config())
     tags = [tag for group in charts.values() for _, patterns in group.values() for tag in patterns]
     written = EventAccumulator(str(told / "tensorboard")).Reload().Tags()["scalars"]
     metrics = [name for name in written if name.startswith(("metrics/", "full/")) and "_std_" not in name]
@@ -190,14 +191,14 @@ def test_weights_missing_elsewhere():
     monkey = pytest.MonkeyPatch()
     with monkey.context() as patch:
         patch.setattr(extractors, "load", lambda *_: extractors._digits(CPU))
-        assert load_together(config, sources.load("toy"), Two(), said.append) is None
+        assert load_together(config, named.load("toy"), Two(), said.append) is None
     assert said == ["training goes on without evaluation: a process has no extractor efficientnet"]
 
 
 def test_per_class(told):
     """Each class has a distance of its own; a run whose G is told no classes is refused in one line."""
     config = presets.get("debug")
-    toy = sources.load("toy")
+    toy = named.load("toy")
     digits = extractors.load("digits", CPU)
     with pytest.raises(UserError, match="told no classes"):
         Evaluator(config, toy, digits, CPU).per_class(torch.nn.Identity(), 100)
@@ -239,7 +240,7 @@ def test_distances_of_classes():
     config = replace(config, networks=replace(config.networks, num_classes=2))
     seeds = torch.arange(500, 800)
     dark = to_bytes(OfTwoClasses()(latents(seeds, config.networks.z_dim), torch.zeros(300)))
-    light = sources.load("toy").images[:300]
+    light = named.load("toy").images[:300]
     source = ImageSet("two classes", torch.cat([dark, light]), torch.arange(2).repeat_interleave(300))
     evaluator = Evaluator(config, source, extractors.load("digits", CPU), CPU)
     found = evaluator.per_class(OfTwoClasses(), 400)

@@ -9,12 +9,13 @@ import pytest
 import torch
 from conftest import refusal
 
-from fastgan import micro_batch, networks, presets
-from fastgan.data import sources
+from fastgan import networks, presets
+from fastgan.data import named
 from fastgan.data.loaders import build_loader
 from fastgan.errors import UserError
-from fastgan.run_folder import RunFolder
-from fastgan.trainer import Trainer
+from fastgan.runs.run_folder import RunFolder
+from fastgan.training import micro_batch
+from fastgan.training.trainer import Trainer
 
 CPU = torch.device("cpu")
 ALONE = SimpleNamespace(count=1, device=CPU, smallest=lambda number: number, say=print)
@@ -28,7 +29,7 @@ def build(size: int | None = None, **objective) -> Trainer:
         objective=replace(config.objective, **objective),
         run=replace(config.run, micro_batch=size),
     )
-    return Trainer(config, networks.build(config), build_loader(config, sources.load("toy"), CPU), micro_batch=size)
+    return Trainer(config, networks.build(config), build_loader(config, named.load("toy"), CPU), micro_batch=size)
 
 
 def run_short_of_memory(trainer: Trainer, most: int) -> None:

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from fastgan import networks, presets
-from fastgan.data import sources
+from fastgan.data import named
 from fastgan.data.stacked import StackedSet
 from fastgan.errors import UserError
-from fastgan.evaluate import Evaluator
-from fastgan.metrics import extractors, fidelity, modes
-from fastgan.metrics.extractors import Extractor
-from fastgan.metrics.modes import score
+from fastgan.evaluation import extractors, fidelity, modes
+from fastgan.evaluation.evaluator import Evaluator
+from fastgan.evaluation.extractors import Extractor
+from fastgan.evaluation.modes import score
 
 CPU = torch.device("cpu")
 
@@ -104,7 +104,7 @@ def test_each_channel_is_classified_in_its_place() -> None:
 
 def mnist_test() -> tuple[Tensor, Tensor]:
     try:
-        test_set = sources.load("mnist", "test")
+        test_set = named.load("mnist", "test")
     except UserError as error:
         pytest.skip(str(error))
     assert test_set.labels is not None
@@ -114,7 +114,7 @@ def mnist_test() -> tuple[Tensor, Tensor]:
 def test_real_stacked_images_are_recognised(digits: Extractor) -> None:
     """On unseen digits, stacked, the classifier finds the mode of at least 97 in 100 images (of all: 98.9)."""
     mnist_test()
-    stacked = sources.open_named("stacked-mnist", "test")
+    stacked = named.open_named("stacked-mnist", "test")
     assert isinstance(stacked, StackedSet)
     found = torch.cat([modes.stacked_modes(stacked.pixels(items), digits) for items in torch.arange(1000).split(250)])
     assert (found == stacked.labels[:1000]).double().mean() >= 0.97
@@ -124,7 +124,7 @@ def test_real_stacked_images_are_recognised(digits: Extractor) -> None:
 def real_modes(digits: Extractor) -> Tensor:
     """The modes that the classifier sees in 8,000 real images, 8 of each mode."""
     mnist_test()
-    stacked = sources.open_named("stacked-mnist")
+    stacked = named.open_named("stacked-mnist")
     return torch.cat([modes.stacked_modes(stacked.pixels(items), digits) for items in torch.arange(8000).split(500)])
 
 
@@ -188,7 +188,7 @@ def test_evaluation_tells_legibility(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("FASTGAN_CACHE", str(tmp_path))
     config = presets.get("debug")
     G, _ = networks.build(config)
-    metrics = Evaluator(config, sources.load("toy"), digits, CPU)(G.eval(), 120)
+    metrics = Evaluator(config, named.load("toy"), digits, CPU)(G.eval(), 120)
     wanted = modes.legibility(fidelity.generate(G, 120, config.networks.z_dim, CPU), digits)
     assert metrics["confident_digits"] == wanted.confident
     assert metrics["min_class_share_digits"] == min(wanted.class_shares)

@@ -7,12 +7,14 @@ import pytest
 import torch
 from torch import nn
 
-from fastgan import counter, networks, objectives, schedules
-from fastgan.augment import augment
+from fastgan import networks
 from fastgan.config import Config, DataConfig, NetworkConfig, ObjectiveConfig
-from fastgan.counter import Stream
-from fastgan.losses import LOSSES
-from fastgan.objectives import DiscriminatorObjective, GeneratorObjective
+from fastgan.training import objectives, schedules
+from fastgan.training.augment import augment
+from fastgan.training.losses import LOSSES
+from fastgan.training.objectives import DiscriminatorObjective, GeneratorObjective
+from fastgan.utils import rng
+from fastgan.utils.rng import Stream
 
 F64 = torch.float64
 BATCH = 6
@@ -80,7 +82,7 @@ def test_ds_objective_written_out(form, kind):
     gamma, p = 0.7, 0.5 * (kind != "none")
     objective, _ = make(loss=form, penalty="r1+r2", logit_centring=0.03, augment=kind)
     D, (reals, fakes) = objective.D, images()
-    keys = counter.keys(3, Stream.AUGMENT_D, INDEX)
+    keys = rng.keys(3, Stream.AUGMENT_D, INDEX)
 
     def judge(x):
         return D(augment(x, keys, p, kind))
@@ -134,7 +136,7 @@ def test_wgan_gp_written_out():
     """WGAN-GP descends b - a + weight (|slope| - 1)^2 on mixes u x + (1 - u) G(z), u of each image's own number."""
     objective, _ = make(loss="wasserstein", penalty="wgan-gp")
     D, (reals, fakes) = objective.D, images()
-    u = counter.uniform(counter.keys(3, Stream.MIX, INDEX), 1)[:, :, None, None]
+    u = rng.uniform(rng.keys(3, Stream.MIX, INDEX), 1)[:, :, None, None]
     assert 0 <= u.min() < u.max() < 1
     norm = squared_norm(slopes(D, u * reals + (1 - u) * fakes)).sqrt()
     wanted = (D(fakes) - D(reals) + 10 * (norm - 1) ** 2).mean()

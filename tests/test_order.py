@@ -3,8 +3,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastgan.counter import Stream
-from fastgan.data.order import Order, batch_positions, num_steps, share
+from fastgan.data.sampler import Order, batch_positions, num_steps, share
+from fastgan.utils.rng import Stream
 
 PINNED_ORDER = [5, 3, 4, 8, 1, 6, 9, 0, 2, 7, 5, 6, 1, 7, 4, 9, 0, 2, 8, 3]
 

@@ -7,11 +7,12 @@ import pytest
 import torch
 from torch import nn
 
-from fastgan import counter, networks
-from fastgan.augment import augment
+from fastgan import networks
 from fastgan.config import Config, DataConfig, NetworkConfig
-from fastgan.counter import Stream
-from fastgan.penalties import exact_slopes, finite_difference_slopes, one_centred, zero_centred
+from fastgan.training.augment import augment
+from fastgan.training.penalties import exact_slopes, finite_difference_slopes, one_centred, zero_centred
+from fastgan.utils import rng
+from fastgan.utils.rng import Stream
 
 SHAPE = (2, 3, 4)
 SIZE = math.prod(SHAPE)
@@ -177,8 +178,8 @@ def test_exact_slopes_are_autograds():
 
 
 def signs(count, batch, shape=SHAPE):
-    keys = counter.keys(0, Stream.DIRECTIONS_REALS, torch.arange(batch))
-    return counter.signs(keys, count * math.prod(shape)).to(F64).unflatten(1, (count, *shape)).transpose(0, 1)
+    keys = rng.keys(0, Stream.DIRECTIONS_REALS, torch.arange(batch))
+    return rng.signs(keys, count * math.prod(shape)).to(F64).unflatten(1, (count, *shape)).transpose(0, 1)
 
 
 MEASURES = {
@@ -281,7 +282,7 @@ def test_slopes_are_those_of_the_images_before_augmentation(measure):
 def test_slopes_through_adas_warp():
     """Through ADA, geometry and colours, exact slopes are autograd's in the images that went in, weights' included."""
     critic, images = r3gan_critic()
-    keys = counter.keys(0, Stream.AUGMENT_D, torch.arange(4))
+    keys = rng.keys(0, Stream.AUGMENT_D, torch.arange(4))
 
     def judge(x):
         return critic(augment(x, keys, 0.8, "ada"))

@@ -9,16 +9,18 @@ import torch
 from conftest import refusal
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from fastgan import account, cli, counter, hardware, networks, presets, train
-from fastgan.board import peak_memory_gib
+from fastgan import cli, networks, presets, train
 from fastgan.config import Config, DataConfig, NetworkConfig, ObjectiveConfig, OptimizerConfig
-from fastgan.counter import Stream
 from fastgan.data.images import to_unit_range
 from fastgan.data.loaders import build_loader, open_source
-from fastgan.forecast import FLOAT, ROOM, Forecast, forecast, in_parts
-from fastgan.hardware import GPUS, Cluster, Engine, all_reduce_bytes, num_messages, ring_s
-from fastgan.objectives import DiscriminatorObjective
-from fastgan.trainer import Trainer
+from fastgan.planning import hardware, op_counter
+from fastgan.planning.forecast import FLOAT, ROOM, Forecast, forecast, in_parts
+from fastgan.planning.hardware import GPUS, Cluster, Engine, all_reduce_bytes, num_messages, ring_s
+from fastgan.training.objectives import DiscriminatorObjective
+from fastgan.training.trainer import Trainer
+from fastgan.utils import rng
+from fastgan.utils.memory import peak_memory_gib
+from fastgan.utils.rng import Stream
 
 TINY = Config(
     data=DataConfig(data="toy", image_size=(8, 8), channels=3, batch_size=8),
@@ -35,7 +37,7 @@ SMALL = Config(
 
 def plan(*args: str) -> str:
     """The UserError's text that these options of `fastgan plan` lead to."""
-    from fastgan import plan
+    from fastgan.planning import plan
 
     return refusal(lambda: plan.main(args))
 
@@ -45,7 +47,7 @@ def plan(*args: str) -> str:
 
 def test_flops_of_a_step_by_hand() -> None:
     """A step of a network with two layers a player: each product counted forward, to its input, to its weights."""
-    work = account.count(TINY, 4)
+    work = op_counter.count(TINY, 4)
     z, width, channels, places, taps = 5, 6, 3, 16, 16
     g_dense, d_dense = 2 * z * places * width, 2 * places * width
     convolution = 2 * places * width * channels * taps  # G's, and D's, its mirror image
@@ -58,7 +60,7 @@ def test_flops_of_a_step_by_hand() -> None:
 @pytest.mark.parametrize("groups", [1, 4])
 def test_flops_of_a_penalty_by_hand(groups: int) -> None:
     """The double backward pass of a convolution, grouped or not, is five times its forward pass."""
-    with torch.device("meta"), account.Ledger() as ledger:
+    with torch.device("meta"), op_counter.Ledger() as ledger:
         layer = torch.nn.Conv2d(32, 16, 3, padding=1, groups=groups)
         images = torch.zeros(2, 32, 8, 8)
         slopes = torch.func.grad(lambda x: layer(x).square().sum())(images)
@@ -70,7 +72,7 @@ def test_flops_of_a_penalty_by_hand(groups: int) -> None:
 @pytest.mark.parametrize("config", [TINY, SMALL], ids=["dcgan", "r3gan"])
 def test_work_is_linear_in_images(config: Config) -> None:
     """Twice the images are twice the arithmetic, by as many operations; memory at the peak grows by as much each."""
-    two, four, eight = (account.count(config, images) for images in (2, 4, 8))
+    two, four, eight = (op_counter.count(config, images) for images in (2, 4, 8))
     assert four.total_flops == 2 * two.total_flops and eight.total_flops == 2 * four.total_flops
     assert two.operations == four.operations
     for first, second in pairwise((two, four, eight)):
@@ -81,8 +83,8 @@ def test_work_is_linear_in_images(config: Config) -> None:
 def test_lazy_penalties_count_their_share() -> None:
     """A penalty every fourth step adds a fourth of its work, and all of its memory."""
     config = replace(TINY, objective=replace(TINY.objective, penalty="r1"))
-    lazy = account.count(replace(config, objective=replace(config.objective, penalty_every=4)), 4)
-    always, never = account.count(config, 4), account.count(TINY, 4)
+    lazy = op_counter.count(replace(config, objective=replace(config.objective, penalty_every=4)), 4)
+    always, never = op_counter.count(config, 4), op_counter.count(TINY, 4)
     assert lazy.total_flops == pytest.approx(0.25 * always.total_flops + 0.75 * never.total_flops)
     assert never.total_flops < lazy.total_flops < always.total_flops
     assert lazy.d_phase == always.d_phase
@@ -91,7 +93,7 @@ def test_lazy_penalties_count_their_share() -> None:
 def test_bfloat16_is_counted_apart() -> None:
     """Arithmetic is counted by what computes it: bfloat16 in the high stages, float32 in the low one."""
     half = replace(SMALL, networks=replace(SMALL.networks, precision="bfloat16"))
-    mixed, full = account.count(half, 2), account.count(SMALL, 2)
+    mixed, full = op_counter.count(half, 2), op_counter.count(SMALL, 2)
     assert "bfloat16" not in full.flops and mixed.flops["bfloat16"] > mixed.flops["tf32"] > 0
     assert mixed.total_flops == full.total_flops
     assert mixed.d_phase.kept < full.d_phase.kept
@@ -99,7 +101,7 @@ def test_bfloat16_is_counted_apart() -> None:
 
 def test_passes() -> None:
     """G passes forward twice and back once; D forward once, back in each of two ways, then 1 + 2 for G."""
-    work = account.count(SMALL, 2)
+    work = op_counter.count(SMALL, 2)
     assert (work.g_passes, work.d_passes) == (3, 6)
 
 
@@ -107,7 +109,7 @@ def test_passes() -> None:
 def test_presets_are_counted(preset: str) -> None:
     """A preset's step can be counted, and its parameters are those of the networks."""
     config = presets.get(preset)
-    work = account.count(config, 1)
+    work = op_counter.count(config, 1)
     assert networks.sizes(config) == (work.sizes.G, work.sizes.D) and work.total_flops > 0
 
 
@@ -115,7 +117,7 @@ def test_presets_are_counted(preset: str) -> None:
 def test_other_networks_are_counted(changes: dict[str, object]) -> None:
     """Spectral norms and classes don't stand in the way of a count."""
     config = replace(SMALL, networks=replace(SMALL.networks, **changes))  # type: ignore[arg-type]
-    assert account.count(config, 2).total_flops >= account.count(SMALL, 2).total_flops
+    assert op_counter.count(config, 2).total_flops >= op_counter.count(SMALL, 2).total_flops
 
 
 # Memory
@@ -155,7 +157,7 @@ def kept_really(config: Config, images: int) -> int:
         pixels = torch.zeros(images, channels, height, width, dtype=torch.uint8)
         pixels, index = pixels.to(memory_format=torch.channels_last), torch.arange(images)
         with torch.no_grad():
-            fakes = G(counter.normal(counter.keys(0, Stream.LATENTS_D, index), config.networks.z_dim), None)
+            fakes = G(rng.normal(rng.keys(0, Stream.LATENTS_D, index), config.networks.z_dim), None)
         reals = to_unit_range(pixels)
         loss, _ = objective(reals, fakes, None, index, 1.0, 0.0)
         with record_function("the end of the forward pass"):
@@ -168,17 +170,17 @@ def kept_really(config: Config, images: int) -> int:
 
 def test_kept_activations_are_what_is_allocated() -> None:
     """What D's phase keeps for its backward pass, exact penalties included, is what the allocator really holds."""
-    counted = account.count(SMALL, 8).d_phase
+    counted = op_counter.count(SMALL, 8).d_phase
     assert counted.kept == pytest.approx(kept_really(SMALL, 8), rel=1e-3)
     assert counted.peak >= counted.kept
 
 
 def test_gs_own_reals_are_held_as_well() -> None:
     """Both phases hold the pixels of both where G has reals of its own: one byte a value more."""
-    separate = account.count(replace(SMALL, objective=replace(SMALL.objective, reuse_reals=False)), 8)
+    separate = op_counter.count(replace(SMALL, objective=replace(SMALL.objective, reuse_reals=False)), 8)
     pixels = 8 * 3 * 16 * 16
     for phase in ("d_phase", "g_phase"):
-        found, before = getattr(separate, phase), getattr(account.count(SMALL, 8), phase)
+        found, before = getattr(separate, phase), getattr(op_counter.count(SMALL, 8), phase)
         assert (found.kept, found.peak) == (before.kept + pixels, before.peak + pixels)
 
 
@@ -281,7 +283,7 @@ def test_time_follows_its_assumptions() -> None:
     assert exchange == 0
     assert step_of(forecast(config, Cluster(utilisation=0.2), 0))[0] == pytest.approx(arithmetic / 2)
     assert step_of(forecast(config, Cluster(2, utilisation=0.1), 0))[0] == pytest.approx(arithmetic / 2)
-    work = account.count(config, 16)
+    work = op_counter.count(config, 16)
     peak = {"tf32": 494.7e12, "float32": 66.9e12}
     assert arithmetic == pytest.approx(sum(flops / (0.1 * peak[kind]) for kind, flops in work.flops.items()))
 

@@ -12,11 +12,12 @@ from fastgan import networks, presets, train
 from fastgan.config import Config
 from fastgan.data.images import ImageSet
 from fastgan.data.loaders import build_loader
-from fastgan.distributed import Player, ZeroPlayer
+from fastgan.distributed.engines import Player
+from fastgan.distributed.zero import ZeroPlayer
 from fastgan.networks.r3gan import Conv2d, ConvTranspose2d, Downsample2, R3Block, Upsample2
-from fastgan.objectives import Terms
-from fastgan.penalties import exact_slopes
-from fastgan.trainer import Trainer
+from fastgan.training.objectives import Terms
+from fastgan.training.penalties import exact_slopes
+from fastgan.training.trainer import Trainer
 
 STAGES, NUM_CLASSES = (32, 16, 16), 3
 CPU = torch.device("cpu")

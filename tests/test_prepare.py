@@ -21,9 +21,10 @@ from safetensors.numpy import load
 
 import fastgan
 from fastgan import cli
-from fastgan.data import archives, inputs, labels, pool, prepare, shard_writer, sources
+from fastgan.data import archives, labels, named
 from fastgan.data.pixels import BadImage, decode, digest
-from fastgan.data.prepare import PrepareOptions
+from fastgan.data.preparation import inputs, pool, prepare, shard_writer
+from fastgan.data.preparation.prepare import PrepareOptions
 
 
 def noise(seed: int, height: int = 16, width: int = 16, channels: int = 3) -> np.ndarray:
@@ -516,7 +517,7 @@ def test_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_named_set(tmp_path: Path) -> None:
     """A named set gives its images, exactly where they have the size, and its labels."""
-    toy = sources.load("toy")
+    toy = named.load("toy")
     index = make("toy", tmp_path / "out", "28")
     assert index["num_images"] == 1000 and index["channels"] == 1 and index["labels"] == ["0", "1"]
     images = stored(tmp_path / "out")

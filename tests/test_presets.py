@@ -8,12 +8,13 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from fastgan import networks, presets, schedules, train
-from fastgan.augment import KINDS
+from fastgan import networks, presets, train
 from fastgan.config import flat
 from fastgan.data.images import ImageSet
 from fastgan.data.loaders import build_loader
-from fastgan.trainer import Trainer
+from fastgan.training import schedules
+from fastgan.training.augment import KINDS
+from fastgan.training.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("keep_signal_handlers", "here")
 

@@ -3,8 +3,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from fastgan import progress
-from fastgan.progress import LINE_EVERY_S, EpochProgress, Progress, RunProgress
+from fastgan.monitor import progress
+from fastgan.monitor.progress import LINE_EVERY_S, EpochProgress, Progress, RunProgress
 
 
 class Terminal(io.StringIO):

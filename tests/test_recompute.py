@@ -3,9 +3,10 @@
 import torch
 from conftest import refusal
 
-from fastgan import account, networks
-from fastgan.objectives import DiscriminatorObjective, GeneratorObjective
-from fastgan.train import parse_config
+from fastgan import networks
+from fastgan.planning import op_counter
+from fastgan.presets import parse_config
+from fastgan.training.objectives import DiscriminatorObjective, GeneratorObjective
 
 TINY = "--preset cifar10 --data toy --blocks 2 --group-width 8 --batch-size 4 --stages 8 8 8 8"
 AGAIN = "--activation-checkpointing"
@@ -47,7 +48,7 @@ def test_gradients_in_bfloat16_are_as_near_as_it_is():
 def test_twice_less_is_kept():
     """Of R3GAN at 256x256 a step keeps less than half, and its fullest moment holds less than half."""
     options = ["--preset", "ffhq256", "--data", "toy"]
-    plain, again = (account.count(parse_config([*options, *more]), 4) for more in ((), (AGAIN,)))
+    plain, again = (op_counter.count(parse_config([*options, *more]), 4) for more in ((), (AGAIN,)))
     for before, after in ((plain.d_phase, again.d_phase), (plain.g_phase, again.g_phase)):
         assert after.kept < before.kept / 4 and after.peak < before.peak / 2
 

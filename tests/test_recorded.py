@@ -11,10 +11,10 @@ from torch import Tensor
 from fastgan import networks
 from fastgan.config import Config
 from fastgan.data.batch import Batch
-from fastgan.optimizers import ScheduledAdam
-from fastgan.recorded import RecordedSteps
-from fastgan.train import parse_config
-from fastgan.trainer import Trainer
+from fastgan.presets import parse_config
+from fastgan.training.cuda_graphs import RecordedSteps
+from fastgan.training.optimizers import ScheduledAdam
+from fastgan.training.trainer import Trainer
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 R3GAN = "--precision float32 --blocks 1 --group-width 8 --batch-size 4 --image-size 16 16 --stages 8 8 8"

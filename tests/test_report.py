@@ -16,11 +16,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fastgan import charts, cli, embed, layout, presets, record
-from fastgan.board import append_row
-from fastgan.charts import Line, Plot
-from fastgan.report import plots_of
-from fastgan.run_folder import RunFolder
+from fastgan import cli, presets
+from fastgan.commands.report import charts, embed, record
+from fastgan.commands.report.charts import Line, Plot
+from fastgan.commands.report.page import plots_of
+from fastgan.monitor import chart_groups
+from fastgan.runs.rows import append_row
+from fastgan.runs.run_folder import RunFolder
 
 needs_browser = pytest.mark.skipif(browser.find() is None, reason="no Chromium is installed")
 VOID = {"meta", "link", "img", "input", "br"}
@@ -299,7 +301,7 @@ def test_layout() -> None:
     names += [f"metrics/{name}" for name in ("fd_digits", "fid_inception", "kid_digits", "precision_digits", "modes")]
     names += ["health/diversity", "health/new", "speed/images_per_s", "speed/grid_s", "speed/checkpoint_pause_ms"]
     names += ["speed/checkpoint_write_s", "augment/p", "metrics/kl", "metrics/confident_digits"]
-    found = [on_it for parts in layout.groups_of(names).values() for _, on_it in parts]
+    found = [on_it for parts in chart_groups.groups_of(names).values() for _, on_it in parts]
     assert sorted(name for on_it in found for name in on_it) == sorted(names)
     assert ["loss/G", "loss/D"] in found and ["logits/real", "logits/fake"] in found
 

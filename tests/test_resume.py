@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from fastgan import checkpoint
-from fastgan.checkpoint import Checkpoints
 from fastgan.errors import EXIT_STOPPED, EXIT_USER_ERROR
+from fastgan.runs import checkpoint
+from fastgan.runs.checkpoint import Checkpoints
 
 TRAIN = Path(__file__).parents[1] / "fastgan" / "train.py"
 OPTIONS = (

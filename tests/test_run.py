@@ -5,10 +5,11 @@ import json
 import pytest
 import torch
 
-from fastgan import cli, losses, train
-from fastgan.board import read_rows
-from fastgan.checkpoint import Checkpoints
+from fastgan import cli, train
 from fastgan.errors import EXIT_DIVERGED, EXIT_USER_ERROR
+from fastgan.runs.checkpoint import Checkpoints
+from fastgan.runs.rows import read_rows
+from fastgan.training import losses
 
 pytestmark = pytest.mark.usefixtures("keep_signal_handlers")
 DEBUG = ("--preset", "debug", "--images", "256", "--checkpoint-every", "64", "--log-every", "64")

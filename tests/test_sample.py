@@ -6,10 +6,11 @@ from conftest import _signal_handlers_kept
 from PIL import Image
 
 from fastgan import cli, networks, train
-from fastgan.checkpoint import BEST, Checkpoints
+from fastgan.commands.sample import SampleOptions, sample
 from fastgan.errors import UserError
-from fastgan.run_folder import RunFolder
-from fastgan.sample import SampleOptions, Which, images_of, open_run, parse_seeds, sample, to_device
+from fastgan.evaluation.sampling import Which, images_of, open_run, parse_seeds, to_device
+from fastgan.runs.checkpoint import BEST, Checkpoints
+from fastgan.runs.run_folder import RunFolder
 
 
 def pixels(path: Path) -> np.ndarray:

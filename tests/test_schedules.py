@@ -8,13 +8,14 @@ import pytest
 import torch
 from torch import nn
 
-from fastgan import networks, presets, schedules
+from fastgan import networks, presets
 from fastgan.config import OptimizerConfig
-from fastgan.data import sources
+from fastgan.data import named
 from fastgan.data.loaders import build_loader
-from fastgan.distributed import Player
+from fastgan.distributed.engines import Player
 from fastgan.errors import UserError
-from fastgan.trainer import Trainer, _optimizer
+from fastgan.training import schedules
+from fastgan.training.trainer import Trainer, _optimizer
 
 G_LR, D_LR, DECAY, RHO, EPS = 4e-3, 1e-3, 0.05, 0.9, 1e-7
 
@@ -39,7 +40,7 @@ def test_legacy_decay():
 def test_decay_counts_steps(keep_partial):
     """The decay follows the number of steps, of partial batches too, wherever training stands."""
     config = config_of(batch_size=300, keep_partial_batch=keep_partial)
-    loader = build_loader(config, sources.load("toy"), torch.device("cpu"))
+    loader = build_loader(config, named.load("toy"), torch.device("cpu"))
     trainer = Trainer(config, networks.build(config), loader)
     for number in range(6):  # 1,000 images: the fourth step is a partial one, or runs on across the epoch's end
         trainer.train_step(loader.batch(trainer.images_seen))
@@ -191,7 +192,7 @@ def test_knobs_reach_the_optimizers(monkeypatch):
     """At every step both optimizers have that step's learning rate and beta2; Adam's first beta stays the config's."""
     config = burning_in(penalty="none", augment="none", augment_p=0.0)
     config = replace(config, optimizer=replace(config.optimizer, burn_in=128))
-    loader = build_loader(config, sources.load("toy"), torch.device("cpu"))
+    loader = build_loader(config, named.load("toy"), torch.device("cpu"))
     trainer = Trainer(config, networks.build(config), loader)
     seen = []
     for player in (trainer.G, trainer.D):

@@ -14,9 +14,9 @@ import torch
 import torchvision.datasets
 from conftest import refusal
 
-from fastgan import files
-from fastgan.data import sources
-from fastgan.data.sources import IDX_FILES, IdxSource
+from fastgan.data import named
+from fastgan.data.named import IDX_FILES, IdxSource
+from fastgan.utils import files
 
 WAYS = ("_from_mirrors", "_from_npm", "_from_debian")
 
@@ -31,15 +31,15 @@ WHOLE = dict(zip(IDX_FILES, (idx(5, 28, 28), idx(5), idx(3, 28, 28), idx(3)), st
 IMAGES, LABELS = IDX_FILES[:2]
 
 
-def offline(*_: object) -> sources.Files:
+def offline(*_: object) -> named.Files:
     raise OSError("no network\nhere")
 
 
-def damaged(*_: object) -> sources.Files:
+def damaged(*_: object) -> named.Files:
     yield IMAGES, b"something else"
 
 
-def whole(*_: object) -> sources.Files:
+def whole(*_: object) -> named.Files:
     yield from WHOLE.items()
 
 
@@ -47,11 +47,11 @@ def whole(*_: object) -> sources.Files:
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache, a tiny set that bears the name `mnist`, and no way to get it."""
     for way in WAYS:
-        monkeypatch.setattr(sources, way, offline)
+        monkeypatch.setattr(named, way, offline)
     md5s = {name: md5(data).hexdigest() for name, data in WHOLE.items()}
     tiny = IdxSource("mnist", md5s, torchvision_class="MNIST", npm_package="tiny@1", debian_package="tiny")
-    monkeypatch.setattr(sources, "IDX_SOURCES", {"mnist": tiny})
-    monkeypatch.setattr(sources, "NUM_IMAGES", {"mnist": 5, "toy": sources.TOY_SIZE})
+    monkeypatch.setattr(named, "IDX_SOURCES", {"mnist": tiny})
+    monkeypatch.setattr(named, "NUM_IMAGES", {"mnist": 5, "toy": named.TOY_SIZE})
     monkeypatch.setenv("FASTGAN_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
 
@@ -72,8 +72,8 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def test_toy() -> None:
     """The toy set has as many gray 28x28 images as it says, two labels in turn, and both black and white in each."""
-    toy = sources.load("toy")
-    assert len(toy) == sources.num_images("toy") == 1000
+    toy = named.load("toy")
+    assert len(toy) == named.num_images("toy") == 1000
     assert toy.images.shape == (1000, 1, 28, 28) and toy.images.dtype == torch.uint8
     assert toy.labels is not None and toy.labels.tolist() == [0, 1] * 500
     assert (toy.images.amax((1, 2, 3)) == 255).all() and (toy.images.amin((1, 2, 3)) == 0).all()
@@ -82,16 +82,16 @@ def test_toy() -> None:
 
 def test_toy_is_always_the_same() -> None:
     """The toy set doesn't change from draw to draw, or with torch's random state; its test split is smaller."""
-    first = sources.load("toy").content_hash()
+    first = named.load("toy").content_hash()
     torch.manual_seed(1234)
-    assert sources.load("toy").content_hash() == first
-    test = sources.load("toy", "test")
+    assert named.load("toy").content_hash() == first
+    test = named.load("toy", "test")
     assert len(test) == 200 and test.content_hash() != first
 
 
 def test_toy_is_not_kept(cache: Path) -> None:
     """Nothing is fetched for the toy set, and nothing is written."""
-    assert sources.get("toy") is None
+    assert named.get("toy") is None
     assert not cache.exists()
 
 
@@ -100,7 +100,7 @@ def test_toy_is_not_kept(cache: Path) -> None:
 
 def test_unknown_name(cache: Path) -> None:
     """An unknown name is refused with the names there are."""
-    for action in (sources.get, sources.load, sources.num_images):
+    for action in (named.get, named.load, named.num_images):
         text = refusal(lambda action=action: action("mnits"))
         assert "'mnits'" in text and all(name in text for name in ("mnist", "fashion-mnist", "toy"))
 
@@ -110,17 +110,17 @@ def test_cache_dir(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("FASTGAN_CACHE", str(tmp_path / "mine"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    assert sources.cache_dir() == tmp_path / "mine"
+    assert named.cache_dir() == tmp_path / "mine"
     monkeypatch.delenv("FASTGAN_CACHE")
-    assert sources.cache_dir() == tmp_path / "xdg" / "fastgan"
+    assert named.cache_dir() == tmp_path / "xdg" / "fastgan"
     monkeypatch.delenv("XDG_CACHE_HOME")
-    assert sources.cache_dir() == tmp_path / "home" / ".cache" / "fastgan"
+    assert named.cache_dir() == tmp_path / "home" / ".cache" / "fastgan"
 
 
 def test_named_sets_are_described_alike() -> None:
     """Every named set of four files has a known number of images and an md5 of the right form for each file."""
-    assert {"toy", "stacked-mnist", *sources.IDX_SOURCES} == set(sources.NUM_IMAGES) == set(sources.NAMES)
-    for name, source in sources.IDX_SOURCES.items():
+    assert {"toy", "stacked-mnist", *named.IDX_SOURCES} == set(named.NUM_IMAGES) == set(named.NAMES)
+    for name, source in named.IDX_SOURCES.items():
         assert source.name == name and tuple(source.md5s) == IDX_FILES
         assert all(len(digest) == 32 and int(digest, 16) for digest in source.md5s.values())
         assert hasattr(torchvision.datasets, source.torchvision_class)
@@ -131,7 +131,7 @@ def test_named_sets_are_described_alike() -> None:
 
 def test_no_way(cache: Path) -> None:
     """Where no way leads to the files, one line says why each failed, which files are wanted and where to put them."""
-    text = refusal(lambda: sources.get("mnist"))
+    text = refusal(lambda: named.get("mnist"))
     assert str(cache / "mnist") in text and all(file in text for file in IDX_FILES)
     assert text.count("no network here") == len(WAYS) and ".gz" in text
 
@@ -139,7 +139,7 @@ def test_no_way(cache: Path) -> None:
 def test_whole_files_are_taken_as_they_are(cache: Path) -> None:
     """Where all files are in the cache nothing is fetched."""
     put(cache / "mnist", WHOLE)
-    assert sources.get("mnist") == cache / "mnist"
+    assert named.get("mnist") == cache / "mnist"
 
 
 def test_gzip_files_put_there(cache: Path) -> None:
@@ -148,7 +148,7 @@ def test_gzip_files_put_there(cache: Path) -> None:
     zipped = {f"{name}.gz": gzip.compress(data) for name, data in WHOLE.items() if name != LABELS}
     put(cache / "mnist", plain | zipped)
     said: list[str] = []
-    assert sources.get("mnist", said.append) == cache / "mnist"
+    assert named.get("mnist", said.append) == cache / "mnist"
     assert contents(cache / "mnist") == WHOLE | zipped
     assert len(said) == 3 and all("got" in line for line in said)
 
@@ -173,7 +173,7 @@ BAD_GZIPS: dict[str, Callable[[bytes], bytes]] = {
 def test_bad_gzip_file_put_there(cache: Path, kind: str) -> None:
     """A damaged .gz file that the user put there is a reason in the one line, and no file comes of it."""
     put(cache / "mnist", {f"{IMAGES}.gz": BAD_GZIPS[kind](WHOLE[IMAGES])})
-    text = refusal(lambda: sources.get("mnist"))
+    text = refusal(lambda: named.get("mnist"))
     assert "files put there:" in text
     assert list(contents(cache / "mnist")) == [f"{IMAGES}.gz"]
 
@@ -181,41 +181,41 @@ def test_bad_gzip_file_put_there(cache: Path, kind: str) -> None:
 @pytest.mark.parametrize("working", WAYS)
 def test_each_way(cache: Path, monkeypatch: pytest.MonkeyPatch, working: str) -> None:
     """One way that works is enough, whichever it is: then all four files are there, nothing else, readable by all."""
-    monkeypatch.setattr(sources, working, whole)
+    monkeypatch.setattr(named, working, whole)
     said: list[str] = []
-    assert sources.get("mnist", said.append) == cache / "mnist"
+    assert named.get("mnist", said.append) == cache / "mnist"
     assert contents(cache / "mnist") == WHOLE and len(said) == 4
     assert {(cache / "mnist" / name).stat().st_mode & 0o777 for name in WHOLE} == {0o644}
 
 
 def test_damaged_bytes_are_not_kept(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A way that brings bytes with the wrong md5 leaves no file behind, and the reason is told."""
-    monkeypatch.setattr(sources, "_from_mirrors", damaged)
-    text = refusal(lambda: sources.get("mnist"))
+    monkeypatch.setattr(named, "_from_mirrors", damaged)
+    text = refusal(lambda: named.get("mnist"))
     assert f"{IMAGES} came damaged (14 bytes" in text
     assert not cache.exists() or contents(cache) == {}
 
 
 def test_next_way_after_damaged_bytes(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """After a way that brings damaged bytes the next one is tried."""
-    monkeypatch.setattr(sources, "_from_mirrors", damaged)
-    monkeypatch.setattr(sources, "_from_npm", whole)
-    sources.get("mnist", lambda line: None)
+    monkeypatch.setattr(named, "_from_mirrors", damaged)
+    monkeypatch.setattr(named, "_from_npm", whole)
+    named.get("mnist", lambda line: None)
     assert contents(cache / "mnist") == WHOLE
 
 
 def test_next_way_after_half_of_the_files(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a way brought before it failed is kept, and the next way brings the rest."""
 
-    def half(*_: object) -> sources.Files:
+    def half(*_: object) -> named.Files:
         yield from list(WHOLE.items())[:2]
         raise OSError("gone")
 
-    monkeypatch.setattr(sources, "_from_mirrors", half)
-    refusal(lambda: sources.get("mnist", lambda line: None))
+    monkeypatch.setattr(named, "_from_mirrors", half)
+    refusal(lambda: named.get("mnist", lambda line: None))
     assert set(contents(cache / "mnist")) == set(IDX_FILES[:2])
-    monkeypatch.setattr(sources, "_from_debian", whole)
-    sources.get("mnist", lambda line: None)
+    monkeypatch.setattr(named, "_from_debian", whole)
+    named.get("mnist", lambda line: None)
     assert contents(cache / "mnist") == WHOLE
 
 
@@ -227,13 +227,13 @@ def test_partly_written_file_is_not_taken(cache: Path, monkeypatch: pytest.Monke
         write_synced(path, data[: len(data) // 2])
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(sources, "_from_mirrors", whole)
+    monkeypatch.setattr(named, "_from_mirrors", whole)
     with monkeypatch.context() as dying, pytest.raises(KeyboardInterrupt):
         dying.setattr(files, "write_synced", dies)
-        sources.get("mnist")
+        named.get("mnist")
     assert contents(cache) == {}
     put(cache / "mnist", {f".{IMAGES}.killed": WHOLE[IMAGES][:100]})
-    sources.get("mnist", lambda line: None)
+    named.get("mnist", lambda line: None)
     assert {name: (cache / "mnist" / name).read_bytes() for name in WHOLE} == WHOLE
 
 
@@ -244,7 +244,7 @@ def test_load(cache: Path) -> None:
     """The splits are the files' images, with a channel, and labels."""
     put(cache / "mnist", WHOLE)
     for split, count in (("train", 5), ("test", 3)):
-        loaded = sources.load("mnist", split)
+        loaded = named.load("mnist", split)
         assert loaded.name == "mnist" and loaded.images.shape == (count, 1, 28, 28)
         assert loaded.labels is not None and loaded.labels.tolist() == list(range(count))
         assert loaded.labels.dtype == torch.int64
@@ -258,7 +258,7 @@ def test_corrupted_cache(cache: Path, file: str, kind: str) -> None:
     data = WHOLE[file]
     bad = {"flipped": data[:-1] + bytes([data[-1] ^ 1]), "cut": data[:-1], "empty": b""}[kind]
     put(cache / "mnist", WHOLE | {file: bad})
-    text = refusal(lambda: sources.load("mnist"))
+    text = refusal(lambda: named.load("mnist"))
     assert str(cache / "mnist" / file) in text and "delete it" in text
 
 
@@ -286,8 +286,8 @@ class Mirror(http.server.BaseHTTPRequestHandler):
         pass
 
 
-FROM_MIRRORS = sources._from_mirrors
-FROM_NPM, FROM_DEBIAN = sources._from_npm, sources._from_debian
+FROM_MIRRORS = named._from_mirrors
+FROM_NPM, FROM_DEBIAN = named._from_npm, named._from_debian
 
 
 @pytest.fixture
@@ -303,7 +303,7 @@ def mirrors(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Mirro
     thread.start()
     address = f"http://127.0.0.1:{server.server_port}"
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    monkeypatch.setattr(sources, "_from_mirrors", FROM_MIRRORS)
+    monkeypatch.setattr(named, "_from_mirrors", FROM_MIRRORS)
     monkeypatch.setattr(torchvision.datasets.MNIST, "mirrors", [f"{address}/first/", f"{address}/second/"])
     yield Server
     server.shutdown()
@@ -318,7 +318,7 @@ def gzipped() -> dict[str, bytes]:
 def test_first_mirror(cache: Path, mirrors: type[Mirror]) -> None:
     """Where the first mirror has all files the second isn't asked."""
     mirrors.answers |= {f"/first/{name}.gz": (len(data), data) for name, data in gzipped().items()}
-    sources.get("mnist", lambda line: None)
+    named.get("mnist", lambda line: None)
     assert contents(cache / "mnist") == WHOLE
     assert mirrors.asked == [f"/first/{name}.gz" for name in WHOLE]
 
@@ -336,7 +336,7 @@ def test_second_mirror(cache: Path, mirrors: type[Mirror], kind: str, file: str)
     else:
         bad = BAD_GZIPS[kind](WHOLE[file])
         mirrors.answers[f"/first/{file}.gz"] = (len(bad), bad)
-    sources.get("mnist", lambda line: None)
+    named.get("mnist", lambda line: None)
     assert contents(cache / "mnist") == WHOLE
     assert f"/first/{file}.gz" in mirrors.asked and f"/second/{file}.gz" in mirrors.asked
 
@@ -344,7 +344,7 @@ def test_second_mirror(cache: Path, mirrors: type[Mirror], kind: str, file: str)
 def test_all_mirrors_cut(cache: Path, mirrors: type[Mirror]) -> None:
     """Where every mirror breaks off, that is a reason in the one line, and no file comes of it."""
     mirrors.answers = {path: (length, data[:-10]) for path, (length, data) in mirrors.answers.items()}
-    text = refusal(lambda: sources.get("mnist"))
+    text = refusal(lambda: named.get("mnist"))
     assert "its mirrors:" in text and contents(cache.parent) == {}
 
 
@@ -376,9 +376,9 @@ def package(request: pytest.FixtureRequest, cache: Path, monkeypatch: pytest.Mon
     temp = cache.parent / "temp"
     temp.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(temp))
-    monkeypatch.setattr(sources.shutil, "which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr(named.shutil, "which", lambda name: f"/usr/bin/{name}")
     npm = request.param == "npm"
-    monkeypatch.setattr(sources, *(("_from_npm", FROM_NPM) if npm else ("_from_debian", FROM_DEBIAN)))
+    monkeypatch.setattr(named, *(("_from_npm", FROM_NPM) if npm else ("_from_debian", FROM_DEBIAN)))
 
     def publish(members: dict[str, bytes], links: dict[str, str], missing: str | None = None) -> None:
         def run(*command: str, cwd: str) -> bytes:
@@ -399,7 +399,7 @@ def package(request: pytest.FixtureRequest, cache: Path, monkeypatch: pytest.Mon
         links = {name.replace("DATA", prefix) + suffix: target for name, target in links.items()}
         renamed |= {f"{prefix}/{name}{suffix}": data for name, data in own.items() if name != missing}
         renamed = {name: data for name, data in renamed.items() if name not in links}
-        monkeypatch.setattr(sources, "_run", run)
+        monkeypatch.setattr(named, "_run", run)
 
     return publish
 
@@ -407,7 +407,7 @@ def package(request: pytest.FixtureRequest, cache: Path, monkeypatch: pytest.Mon
 def test_package(cache: Path, package: Package) -> None:
     """The files of a client's package are found in it."""
     package({}, {})
-    sources.get("mnist", lambda line: None)
+    named.get("mnist", lambda line: None)
     assert contents(cache.parent) == {f"cache/mnist/{name}": data for name, data in WHOLE.items()}
 
 
@@ -417,7 +417,7 @@ def test_members_that_climb_out(cache: Path, package: Package, tmp_path: Path) -
         {"../climbed": b"x", "DATA/../../../../climbed": b"x", str(tmp_path / "absolute"): b"x", "in/place": b"x"},
         {"DATA/elsewhere": str(tmp_path)},
     )
-    sources.get("mnist", lambda line: None)
+    named.get("mnist", lambda line: None)
     assert contents(tmp_path) == {f"cache/mnist/{name}": data for name, data in WHOLE.items()}
     assert list((tmp_path / "temp").iterdir()) == []
 
@@ -426,7 +426,7 @@ def test_linked_member(cache: Path, package: Package, tmp_path: Path) -> None:
     """A link in place of a file doesn't bring a file from outside of the archive."""
     (tmp_path / "secret").write_bytes(WHOLE[IMAGES])
     package({}, {f"DATA/{IMAGES}": str(tmp_path / "secret")})
-    refusal(lambda: sources.get("mnist"))
+    refusal(lambda: named.get("mnist"))
     assert contents(tmp_path) == {"secret": WHOLE[IMAGES]}
 
 
@@ -434,28 +434,28 @@ def test_package_without_a_file(cache: Path, package: Package) -> None:
     """A package in which a file is missing is a reason in the one line; the files before it are kept."""
     missing = IDX_FILES[2]
     package({}, {}, missing)
-    text = refusal(lambda: sources.get("mnist", lambda line: None))
+    text = refusal(lambda: named.get("mnist", lambda line: None))
     assert f"/{missing}" in text and set(contents(cache / "mnist")) == set(IDX_FILES[:2])
 
 
 def test_client_that_fails(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A client that ends with an error, or is not installed, is a reason in the one line."""
-    monkeypatch.setattr(sources, "_from_npm", FROM_NPM)
-    monkeypatch.setattr(sources, "_from_debian", FROM_DEBIAN)
-    monkeypatch.setattr(sources.shutil, "which", lambda name: "/bin/false" if name == "npm" else None)
+    monkeypatch.setattr(named, "_from_npm", FROM_NPM)
+    monkeypatch.setattr(named, "_from_debian", FROM_DEBIAN)
+    monkeypatch.setattr(named.shutil, "which", lambda name: "/bin/false" if name == "npm" else None)
     monkeypatch.setenv("PATH", str(cache.parent))
     npm = cache.parent / "npm"
     npm.write_text("#!/bin/sh\necho 'no such\npackage' >&2\nexit 1\n")
     npm.chmod(0o755)
-    text = refusal(lambda: sources.get("mnist"))
+    text = refusal(lambda: named.get("mnist"))
     assert "npm: npm failed: no such package" in text and "Debian: no such package or no such client" in text
 
 
 def test_client_without_a_package(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A client that ends well but brings no package is a reason in the one line."""
-    monkeypatch.setattr(sources, "_from_npm", FROM_NPM)
-    monkeypatch.setattr(sources, "_from_debian", FROM_DEBIAN)
-    monkeypatch.setattr(sources.shutil, "which", lambda name: f"/usr/bin/{name}")
-    monkeypatch.setattr(sources, "_run", lambda *command, cwd: b"")
-    text = refusal(lambda: sources.get("mnist"))
+    monkeypatch.setattr(named, "_from_npm", FROM_NPM)
+    monkeypatch.setattr(named, "_from_debian", FROM_DEBIAN)
+    monkeypatch.setattr(named.shutil, "which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr(named, "_run", lambda *command, cwd: b"")
+    text = refusal(lambda: named.get("mnist"))
     assert "npm:" in text and "Debian:" in text and list(cache.parent.iterdir()) == []

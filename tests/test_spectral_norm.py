@@ -9,13 +9,13 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from fastgan import networks, presets
-from fastgan.checkpoint import Checkpoints
 from fastgan.config import Config
-from fastgan.data import sources
+from fastgan.data import named
 from fastgan.data.loaders import build_loader
 from fastgan.networks.layers import SpectralNorm, add_spectral_norm, follow_singular_values
-from fastgan.penalties import exact_slopes
-from fastgan.trainer import Trainer
+from fastgan.runs.checkpoint import Checkpoints
+from fastgan.training.penalties import exact_slopes
+from fastgan.training.trainer import Trainer
 
 CPU = torch.device("cpu")
 FAMILIES = ("dcgan28", "r3gan")  # and dcgan128, which trains on other images
@@ -35,7 +35,7 @@ def config_of(network: str, penalty: str = "r1") -> Config:
 
 def trainer_of(network: str) -> Trainer:
     config = config_of(network)
-    return Trainer(config, networks.build(config), build_loader(config, sources.load("toy"), CPU))
+    return Trainer(config, networks.build(config), build_loader(config, named.load("toy"), CPU))
 
 
 def train(trainer: Trainer, steps: int) -> None:

@@ -12,12 +12,13 @@ from conftest import refusal
 from torch import Tensor
 
 from fastgan import cli, presets, train
-from fastgan.board import read_rows
-from fastgan.data import inputs, sources
+from fastgan.data import named
 from fastgan.data.images import ImageSet
 from fastgan.data.loaders import build_loader, choose_loader, num_images, open_source
-from fastgan.data.sources import IDX_FILES, IdxSource
+from fastgan.data.named import IDX_FILES, IdxSource
+from fastgan.data.preparation import inputs
 from fastgan.data.stacked import NAME, StackedSet
+from fastgan.runs.rows import read_rows
 
 CPU = torch.device("cpu")
 COUNTS = [3, 9, 5, 4, 7, 1, 6, 8, 2, 5]  # of the ten digits: far from balanced
@@ -48,7 +49,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name, data in files.items():
         (folder / name).write_bytes(data)
     md5s = {name: md5(data).hexdigest() for name, data in files.items()}
-    monkeypatch.setattr(sources, "IDX_SOURCES", {"mnist": IdxSource("mnist", md5s, torchvision_class="MNIST")})
+    monkeypatch.setattr(named, "IDX_SOURCES", {"mnist": IdxSource("mnist", md5s, torchvision_class="MNIST")})
     monkeypatch.setenv("FASTGAN_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
 
@@ -153,14 +154,14 @@ def test_content_hash() -> None:
 def test_named_set_is_drawn_of_cached_mnist(cache: Path) -> None:
     """By its name it has a million images of MNIST's digits, and nothing is written; its test split is another."""
     before = sorted(cache.rglob("*"))
-    assert sources.get(NAME) == cache / "mnist"
-    assert num_images(config()) == sources.num_images(NAME) == 1_000_000
+    assert named.get(NAME) == cache / "mnist"
+    assert num_images(config()) == named.num_images(NAME) == 1_000_000
     source = open_source(config())
     assert isinstance(source, StackedSet) and len(source) == 1_000_000
     items = torch.arange(999_000, 1_000_000)
     assert torch.equal(source.pixels(items), StackedSet(fake_digits()).pixels(items))
-    assert len(sources.open_named(NAME, "test")) == 100_000
-    assert isinstance(sources.open_named("mnist"), ImageSet)
+    assert len(named.open_named(NAME, "test")) == 100_000
+    assert isinstance(named.open_named("mnist"), ImageSet)
     assert sorted(cache.rglob("*")) == before
 
 

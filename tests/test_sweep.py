@@ -9,10 +9,11 @@ import pytest
 import torch
 from conftest import refusal
 
-from fastgan import cli, presets, sweep, train
-from fastgan.board import append_row, read_rows
-from fastgan.objectives import DiscriminatorObjective, penalty_share
-from fastgan.run_folder import RunFolder
+from fastgan import cli, presets, train
+from fastgan.commands import sweep
+from fastgan.runs.rows import append_row, read_rows
+from fastgan.runs.run_folder import RunFolder
+from fastgan.training.objectives import DiscriminatorObjective, penalty_share
 
 pytestmark = pytest.mark.usefixtures("keep_signal_handlers", "here")
 TINY = ("--preset", "debug", "--penalty", "r1", "--gamma", "0.4", "--images", "64")
@@ -30,7 +31,7 @@ def ends(codes: Sequence[int], metrics: Sequence[float] = ()) -> tuple[list[list
     asked: list[list[str]] = []
 
     def stand_in(_: object, args: Sequence[str]) -> int:
-        config = train.parse_config(args)
+        config = presets.parse_config(args)
         number, folder = len(asked), RunFolder(config.run_dir)
         asked.append(list(args))
         folder.open(config)
@@ -49,10 +50,10 @@ def ends(codes: Sequence[int], metrics: Sequence[float] = ()) -> tuple[list[list
 def test_runs() -> None:
     """The runs are train's with a quarter, once and four times gamma, and its end; nothing else of learning differs."""
     args = [*TINY, "--gamma-end", "0.04", "--burn-in", "500", "--run-dir", "x"]
-    runs, given = sweep.runs_of(args), train.parse_config(args)
+    runs, given = sweep.runs_of(args), presets.parse_config(args)
     assert [run.gamma for run in runs] == [0.1, 0.4, 1.6]
     for run, (gamma, end) in zip(runs, ((0.1, 0.01), (0.4, 0.04), (1.6, 0.16)), strict=True):
-        assert train.parse_config(run.args) == run.config
+        assert presets.parse_config(run.args) == run.config
         wanted = replace(given, objective=replace(given.objective, gamma=gamma, gamma_end=end))
         assert run.config.differences(wanted) == [] and run.config.run.images == 64
         assert run.folder == Path("x") / f"gamma-{gamma:g}"

@@ -3,17 +3,18 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fastgan import networks, presets, schedules
+from fastgan import networks, presets
 from fastgan.config import NetworkConfig, ObjectiveConfig
-from fastgan.counter import Stream
-from fastgan.data import sources
+from fastgan.data import named
 from fastgan.data.images import ImageSet
 from fastgan.data.loaders import build_loader, check
 from fastgan.errors import Diverged, Stopped, UserError
-from fastgan.trainer import Event, Trainer
+from fastgan.training import schedules
+from fastgan.training.trainer import Event, Trainer
+from fastgan.utils.rng import Stream
 
 CPU = torch.device("cpu")
-TOY = sources.load("toy")
+TOY = named.load("toy")
 
 
 def make(batch_size=32, **objective):

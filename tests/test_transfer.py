@@ -9,15 +9,16 @@ import pytest
 import torch
 from conftest import refusal
 
-from fastgan import networks, presets, schedules, train
-from fastgan.checkpoint import Checkpoints, Snapshot
+from fastgan import networks, presets, train
 from fastgan.config import Config
-from fastgan.data import sources
+from fastgan.data import named
 from fastgan.data.loaders import build_loader
 from fastgan.networks.r3gan import R3Discriminator, R3Generator, Shape
-from fastgan.run_folder import RunFolder
-from fastgan.trainer import Trainer
-from fastgan.transfer import compare, take_over
+from fastgan.runs.checkpoint import Checkpoints, Snapshot
+from fastgan.runs.run_folder import RunFolder
+from fastgan.training import schedules
+from fastgan.training.trainer import Trainer
+from fastgan.training.warm_start import compare, take_over
 
 pytestmark = pytest.mark.usefixtures("keep_signal_handlers")
 
@@ -34,7 +35,7 @@ def config_of(half_lives: tuple[float, ...] = (10_000.0,), **nets: object) -> Co
 
 
 def trainer_of(config: Config) -> Trainer:
-    return Trainer(config, networks.build(config), build_loader(config, sources.load("toy"), torch.device("cpu")))
+    return Trainer(config, networks.build(config), build_loader(config, named.load("toy"), torch.device("cpu")))
 
 
 def step(trainer: Trainer) -> None:
@@ -200,7 +201,7 @@ def test_refusals(
 def test_another_start_is_another_run(debug_run: Path, tmp_path: Path) -> None:
     """A run folder that was begun without a transfer refuses one."""
     shutil.copytree(debug_run, tmp_path / "run")
-    config = train.parse_config(options(tmp_path / "run", debug_run))
+    config = presets.parse_config(options(tmp_path / "run", debug_run))
     text = refusal(lambda: RunFolder(tmp_path / "run").check(config))
     assert f"transfer: {debug_run}, not None" in text
 

@@ -9,12 +9,14 @@ import torch
 from conftest import refusal
 from PIL import Image, ImageSequence
 
-from fastgan import cli, walk
-from fastgan.board import grid
-from fastgan.metrics.fidelity import latents
-from fastgan.pictures import named_rows, side_by_side
-from fastgan.sample import images_of, open_run
-from fastgan.walk import Walk, WalkOptions, gif_durations_ms, slerp
+from fastgan import cli
+from fastgan.commands import walk
+from fastgan.commands.walk import WalkOptions, gif_durations_ms
+from fastgan.evaluation.fidelity import latents
+from fastgan.evaluation.interpolation import Walk, slerp
+from fastgan.evaluation.sampling import images_of, open_run
+from fastgan.utils.pictures import named_rows, side_by_side
+from fastgan.utils.pngs import grid
 
 CPU = torch.device("cpu")
 

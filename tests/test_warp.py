@@ -4,9 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fastgan import augment, warp
-from fastgan.objectives import DiscriminatorObjective
-from fastgan.train import parse_config
+from fastgan.presets import parse_config
+from fastgan.training import augment, warp
+from fastgan.training.objectives import DiscriminatorObjective
 
 
 @pytest.mark.parametrize("mode", ["bilinear", "nearest"])

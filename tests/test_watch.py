@@ -10,11 +10,11 @@ from conftest import refusal
 from torch import Tensor, nn
 
 from fastgan import train
-from fastgan.board import read_rows
-from fastgan.ema import Ema
-from fastgan.evaluate import Evaluator
-from fastgan.health import Health
-from fastgan.watch import Watch
+from fastgan.evaluation.evaluator import Evaluator
+from fastgan.monitor.health import Health
+from fastgan.monitor.hooks import Watch
+from fastgan.runs.rows import read_rows
+from fastgan.training.ema import Ema
 
 pytestmark = pytest.mark.usefixtures("keep_signal_handlers")
 TINY = ("--preset", "debug", "--width", "0.03125", "--images", "96", "--health-every", "32", "--grid-every", "32")

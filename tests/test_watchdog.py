@@ -13,8 +13,8 @@ import pytest
 import torch.distributed as dist
 from torch.distributed import HashStore, TCPStore
 
-from fastgan import status
-from fastgan.watchdog import EVENT_S, EXIT_LOST, PREPARING_S, Watchdog, collective_timeout, is_lost
+from fastgan.distributed.heartbeat import EVENT_S, EXIT_LOST, PREPARING_S, Watchdog, collective_timeout, is_lost
+from fastgan.utils import exit_status
 
 LIMIT_S = 2.0
 BOUND_S = LIMIT_S + 4  # until the other process has ended, on a busy machine
@@ -323,7 +323,7 @@ def test_groups_wait_longer_than_any_phase_may_take():
 
 def test_status_file_holds_checkpoints_and_exit_codes(tmp_path, monkeypatch):
     """Who started the process can read what launchers hide."""
-    monkeypatch.setenv(status.STATUS, str(tmp_path / "status"))
+    monkeypatch.setenv(exit_status.STATUS, str(tmp_path / "status"))
     Watchdog(None, 0, 1).saved(1200)
-    status.report("exit 69")
+    exit_status.report("exit 69")
     assert (tmp_path / "status").read_text() == "checkpoint 1200\nexit 69\n"

@@ -17,8 +17,8 @@ import fastgan
 from fastgan import networks, presets
 from fastgan.data.images import ImageSet
 from fastgan.data.loaders import build_loader
-from fastgan.distributed import keep_freed_memory
-from fastgan.trainer import Trainer
+from fastgan.distributed.processes import keep_freed_memory
+from fastgan.training.trainer import Trainer
 
 
 class FastganPeer:

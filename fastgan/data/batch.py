@@ -6,12 +6,12 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from fastgan import counter
 from fastgan.config import Config
-from fastgan.counter import Stream
 from fastgan.data.images import ImageSource
-from fastgan.data.order import CPU, Order, batch_positions, largest_share, share
+from fastgan.data.sampler import CPU, Order, batch_positions, largest_share, share
 from fastgan.kernels.unpack import unpack
+from fastgan.utils import rng
+from fastgan.utils.rng import Stream
 
 
 @dataclass(frozen=True)
@@ -110,4 +110,4 @@ class Dealer:
     def _mirror(self, stream: Stream, index: Tensor) -> Tensor | None:
         if not self._config.data.mirror:
             return None
-        return counter.uniform(counter.keys(self._config.seed, stream, index), 1)[:, 0] >= 0.5
+        return rng.uniform(rng.keys(self._config.seed, stream, index), 1)[:, 0] >= 0.5

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastgan.data.ahead import AheadLoader
 from fastgan.data.batch import Dealer
+from fastgan.data.prefetch import AheadLoader
 from fastgan.data.prepared import PreparedSet
 
 PREFETCH = 2

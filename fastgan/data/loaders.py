@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from fastgan.config import Config
-from fastgan.data import sources
+from fastgan.data import named
 from fastgan.data.batch import Dealer, Loader
 from fastgan.data.dali import DaliLoader
 from fastgan.data.folder import FolderSet
@@ -15,7 +15,7 @@ from fastgan.data.images import ImageSource
 from fastgan.data.prepared import PreparedSet, is_prepared
 from fastgan.data.resident import ResidentLoader
 from fastgan.data.stacked import StackedSet
-from fastgan.data.workers import WorkersLoader
+from fastgan.data.torch_loader import WorkersLoader
 from fastgan.errors import UserError
 
 
@@ -25,12 +25,12 @@ def open_source(config: Config) -> ImageSource:
     Raises UserError where there is no such set, or what is there can't be used.
     """
     name, folder = config.data.data, Path(config.data.data)
-    if name in sources.NAMES:
-        return sources.open_named(name)
+    if name in named.NAMES:
+        return named.open_named(name)
     if not folder.is_dir():
         raise UserError(
             f"no data set {name!r}: give --data a folder of images, one that `fastgan data prepare` made "
-            f"(it takes archives too), or one of {', '.join(sources.NAMES)}"
+            f"(it takes archives too), or one of {', '.join(named.NAMES)}"
         )
     if is_prepared(folder):
         return PreparedSet(folder)
@@ -40,7 +40,7 @@ def open_source(config: Config) -> ImageSource:
 def num_images(config: Config) -> int:
     """Images in the config's data set; a known one need not be here yet. Raises UserError as `open_source` does."""
     name = config.data.data
-    return sources.NUM_IMAGES[name] if name in sources.NUM_IMAGES else len(open_source(config))
+    return named.NUM_IMAGES[name] if name in named.NUM_IMAGES else len(open_source(config))
 
 
 def check(config: Config, source: ImageSource, num_processes: int = 1) -> None:

@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastgan import counter
-from fastgan.counter import Stream
 from fastgan.data.images import ImageSet
+from fastgan.utils import rng
+from fastgan.utils.rng import Stream
 
 NAME = "stacked-mnist"
 NUM_MODES = 1000
@@ -46,7 +46,7 @@ class StackedSet:
     def pixels(self, items: Tensor) -> Tensor:
         """The images of the given numbers, uint8 [B, 3, 32, 32], channels last in memory."""
         classes = self.labels[items, None] // torch.tensor([100, 10, 1]) % 10  # [B, 3]
-        draws = counter.uniform(counter.keys(0, Stream.STACKED, items), 3)
+        draws = rng.uniform(rng.keys(0, Stream.STACKED, items), 3)
         chosen = self._starts[classes] + (draws * self._sizes[classes]).long()
         layers = [self._digits.index_select(0, digit) for digit in chosen.T]  # whole rows: twice as fast as indexing
         return torch.stack(layers, dim=2).view(-1, SIZE, SIZE, 3).permute(0, 3, 1, 2)

@@ -7,9 +7,9 @@ from torch import nn
 
 from fastgan.config import Config, NetworkConfig
 from fastgan.errors import UserError
-from fastgan.networks import convolutions, dcgan, faces, r3gan
+from fastgan.networks import dcgan, keras28, keras128, r3gan
+from fastgan.networks.activation_checkpointing import recompute_activations
 from fastgan.networks.layers import add_spectral_norm
-from fastgan.networks.recompute import recompute_activations
 
 REDUCED = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -18,15 +18,15 @@ def _dcgan28(config: Config) -> tuple[nn.Module, nn.Module]:
     size, channels, networks = config.data.image_size, config.data.channels, config.networks
     if size[0] % 4 or size[1] % 4:
         raise UserError(f"image_size is {size}: the network dcgan28 makes sides that are multiples of 4")
-    G = dcgan.Generator28(networks.z_dim, channels, networks.width, size)
-    return G, dcgan.Discriminator28(channels, networks.width, size)
+    G = keras28.Generator28(networks.z_dim, channels, networks.width, size)
+    return G, keras28.Discriminator28(channels, networks.width, size)
 
 
 def _dcgan128(config: Config) -> tuple[nn.Module, nn.Module]:
     size, channels, networks = config.data.image_size, config.data.channels, config.networks
     if size != (128, 128):
         raise UserError(f"image_size is {size}: the network dcgan128 makes (128, 128) only")
-    return faces.Generator128(networks.z_dim, channels, networks.width), faces.Discriminator128(
+    return keras128.Generator128(networks.z_dim, channels, networks.width), keras128.Discriminator128(
         channels, networks.width
     )
 
@@ -59,8 +59,8 @@ def _dcgan(config: Config) -> tuple[nn.Module, nn.Module]:
     base, count = r3gan.stages_for(config.data.image_size)
     g_stages = _widths(config, base, count - 1, networks.width)
     d_stages = _widths(config, base, count - 1, networks.width * networks.d_width)
-    G = convolutions.Generator(networks.z_dim, channels, g_stages, base, networks.num_classes, networks.smooth_image)
-    return G, convolutions.Discriminator(channels, d_stages, base, networks.num_classes)
+    G = dcgan.Generator(networks.z_dim, channels, g_stages, base, networks.num_classes, networks.smooth_image)
+    return G, dcgan.Discriminator(channels, d_stages, base, networks.num_classes)
 
 
 def _widths(config: Config, base: tuple[int, int], count: int, factor: float) -> list[int]:

@@ -1,79 +1,107 @@
-"""Deep convolutional GAN for 28x28 images (after Radford 2015, arXiv 1511.06434), with Keras's constants.
+"""Small, quick networks for CPUs and easy data: DCGAN's plain convolutions (Radford 2015, arXiv 1511.06434).
 
-Other sizes work as well, both sides a multiple of 4: the pictures inside are a quarter and a half as large. While these
-are small, the three wide convolutions are computed by Fourier transforms, see fourier.py.
+G has BatchNorm after each layer but the last; D has no normalization, so that each image has a gradient of its own for
+a penalty. All convolutions are 4x4 with stride 2: an image is a base times a power of two, one stage for each doubling.
 
-Spatial padding is symmetric where Keras's `same` is one pixel longer at the right and bottom: with all weights
-mirrored in both axes these networks compute the mirror image of their Keras twins.
+Transposed convolutions leave a checkerboard (Odena et al. 2016, distill.pub/2016/deconv-checkerboard), which D sees at
+once and G unlearns slowly. Here they begin as bilinear upsampling, as sub-pixel convolutions may begin as that of the
+nearest pixel (Aitken 2017, arXiv 1707.02937), and the filter [1, 2, 1] / 4 may follow the last of them.
 """
+
+import itertools
+import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastgan.networks import fourier
-from fastgan.networks.layers import BatchNorm, Dropout, init_keras
+from fastgan.networks.layers import BatchNorm, one_hot
 
-SLOPE = 0.3  # Keras's LeakyReLU
-NORM = {"eps": 1e-3, "momentum": 0.01}  # Keras's BatchNormalization; its momentum 0.99 is torch's 0.01
-
-
-def _channels(base: int, width: float) -> int:
-    return max(1, round(base * width))
+SLOPE = 0.2
+INIT_STD = 0.02  # of all weights (DCGAN, section 3)
 
 
-def quarter(image_size: tuple[int, int]) -> tuple[int, int]:
-    """A fourth of height and width, both multiples of 4."""
-    assert image_size[0] % 4 == image_size[1] % 4 == 0
-    return image_size[0] // 4, image_size[1] // 4
+class Generator(nn.Module):
+    """z -> dense `base` -> transposed convolutions -> image of `base` times 2 ** len(stages).
 
-
-class Generator28(nn.Module):
-    """z -> dense 7x7x256 -> 128 at 7x7 -> 64 at 14x14 -> image at 28x28, transposed 5x5 convolutions.
-
-    The first transposed convolution has stride 1 and so is a plain convolution with its kernel mirrored; it is written
-    as one, since that is faster.
+    `stages` are the widths from `base` up; the image comes after the last of them. A class stands beside z as one-hot.
+    A smooth image is filtered before its tanh, along with the pixels around it.
     """
 
-    def __init__(self, z_dim: int, channels: int, width: float = 1.0, image_size: tuple[int, int] = (28, 28)) -> None:
+    binomial: Tensor | None
+
+    def __init__(
+        self,
+        z_dim: int,
+        channels: int,
+        stages: Sequence[int],
+        base: tuple[int, int],
+        num_classes: int = 0,
+        smooth: bool = False,
+    ) -> None:
         super().__init__()
-        self.start = quarter(image_size)
-        pixels = self.start[0] * self.start[1]
-        c7, c7b, c14 = (_channels(base, width) for base in (256, 128, 64))
-        self.dense = nn.Linear(z_dim, pixels * c7, bias=False)
-        self.norm_dense = BatchNorm(pixels * c7, **NORM)
-        self.conv7 = fourier.Conv2d(c7, c7b, 5, padding=2, bias=False)
-        self.norm7 = BatchNorm(c7b, **NORM)
-        self.up14 = fourier.Double(c7b, c14, 5, stride=2, padding=2, output_padding=1, bias=False)
-        self.norm14 = BatchNorm(c14, **NORM)
-        self.up28 = nn.ConvTranspose2d(c14, channels, 5, stride=2, padding=2, output_padding=1, bias=False)
-        self.apply(init_keras)
+        self.base, self.num_classes = base, num_classes
+        self.dense = nn.Linear(z_dim + num_classes, base[0] * base[1] * stages[0], bias=False)
+        self.norms = nn.ModuleList(BatchNorm(width) for width in stages)
+        pairs = itertools.pairwise(stages)
+        self.ups = nn.ModuleList(nn.ConvTranspose2d(c_in, c_out, 4, 2, 1, bias=False) for c_in, c_out in pairs)
+        self.output = nn.ConvTranspose2d(stages[-1], channels, 4, 2, 0 if smooth else 1)
+        taps = torch.tensor([1.0, 2.0, 1.0]) / 4
+        binomial = (taps * taps[:, None]).repeat(channels, 1, 1, 1)  # [C, 1, 3, 3]
+        self.register_buffer("binomial", binomial if smooth else None, persistent=False)
+        self.apply(_init)
 
     def forward(self, z: Tensor, labels: Tensor | None = None, keys: Tensor | None = None) -> Tensor:
-        """Images [B, C, 28, 28] in [-1, 1] of latents [B, z_dim]; labels and keys are not used."""
-        x = F.leaky_relu(self.norm_dense(self.dense(z)), SLOPE)
-        x = x.view(len(z), *self.start, -1).permute(0, 3, 1, 2)  # Keras's order of units is channels last
-        x = F.leaky_relu(self.norm7(self.conv7(x)), SLOPE)  # [B, 128, 7, 7]
-        x = F.leaky_relu(self.norm14(self.up14(x)), SLOPE)  # [B, 64, 14, 14]
-        return torch.tanh(self.up28(x))  # [B, C, 28, 28]
+        """Images [B, C, H, W] in [-1, 1] of latents [B, z_dim]; labels [B], int64, if there are classes."""
+        if self.num_classes:
+            z = torch.cat([z, one_hot(labels, self.num_classes, z.dtype)], dim=1)
+        x = self.dense(z).view(len(z), *self.base, -1).permute(0, 3, 1, 2)
+        x = F.leaky_relu(self.norms[0](x), SLOPE)  # [B, stages[0], *base]
+        for up, norm in zip(self.ups, self.norms[1:], strict=True):
+            x = F.leaky_relu(norm(up(x)), SLOPE)
+        x = self.output(x)
+        if self.binomial is not None:
+            x = F.conv2d(x, self.binomial, groups=len(self.binomial))
+        return torch.tanh(x)  # [B, C, H, W]
 
 
-class Discriminator28(nn.Module):
-    """Image -> 64 at 14x14 -> 128 at 7x7 -> one logit; 5x5 convolutions of stride 2, dropout 0.3 after each."""
+class Discriminator(nn.Module):
+    """Image -> convolutions, LeakyReLU after each -> one logit: the mirror image of Generator, with its arguments.
 
-    def __init__(self, channels: int, width: float = 1.0, image_size: tuple[int, int] = (28, 28)) -> None:
+    With classes the logit is the sum of one that all share and of the class's own (projection; Miyato & Koyama 2018,
+    arXiv 1802.05637).
+    """
+
+    def __init__(self, channels: int, stages: Sequence[int], base: tuple[int, int], num_classes: int = 0) -> None:
         super().__init__()
-        rows, columns = quarter(image_size)
-        c14, c7 = (_channels(base, width) for base in (64, 128))
-        self.down14 = nn.Conv2d(channels, c14, 5, stride=2, padding=2)
-        self.drop14 = Dropout(0.3, layer=1)
-        self.down7 = fourier.Halve(c14, c7, 5, stride=2, padding=2)
-        self.drop7 = Dropout(0.3, layer=2)
-        self.dense = nn.Linear(rows * columns * c7, 1)
-        self.apply(init_keras)
+        self.input = nn.Conv2d(channels, stages[-1], 4, 2, 1)
+        pairs = itertools.pairwise(stages)
+        self.downs = nn.ModuleList(nn.Conv2d(c_in, c_out, 4, 2, 1) for c_out, c_in in pairs)  # from `base` up
+        features = base[0] * base[1] * stages[0]
+        self.dense = nn.Linear(features, 1, bias=False)
+        self.classes = nn.Linear(features, num_classes, bias=False) if num_classes else None
+        self.apply(_init)
 
     def forward(self, images: Tensor, labels: Tensor | None = None, keys: Tensor | None = None) -> Tensor:
-        """Logits [B] of images [B, C, 28, 28]; `keys` [B] choose what dropout drops; labels are not used."""
-        x = self.drop14(F.leaky_relu(self.down14(images), SLOPE), keys)  # [B, 64, 14, 14]
-        x = self.drop7(F.leaky_relu(self.down7(x), SLOPE), keys)  # [B, 128, 7, 7]
-        return self.dense(x.permute(0, 2, 3, 1).flatten(1)).squeeze(1)  # [B]
+        """Logits [B] of images [B, C, H, W]; labels [B], int64, if there are classes."""
+        x = F.leaky_relu(self.input(images), SLOPE)
+        for down in reversed(self.downs):
+            x = F.leaky_relu(down(x), SLOPE)
+        x = x.permute(0, 2, 3, 1).flatten(1)
+        logits: Tensor = self.dense(x).squeeze(1)  # [B]
+        if self.classes is not None:
+            logits = logits + (self.classes(x) * one_hot(labels, self.classes.out_features, x.dtype)).sum(1)
+        return logits
+
+
+def _init(module: nn.Module) -> None:
+    """DCGAN's weights; transposed convolutions are 1x1 convolutions of such weights and bilinear upsampling."""
+    if isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
+        nn.init.normal_(module.weight, std=INIT_STD)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    if isinstance(module, nn.ConvTranspose2d):
+        taps = torch.tensor([1.0, 3.0, 3.0, 1.0]) / math.sqrt(5)  # their mean square is 1
+        with torch.no_grad():
+            module.weight.copy_(module.weight[:, :, :1, :1] * taps * taps[:, None])

@@ -3,14 +3,14 @@
 from typing import Any
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.utils import parametrize
 
-from fastgan import counter
+from fastgan.distributed.collectives import all_values, several_processes
 from fastgan.errors import UserError
+from fastgan.utils import rng
 
 
 class Dropout(nn.Module):
@@ -28,37 +28,9 @@ class Dropout(nn.Module):
         if keys is None or not self.training:
             return x
         batch, channels, height, width = x.shape
-        keep = counter.keep_mask(counter.mix(keys + self.layer), channels * height * width, self.p)
+        keep = rng.keep_mask(rng.mix(keys + self.layer), channels * height * width, self.p)
         keep = keep.view(batch, height, width, channels).permute(0, 3, 1, 2)  # channels last, as the activations lie
         return x * (keep * (1 / (1 - self.p)))
-
-
-def _several_processes() -> bool:
-    return dist.is_initialized() and dist.get_world_size() > 1
-
-
-@torch.no_grad()
-def sum_over_processes(x: Tensor) -> Tensor:
-    """The sum of all processes' tensors, who must all ask."""
-    if _several_processes():
-        x = x.clone()
-        dist.all_reduce(x)
-    return x
-
-
-def place() -> tuple[int, int]:
-    """This process's number, and how many there are."""
-    return (dist.get_rank(), dist.get_world_size()) if _several_processes() else (0, 1)
-
-
-@torch.no_grad()
-def all_values(x: Tensor) -> Tensor:
-    """All processes' tensors, who must all ask, in their order: [...] -> [processes, ...]."""
-    if not _several_processes():
-        return x[None]
-    values = x.new_empty(dist.get_world_size(), *x.shape)
-    dist.all_gather(list(values), x.contiguous())
-    return values
 
 
 class BatchNorm(nn.modules.batchnorm._BatchNorm):
@@ -75,7 +47,7 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
         assert x.dim() in (2, 4)
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.training or (not _several_processes() and x.numel() > x.shape[1]):
+        if not self.training or (not several_processes() and x.numel() > x.shape[1]):
             return super().forward(x)
         mean, var, count = _global_moments(x.detach())
         with torch.no_grad():
@@ -84,7 +56,7 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
             self.num_batches_tracked.add_(1)
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(var * count / (count - 1).clamp(min=1), self.momentum)
-        if not _several_processes():  # the value is 0 from its mean: as scale * x + shift a rounding would be left
+        if not several_processes():  # the value is 0 from its mean: as scale * x + shift a rounding would be left
             x, mean = x - x.detach(), torch.zeros_like(mean)
         normalized: Tensor = _NormalizeByBatch.apply(x, self.weight, self.bias, mean, var, count, self.eps)
         return normalized

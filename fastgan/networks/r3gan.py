@@ -18,8 +18,8 @@ from fastgan.errors import UserError
 from fastgan.kernels.bias_act import bias_act
 from fastgan.kernels.conv2d import conv2d
 from fastgan.kernels.resample import downsample2, upsample2
+from fastgan.networks.activation_checkpointing import Recomputing
 from fastgan.networks.layers import one_hot
-from fastgan.networks.recompute import Recomputing
 
 SLOPE = 0.2
 CLASS_DIM = 64  # of the class embedding that G gets beside z

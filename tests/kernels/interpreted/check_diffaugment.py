@@ -1,4 +1,4 @@
-"""diffaugment's kernel against the reference, and both against fastgan.augment."""
+"""diffaugment's kernel against the reference, and both against fastgan.training.augment."""
 
 from functools import partial
 
@@ -6,20 +6,20 @@ import pytest
 import torch
 from comparing import assert_derivatives, assert_equal, assert_same, assert_same_by_functions, cases, drawn
 
-from fastgan import counter
-from fastgan.augment import KINDS, Draws, augment, diff_changes
-from fastgan.counter import Stream
 from fastgan.kernels.diffaugment import diffaugment
+from fastgan.training.augment import KINDS, Draws, augment, diff_changes
+from fastgan.utils import rng
+from fastgan.utils.rng import Stream
 
 SHAPES = ((4, 3, 7, 10), (3, 4, 8, 8), (3, 1, 9, 5), (2, 5, 6, 6), (0, 3, 4, 4), (1, 3, 20, 19), (1, 3, 1, 2))
 
 
 def keys_of(count):
-    return counter.keys(3, Stream.AUGMENT_D, torch.arange(count))
+    return rng.keys(3, Stream.AUGMENT_D, torch.arange(count))
 
 
 def changes_for(shape, p):
-    """What fastgan.augment draws for such images."""
+    """What fastgan.training.augment draws for such images."""
     return diff_changes(torch.empty(shape, device="meta"), Draws(keys_of(shape[0]), p, KINDS["diffaugment"]))
 
 

@@ -8,7 +8,7 @@ from torch._dynamo.backends.common import aot_autograd
 from fastgan.config import Config, ObjectiveConfig
 from fastgan.kernels.bias_act import bias_act
 from fastgan.kernels.resample import downsample2, downsample2_act, upsample2, upsample2_act
-from fastgan.objectives import DiscriminatorObjective
+from fastgan.training.objectives import DiscriminatorObjective
 
 BATCH = 3
 OPS = {"bias_act", "bias_act_vjp", "bias_act_jvp", "resample", "resample_act", "resample_act_vjp", "resample_act_jvp"}

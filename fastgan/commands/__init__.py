@@ -1,0 +1,1 @@
+"""The commands of `fastgan`, a file each; cli.py names them."""

@@ -1,0 +1,75 @@
+"""`fastgan evaluate RUN`: how far the run's images are from the real ones."""
+
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+import tyro
+
+from fastgan.data.loaders import check, open_source
+from fastgan.distributed.processes import Processes
+from fastgan.evaluation import extractors
+from fastgan.evaluation.evaluator import Evaluator
+from fastgan.evaluation.features import Alone, Group
+from fastgan.evaluation.sampling import Which, open_run, to_device
+from fastgan.runs.rows import append_row
+from fastgan.runs.run_folder import session
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """Compare a run's images with the real ones."""
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """The run folder."""
+    images: int = 50_000
+    """How many images to generate."""
+    extractor: Literal["auto", "inception", "efficientnet", "dinov2", "digits"] = "auto"
+    """Features to compare; auto: digits for gray 28x28 images and stacked-mnist, else inception where its weights are
+    at hand, else efficientnet where it is installed."""
+    per_class: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Measure the distance of each class by itself, too, of a run with classes."""
+    inception_weights: Path | None = None
+    """The Inception weights' file; without it, torch-fidelity's cache or its download."""
+    which: Which = field(default_factory=Which)
+
+
+def evaluate(options: EvaluateOptions) -> dict[str, float]:
+    """The run's newest checkpoint, or `which` is asked for, is measured; the figures are printed and kept in
+    evaluation.jsonl.
+
+    The processes of a launch, `accelerate launch -m fastgan.cli evaluate RUN`, share the work. Raises UserError for a
+    folder without a run, a checkpoint, or the extractor's weights.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return _evaluate(options, Alone(), to_device())
+    processes = Processes()
+    metrics = _evaluate(options, processes, processes.device)
+    processes.end()
+    return metrics
+
+
+def _evaluate(options: EvaluateOptions, group: Group, device: torch.device) -> dict[str, float]:
+    folder, config, snapshot, G = open_run(options.run, options.which)
+    name = extractors.choose(options.extractor, config, options.inception_weights)
+    extractor = extractors.load(name, device, options.inception_weights)
+    source = open_source(config)
+    check(config, source)
+    evaluator = Evaluator(config, source, extractor, device, group)
+    metrics = evaluator(G.to(device), options.images)
+    protocol = evaluator.protocol(options.images)
+    if options.per_class:
+        metrics |= evaluator.per_class(G, options.images)
+        protocol["class_fakes"] = options.images // config.networks.num_classes
+    if group.rank == 0:
+        seen = snapshot.state["images_seen"]
+        row = {"images_seen": seen, "which": asdict(options.which), "metrics": metrics, "protocol": protocol}
+        append_row(folder.evaluation, row | {"session": session()})
+        for remark in evaluator.remarks(options.images):
+            print(remark)
+        print(f"{seen:,} images seen; {options.images:,} generated, {len(source):,} real; features of {name}")
+        for metric, value in metrics.items():
+            print(f"  {metric:26} {value:10.4f}")
+    return metrics

@@ -1,0 +1,1 @@
+"""`fastgan report RUN`: a run on one page."""

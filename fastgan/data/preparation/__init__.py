@@ -1,0 +1,1 @@
+"""`fastgan data prepare`: any images as shards of one size."""

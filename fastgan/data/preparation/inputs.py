@@ -1,0 +1,123 @@
+"""What a data set's SRC on the command line means: a folder, an archive, shards, parquet files or a named set."""
+
+import itertools
+import json
+import re
+import tarfile
+import zipfile
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from fastgan.data.archives import Entry, Source, is_image, list_folder, list_zip, walk
+from fastgan.data.names import NAMES
+from fastgan.data.pixels import Raw
+from fastgan.data.preparation.parquet import list_parquet
+from fastgan.data.preparation.tars import list_tars
+from fastgan.data.skipped import name_bytes
+from fastgan.errors import UserError
+
+TAR_ENDINGS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+
+
+def open_source(text: str, dest: Path) -> Source:
+    """The images that SRC names, DEST's own left out. Raises UserError where there is no such thing."""
+    if text in NAMES:
+        return _named(text)
+    path = Path(text).expanduser()
+    try:
+        path = path.resolve()
+        is_folder, is_file = path.is_dir(), path.is_file()
+    except (OSError, RuntimeError):
+        is_folder = is_file = False
+    if is_folder:
+        return _open_folder(path, dest)
+    if is_file:
+        return _open_file(path, dest)
+    if "{" in text:
+        return list_tars(_existing(text), dest)
+    raise UserError(f"there is no {text!r}: give a folder, a zip, a tar, or one of {', '.join(NAMES)}")
+
+
+def _named(name: str) -> Source:
+    from fastgan.data import named
+
+    loaded = named.load(name)
+    images = loaded.images.permute(0, 2, 3, 1).contiguous().numpy()
+    labels: list[int | None] = [None] * len(images) if loaded.labels is None else [*loaded.labels.tolist()]
+
+    def read(number: int) -> Raw:
+        pixels: np.ndarray = images[number]
+        return pixels
+
+    source = Source(f"the data set {name}", has_folders=False)
+    size = images[0].nbytes
+    for number, label in enumerate(labels):
+        source.entries.append(Entry(f"{number:09d}", size, partial(read, number), label))
+    return source
+
+
+def _open_folder(path: Path, dest: Path) -> Source:
+    """The shards or parquet files where the folder has as many of them as of images, else the images."""
+    num_images, tars, tables = 0, [], []
+    for name, entry, _ in walk(path, dest):
+        if entry is None or entry.name.startswith("."):
+            continue
+        num_images += is_image(name)
+        if name.lower().endswith(TAR_ENDINGS) and "/" not in name:
+            tars.append(path / name)
+        elif name.lower().endswith(".parquet"):
+            tables.append(path / name)
+    if tars and len(tars) >= num_images:  # beside a prepared set's shards lies a contact sheet
+        source = list_tars(sorted(tars, key=lambda tar: name_bytes(tar.name)), dest)
+        source.classes = _own_classes(path)
+        return source
+    if tables and len(tables) >= num_images:
+        return list_parquet(sorted(tables, key=lambda table: name_bytes(str(table))))
+    return list_folder(path, dest)
+
+
+def _own_classes(folder: Path) -> list[str] | None:
+    """The names of the classes where the folder is a prepared set with labels."""
+    try:
+        names = json.loads((folder / "index.json").read_bytes())["labels"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return [str(name) for name in names] if isinstance(names, list) else None
+
+
+def _open_file(path: Path, dest: Path) -> Source:
+    try:
+        if path.suffix.lower() == ".parquet":
+            return list_parquet([path])
+        if path.name.lower().endswith(TAR_ENDINGS) or tarfile.is_tarfile(path):
+            return list_tars([path], dest)
+        if path.suffix.lower() == ".zip" or zipfile.is_zipfile(path):
+            return list_zip(path)
+    except OSError as error:
+        raise UserError(f"cannot read {path} ({error.strerror}): check its permissions") from None
+    raise UserError(f"{path} is no zip, tar or parquet file: unpack it and give the folder")
+
+
+def _existing(pattern: str) -> list[Path]:
+    paths = [Path(text).expanduser() for text in braces(pattern)]
+    missing = [path for path in paths if not path.is_file()]
+    if missing:
+        raise UserError(f"{pattern!r} names {len(paths)} files of which {len(missing)} are missing, e.g. {missing[0]}")
+    return paths
+
+
+def braces(pattern: str) -> list[str]:
+    """The names of a pattern like `part-{000..012}-{a,b}.tar`; zeros in front are kept."""
+    parts = re.split(r"\{([^{}]*)\}", pattern)
+    choices = [[part] if place % 2 == 0 else _choices(part) for place, part in enumerate(parts)]
+    return ["".join(names) for names in itertools.product(*choices)]
+
+
+def _choices(inside: str) -> list[str]:
+    between = re.fullmatch(r"(\d+)\.\.(\d+)", inside)
+    if between is None:
+        return inside.split(",")
+    first, last = between.groups()
+    return [str(number).zfill(len(first)) for number in range(int(first), int(last) + 1)]

@@ -1,0 +1,251 @@
+"""`fastgan data prepare SRC DEST`: any images as shards of one size; the same bytes on any number of processes."""
+
+import contextlib
+import itertools
+import json
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from hashlib import sha256
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import numpy as np
+import tyro
+from tqdm import tqdm
+
+from fastgan import __version__
+from fastgan.data.archives import Entry, Source
+from fastgan.data.labels import Labelled, label_entries
+from fastgan.data.names import NAMES
+from fastgan.data.pixels import BadImage, Raw, Recipe, Size, Stored, cook, count_channels
+from fastgan.data.preparation import shard_writer
+from fastgan.data.preparation.inputs import open_source
+from fastgan.data.preparation.pool import Pool, num_cores
+from fastgan.data.preparation.shard_writer import INDEX, JOB, Shard, ShardWriter
+from fastgan.data.skipped import Skipped, few, in_order, name_bytes, show
+from fastgan.errors import UserError
+
+T = TypeVar("T")
+
+BATCH_IMAGES = 64  # sent to a worker in one go, or fewer where they are large
+BATCH_BYTES = 8 * 2**20
+MAX_SIDE = 8192
+CRASHED: BadImage | Stored = BadImage("its decoder crashed")
+
+
+@dataclass(frozen=True)
+class PrepareOptions:
+    """Make any images a data set to train on: one size, in shards, each file that can't be used named."""
+
+    source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SRC")]
+    """Folder, zip, tar, folder or {000..012} pattern of tars, folder of parquet files; mnist, fashion-mnist, toy."""
+    dest: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DEST")]
+    """A new folder for the data set; the same command goes on after a stop."""
+    size: str
+    """The images' size: 128, or 96x160 (height x width)."""
+    fit: Literal["crop", "pad", "stretch"] = "crop"
+    """How other shapes get the size: cut the centre out, add black, or bend."""
+    channels: Literal["auto", "1", "3", "4"] = "auto"
+    """auto: 1 where all are grey, 4 where any is transparent, else 3."""
+    format: Literal["png", "jpeg"] = "png"
+    """How images are stored: png keeps every pixel, jpeg is smaller."""
+    quality: int = 95
+    """Of JPEGs, 1 to 100."""
+    labels: str | None = None
+    """CSV or JSON file of file names and labels; none: a set without; by default as SRC has them (class folders)."""
+    workers: int | None = None
+    """Processes; by default one a core."""
+    strict: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Fail where any file is skipped."""
+
+
+def parse_size(text: str) -> Size:
+    """(height, width) of `128` or `96x160`. Raises UserError for anything else."""
+    match = re.fullmatch(r"([1-9]\d{0,4})(?:x([1-9]\d{0,4}))?", text.strip().lower())
+    size = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
+    if not 1 <= min(size) <= max(size) <= MAX_SIDE:
+        raise UserError(f"size is {text!r}: give a side or HEIGHTxWIDTH of 1 to {MAX_SIDE}, like 128 or 96x160")
+    return size
+
+
+def prepare(options: PrepareOptions) -> dict[str, Any]:
+    """DEST is a prepared data set; its index. Raises UserError where nothing is left, or in `strict` a file skipped."""
+    size, dest = _check(options), options.dest.expanduser().resolve()
+    try:
+        shard_writer.check_dest(dest)
+        try:
+            with (
+                shard_writer.alone(dest),
+                open_source(options.source, dest) as source,
+                Pool(options.workers) as pool,
+            ):
+                return _prepare(options, size, dest, source, pool)
+        finally:
+            if not (dest / JOB).exists():  # nothing was begun
+                shard_writer.clear(dest)
+                with contextlib.suppress(OSError):
+                    dest.rmdir()
+    except BrokenPipeError:  # of the console, not of DEST
+        raise
+    except OSError as error:
+        raise UserError(f"cannot write {dest} ({error.strerror or error}): mend that and run the same again") from None
+
+
+def _check(options: PrepareOptions) -> Size:
+    if not 1 <= options.quality <= 100:
+        raise UserError(f"quality is {options.quality}: give 1 to 100")
+    if options.workers is not None and options.workers < 1:
+        raise UserError(f"workers is {options.workers}: give 1 or more, {num_cores()} for all cores")
+    if options.format == "jpeg" and options.channels == "4":
+        raise UserError("format is jpeg, which has no channel for transparency: give --format png or --channels 3")
+    if (
+        options.source not in NAMES
+        and Path(options.source).expanduser().resolve() == options.dest.expanduser().resolve()
+    ):
+        raise UserError(f"DEST is {options.dest}, which is SRC: give another folder")
+    return parse_size(options.size)
+
+
+def _prepare(options: PrepareOptions, size: Size, dest: Path, source: Source, pool: Pool) -> dict[str, Any]:
+    labelled = label_entries(source, options.labels)
+    before = [*source.skipped, *labelled.skipped]
+    if not labelled.entries:
+        raise UserError(f"no image in {options.source!r} can be used: {few(before) or 'it has none'}")
+    job = _job(options, size, labelled)
+    channels = shard_writer.begun_with(dest, job)
+    if channels is None:
+        channels = _resolve_channels(options, labelled.entries, pool)
+        shard_writer.begin(dest, job, channels)
+    elif (dest / INDEX).exists():
+        return _report_old(dest, options.strict)
+    print(f"{show(options.source)}: {len(labelled.entries):,} images ({source.kind}); labels: {labelled.origin}")
+    recipe = Recipe(size, options.fit, channels, options.format, options.quality)
+    shards, rest = _write_shards(dest, recipe, labelled, pool)
+    skipped = in_order([*before, *rest, *(one for shard in shards for one in shard.skipped)])
+    if not shards:
+        (dest / JOB).unlink()
+        raise UserError(f"no image in {options.source!r} can be used: {few(skipped)}")
+    _be_strict(options.strict, skipped)
+    index = {
+        "image_size": [*size],
+        "channels": channels,
+        "encoding": options.format,
+        "labels": labelled.classes,
+        "fit": options.fit,
+        "source": options.source,
+        "fastgan": __version__,
+        "skipped": [one._asdict() for one in skipped],
+    }
+    whole = shard_writer.finish(dest, shards, index)
+    shard_writer.clear(dest)
+    print(describe(dest, whole))
+    return whole
+
+
+def _job(options: PrepareOptions, size: Size, labelled: Labelled) -> dict[str, Any]:
+    """What the bytes of the set depend on."""
+    files = sha256(repr(labelled.classes).encode())
+    for entry, number in zip(labelled.entries, labelled.numbers or itertools.repeat(None), strict=False):
+        files.update(f"{name_bytes(entry.name)!r} {entry.size} {number}\n".encode())
+    source = options.source if options.source in NAMES else str(Path(options.source).expanduser().resolve())
+    return {
+        "source": ascii(source),
+        "size": f"{size[0]}x{size[1]}",
+        "fit": options.fit,
+        "channels": options.channels,
+        "format": options.format,
+        "quality": options.quality if options.format == "jpeg" else None,
+        "labels": options.labels or "auto",
+        "files": files.hexdigest(),
+    }
+
+
+def _resolve_channels(options: PrepareOptions, entries: list[Entry], pool: Pool) -> int:
+    if options.channels != "auto":
+        return int(options.channels)
+    most = 1
+    with contextlib.closing(pool.map(count_channels, _batches(entries), 0)) as counts:
+        for batch in _progress(counts, entries, 0, "headers"):
+            most = max(most, *batch)
+            if most == 4:
+                break
+    if most == 4 and options.format == "jpeg":
+        raise UserError("format is jpeg and images are transparent: give --format png or --channels 3")
+    return most
+
+
+def _batches(entries: list[Entry], start: int = 0) -> Iterator[list[Raw]]:
+    """The entries' raw images from `start` on, several at a time."""
+    batch: list[Raw] = []
+    num_bytes = 0
+    for place in range(start, len(entries)):
+        try:
+            raw: Raw = entries[place].path or entries[place].read()
+        except BadImage as bad:
+            raw = bad
+        batch.append(raw)
+        num_bytes += raw.nbytes if isinstance(raw, np.ndarray) else len(raw) if isinstance(raw, bytes) else 0
+        if len(batch) == BATCH_IMAGES or num_bytes >= BATCH_BYTES:
+            yield batch
+            batch, num_bytes = [], 0
+    if batch:
+        yield batch
+
+
+def _progress(batches: Iterable[list[T]], entries: list[Entry], start: int, what: str) -> Iterator[list[T]]:
+    """The same batches, with a bar on a terminal."""
+    with tqdm(total=len(entries), initial=start, desc=what, unit=" images", disable=None) as bar:
+        for batch in batches:
+            yield batch
+            bar.update(len(batch))
+
+
+def _write_shards(dest: Path, recipe: Recipe, labelled: Labelled, pool: Pool) -> tuple[list[Shard], list[Skipped]]:
+    """All shards, those of a stopped run kept, and what was skipped where no image came after it."""
+    shards = shard_writer.finished_shards(dest)
+    start = shards[-1].next if shards else 0
+    cooked = pool.map(partial(cook, recipe), _batches(labelled.entries, start), CRASHED)
+    results = itertools.chain.from_iterable(_progress(cooked, labelled.entries, start, "prepare"))
+    writer = ShardWriter(dest, shards, recipe.encoding)
+    try:
+        for place, result in enumerate(results, start):
+            if isinstance(result, BadImage):
+                writer.skip(Skipped(labelled.entries[place].name, result.args[0]), place + 1)
+                continue
+            if not writer.fits(result):
+                shards.append(writer.close())
+                writer = ShardWriter(dest, shards, recipe.encoding)
+            writer.add(result, labelled.numbers[place] if labelled.numbers else None, place + 1)
+        if writer.shard.offsets:
+            shards.append(writer.close())
+            return shards, []
+        return shards, writer.shard.skipped
+    finally:
+        writer.drop()
+
+
+def _report_old(dest: Path, strict: bool) -> dict[str, Any]:
+    whole: dict[str, Any] = json.loads((dest / INDEX).read_bytes())
+    shard_writer.clear(dest)
+    _be_strict(strict, [Skipped(**one) for one in whole["skipped"]])
+    print(f"{describe(dest, whole)}\nnothing to do: it was there already")
+    return whole
+
+
+def _be_strict(strict: bool, skipped: list[Skipped]) -> None:
+    if strict and skipped:
+        raise UserError(f"--strict is given and files can't be used: {few(skipped)}")
+
+
+def describe(dest: Path, index: dict[str, Any]) -> str:
+    """A prepared set in two lines."""
+    height, width = index["image_size"]
+    labels = "no labels" if index["labels"] is None else f"{len(index['labels']):,} labels"
+    skipped = [Skipped(**one) for one in index["skipped"]]
+    return (
+        f"{show(str(dest))}: {index['num_images']:,} images of {height}x{width}, {index['channels']} channels, "
+        f"{labels}, {index['encoding']}, shards: {len(index['shards'])}\n"
+        f"skipped files: {len(skipped):,}{f', which {INDEX} lists: {few(skipped)}' if skipped else ''}"
+    )

@@ -1,0 +1,199 @@
+"""A prepared data set on disk: shards that are whole or not there, and what is needed to go on after a kill.
+
+shard-000000.tar ...   plain tars of 000000000.png (or .jpg) and 000000000.cls, numbered through the whole set
+members.safetensors    where each image lies: shard, offset, length, and its label
+index.json             what the set is; written last: without it a folder is no prepared set
+.prepare.json          the command that made it; .shard-000000.json: how far the input had got, until the end
+"""
+
+import json
+import os
+import tarfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from safetensors.numpy import save
+
+from fastgan.data.pixels import Stored
+from fastgan.data.skipped import Skipped
+from fastgan.errors import UserError
+from fastgan.utils.files import write_atomically
+
+FORMAT = 1
+INDEX, MEMBERS, JOB, LOCK = "index.json", "members.safetensors", ".prepare.json", ".prepare.lock"
+MAX_IMAGES = 5000
+MAX_SHARD_BYTES = 256 * 2**20
+ENDINGS = {"png": ".png", "jpeg": ".jpg"}
+BLOCK = tarfile.BLOCKSIZE
+
+
+@dataclass
+class Shard:
+    """A finished shard and the input up to it."""
+
+    name: str
+    sha256: str = ""
+    num_bytes: int = 0
+    next: int = 0  # position in the input after its last image
+    offsets: list[int] = field(default_factory=list)
+    lengths: list[int] = field(default_factory=list)
+    labels: list[int] = field(default_factory=list)  # empty in a set without
+    digests: list[str] = field(default_factory=list)
+    skipped: list[Skipped] = field(default_factory=list)
+
+
+class ShardWriter:
+    """A shard under way: a hidden file until it is closed."""
+
+    def __init__(self, folder: Path, before: list[Shard], encoding: str) -> None:
+        self.shard = Shard(f"shard-{len(before):06d}.tar")
+        self._folder, self._ending = folder, ENDINGS[encoding]
+        self._first = sum(len(shard.offsets) for shard in before)
+        self._side = folder / f".{self.shard.name}.partial"
+        self._file: IO[bytes] = self._side.open("wb")
+        self._sha256 = sha256()
+
+    def fits(self, stored: Stored) -> bool:
+        """Whether there is room; an empty shard takes any image."""
+        count = len(self.shard.offsets)
+        return count == 0 or (count < MAX_IMAGES and self.shard.num_bytes + len(stored.data) <= MAX_SHARD_BYTES)
+
+    def add(self, stored: Stored, label: int | None, next_position: int) -> None:
+        """The shard holds the image; `next_position` is what follows it in the input."""
+        stem = f"{self._first + len(self.shard.offsets):09d}"
+        self.shard.offsets.append(self._member(stem + self._ending, stored.data))
+        self.shard.lengths.append(len(stored.data))
+        self.shard.digests.append(stored.digest.hex())
+        if label is not None:
+            self._member(f"{stem}.cls", str(label).encode())
+            self.shard.labels.append(label)
+        self.shard.next = next_position
+
+    def skip(self, skipped: Skipped, next_position: int) -> None:
+        self.shard.skipped.append(skipped)
+        self.shard.next = next_position
+
+    def close(self) -> Shard:
+        """The shard is there under its name, and after it the record from which a killed run goes on."""
+        self._write(bytes(-self.shard.num_bytes % tarfile.RECORDSIZE or tarfile.RECORDSIZE))
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        self.shard.sha256 = self._sha256.hexdigest()
+        self._side.replace(self._folder / self.shard.name)
+        write_atomically(self._folder / f".{Path(self.shard.name).stem}.json", json.dumps(asdict(self.shard)).encode())
+        return self.shard
+
+    def drop(self) -> None:
+        """The shard was never there."""
+        self._file.close()
+        self._side.unlink(missing_ok=True)
+
+    def _member(self, name: str, data: bytes) -> int:
+        """The offset of the data in the file."""
+        info = tarfile.TarInfo(name)
+        info.size, info.mode = len(data), 0o644
+        self._write(info.tobuf(tarfile.USTAR_FORMAT))
+        offset = self.shard.num_bytes
+        self._write(data + bytes(-len(data) % BLOCK))
+        return offset
+
+    def _write(self, data: bytes) -> None:
+        self._file.write(data)
+        self._sha256.update(data)
+        self.shard.num_bytes += len(data)
+
+
+def finished_shards(folder: Path) -> list[Shard]:
+    """The shards that a stopped run left whole, from the first on."""
+    shards: list[Shard] = []
+    while True:
+        record = folder / f".shard-{len(shards):06d}.json"
+        try:
+            shard = Shard(**json.loads(record.read_bytes()))
+            if (folder / shard.name).stat().st_size != shard.num_bytes:
+                return shards
+        except (OSError, ValueError, TypeError):
+            return shards
+        shard.skipped = [Skipped(*pair) for pair in shard.skipped]
+        shards.append(shard)
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """No other process prepares into the folder meanwhile. Raises UserError where one does."""
+    import fcntl
+
+    with (folder / LOCK).open("w") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(f"another process prepares into {folder}: wait for it or give another DEST") from None
+        try:
+            yield
+        finally:
+            (folder / LOCK).unlink(missing_ok=True)
+
+
+def check_dest(dest: Path) -> None:
+    """DEST is an empty folder, or one of ours; it is made. Raises UserError."""
+    if dest.exists() and not dest.is_dir():
+        raise UserError(f"{dest} is a file: give a folder as DEST")
+    if dest.is_dir() and not (dest / JOB).exists() and any(path.name != LOCK for path in dest.iterdir()):
+        raise UserError(f"{dest} isn't empty and no data set was begun in it: give an empty or new folder as DEST")
+    dest.mkdir(parents=True, exist_ok=True)
+
+
+def begun_with(dest: Path, job: dict[str, Any]) -> int | None:
+    """The channels of the set that the same job began in DEST; None in an empty one. Raises UserError after another."""
+    try:
+        old = json.loads((dest / JOB).read_bytes())
+        there = {key: old[key] for key in job}
+        channels = int(old["resolved_channels"])
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(f"{dest / JOB} is damaged: delete {dest} and prepare again") from None
+    for key, value in job.items():
+        if there[key] != value:
+            what = "other files or labels in SRC" if key == "files" else f"{key} {there[key]}, not {value}"
+            raise UserError(f"{dest} was begun with {what}: give another DEST, or delete it and prepare again")
+    return channels
+
+
+def begin(dest: Path, job: dict[str, Any], channels: int) -> None:
+    """DEST belongs to the job."""
+    write_atomically(dest / JOB, json.dumps(job | {"resolved_channels": channels}, indent=1).encode())
+
+
+def finish(dest: Path, shards: list[Shard], index: dict[str, Any]) -> dict[str, Any]:
+    """The set is whole: members.safetensors, then index.json with `index` and what the shards say."""
+    digests = bytes.fromhex("".join(digest for shard in shards for digest in shard.digests))
+    counts = [len(shard.offsets) for shard in shards]
+    members = {
+        "shard": np.repeat(np.arange(len(shards)), counts),
+        "offset": np.concatenate([shard.offsets for shard in shards]),
+        "length": np.concatenate([shard.lengths for shard in shards]),
+    }
+    if index["labels"] is not None:
+        members["label"] = np.concatenate([shard.labels for shard in shards])
+    write_atomically(dest / MEMBERS, save({name: values.astype(np.int64) for name, values in members.items()}))
+    whole = {"format": FORMAT, "num_images": sum(counts), "content_hash": sha256(digests).hexdigest()[:16]} | index
+    whole["shards"] = [
+        {"name": shard.name, "num_images": count, "sha256": shard.sha256}
+        for shard, count in zip(shards, counts, strict=True)
+    ]
+    write_atomically(dest / INDEX, json.dumps(whole, indent=1).encode())
+    return whole
+
+
+def clear(dest: Path) -> None:
+    """What only a run under way needs is gone."""
+    for pattern in (".shard-*", f".{INDEX}.*", f".{MEMBERS}.*", f".{JOB}.*"):
+        for path in dest.glob(pattern):
+            path.unlink(missing_ok=True)

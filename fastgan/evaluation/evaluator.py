@@ -1,0 +1,186 @@
+"""Measures generators against a data set, in training and afterwards."""
+
+import functools
+from collections.abc import Callable
+from dataclasses import asdict
+from importlib.metadata import version
+
+import torch
+from torch import Tensor, nn
+
+from fastgan.config import Config
+from fastgan.data.images import ImageSource
+from fastgan.data.stacked import StackedSet
+from fastgan.distributed.processes import Processes
+from fastgan.errors import UserError
+from fastgan.evaluation import distances, extractors, fidelity, modes
+from fastgan.evaluation.extractors import Extractor
+from fastgan.evaluation.features import BATCH_SIZE, Alone, Collected, Group, batches, collect
+from fastgan.evaluation.reference import Part, RealStatistics, real_statistics
+from fastgan.evaluation.sampling import Which
+from fastgan.runs.run_folder import session
+
+CURVE_KID_SUBSETS = 10  # of the 2,000 images that a curve has, more tell little more, and cost the most
+CURVE = "metrics.jsonl"  # in a run's folder: what training measured, each time with its protocol
+MODE_METRICS = ("modes", "kl", "kl_floor")
+DIGIT_METRICS = ("confident_digits", "min_class_share_digits", "max_class_share_digits")
+
+
+@functools.cache
+def made_by() -> dict[str, object]:
+    """What made the figures of a training process, of which generator; asked for once."""
+    return {"which": asdict(Which()), "session": session()}
+
+
+def best_of(values: list[float], metric: str) -> int:
+    """How many values came after the best one of the metric; the first of equal ones is the best."""
+    ranked = [-value if fidelity.more_is_better(metric) else value for value in values]
+    return len(values) - 1 - ranked.index(min(ranked))
+
+
+class Evaluator:
+    """Measures generators of one config against its data set, whose statistics are taken at the first use.
+
+    All processes of the group take part in each measurement, and all have its figures.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        source: ImageSource,
+        extractor: Extractor,
+        device: torch.device,
+        group: Group | None = None,
+    ) -> None:
+        self.config, self.source, self.extractor, self.device = config, source, extractor, device
+        self.group = group or Alone()
+        self._reals: RealStatistics | None = None
+
+    @property
+    def curve_images(self) -> int:
+        """How many images an evaluation during training generates: the modes that are found depend on the number."""
+        run = self.config.run
+        return run.eval_images if self.counts_modes else min(run.eval_curve_images, run.eval_images)
+
+    @property
+    def counts_modes(self) -> bool:
+        """Whether modes are counted, instead of distances measured."""
+        return self.extractor.name == "digits" and isinstance(self.source, StackedSet)
+
+    @property
+    def metrics(self) -> list[str]:
+        """The names of what is measured."""
+        if self.counts_modes:
+            return list(MODE_METRICS)
+        return fidelity.names(self.extractor) + (list(DIGIT_METRICS) if self.extractor.name == "digits" else [])
+
+    def __call__(self, G: nn.Module, num_images: int, kid_subsets: int | None = None) -> dict[str, float]:
+        """The metrics of `num_images` images of the seeds 0, 1, 2 …, rounded to 8 bits as saved images are.
+
+        Where G is told classes, those are the data set's, as often as there: see `fidelity.labels_for`.
+        The digits extractor counts the modes of stacked-mnist; else distances are measured, digits' legibility too.
+        """
+        networks = self.config.networks
+        labels = fidelity.labels_for(torch.arange(num_images), networks.num_classes, self.source.labels)
+        if self.counts_modes:
+            return self._modes(G, num_images, labels)
+        if self._reals is None:
+            self._reals = real_statistics(self.source, self.extractor, self.device, self.group)
+        fakes = self._fakes(G, num_images, labels)
+        metrics = fidelity.measure(fakes, self._reals, self.extractor, kid_subsets)
+        if self.extractor.name == "digits":
+            confident, shares = modes.legibility_from(fakes.legible)
+            metrics |= dict(zip(DIGIT_METRICS, (confident, min(shares), max(shares)), strict=True))
+        return metrics
+
+    def per_class(self, G: nn.Module, num_images: int) -> dict[str, float]:
+        """The Frechet distance of each class by itself, of `num_images` over all classes, in equal numbers.
+
+        Class c's images are those of the seeds 0, 1, 2 … when G is told c. Raises UserError where G is told no
+        classes, or a class is too small.
+        """
+        num_classes, labels = self.config.networks.num_classes, self.source.labels
+        if not num_classes or labels is None:
+            raise UserError(
+                "per_class: the run's generator is told no classes, so that its images have none: leave it out"
+            )
+        size, found = num_images // num_classes, {}
+        for number in range(num_classes):
+            part = Part(self.source, (labels == number).nonzero().flatten(), f"{self.source.name}, class {number}")
+            if min(size, len(part)) < 2:
+                raise UserError(
+                    f"per_class: class {number} has {len(part)} real and {size} generated images: "
+                    "a distance needs two a side; give more --images, or leave it out"
+                )
+            reals = real_statistics(part, self.extractor, self.device, self.group)
+            fakes = self._fakes(G, size, torch.full([size], number))
+            name = f"{fidelity.distance_name(self.extractor.name)}_class_{number}"
+            found[name] = distances.frechet(fakes.gaussian, reals.gaussian)
+        return found
+
+    def remarks(self, num_images: int) -> list[str]:
+        """What must be known of figures from so few images, a line each."""
+        return [] if self.counts_modes else fidelity.remarks(num_images, len(self.source), self.extractor)
+
+    def protocol(self, num_images: int, kid_subsets: int | None = None) -> dict[str, object]:
+        """What must agree before two figures may be compared."""
+        found: dict[str, object] = {
+            "extractor": self.extractor.name,
+            "extractor_weights": self.extractor.version,
+            "transform": self.extractor.transform,
+            "data": self.source.name,
+            "data_hash": self.source.content_hash(),
+            "split": "train",
+            "num_reals": len(self.source),
+            "num_fakes": num_images,
+            "sample_seeds": f"0-{num_images - 1}",
+            "classes": "the data set's" if self.config.networks.num_classes else "none",
+            "truncation": "none",
+            "pixels": "8 bits",
+            "torch_fidelity": version("torch-fidelity"),
+        }
+        return found | ({} if self.counts_modes else fidelity.settings(num_images, len(self.source), kid_subsets))
+
+    def _images(self, G: nn.Module, numbers: range, labels: Tensor | None) -> Tensor:
+        given = None if labels is None else labels[numbers.start : numbers.stop]
+        return fidelity.images_of(G, numbers, self.config.networks.z_dim, self.device, given)
+
+    def _fakes(self, G: nn.Module, num_images: int, labels: Tensor | None) -> Collected:
+        return collect(
+            self.extractor, num_images, lambda numbers: self._images(G, numbers, labels), self.device, self.group
+        )
+
+    def _modes(self, G: nn.Module, num_images: int, labels: Tensor | None) -> dict[str, float]:
+        mine = batches(num_images, self.group, BATCH_SIZE)
+        counts = modes.mode_counts((self._images(G, numbers, labels) for numbers in mine), self.extractor)
+        found = modes.score(self.group.total(counts))
+        return dict(zip(MODE_METRICS, (found.modes, found.kl, found.floor), strict=True))
+
+
+def load_together(
+    config: Config, source: ImageSource, processes: Processes, say: Callable[[str], None]
+) -> Evaluator | None:
+    """The evaluator that the config asks for, of all processes; None, on all, where one of them can't have it.
+
+    What `auto` chose for want of Inception's weights, and why there is none, is said.
+    """
+    # Where machines differ, `auto` is what comes last in the list: it is on all of them, or the loading tells.
+    ranked = ("efficientnet", "inception", "digits", "dinov2")
+    name = ranked[processes.smallest(ranked.index(extractors.name_for(config)))]
+    reason: str | None = None
+    try:
+        extractor = extractors.load(name, processes.device, config.run.inception_weights)
+    except UserError as error:
+        reason = str(error)
+    if not processes.smallest(int(reason is None)):
+        say(f"training goes on without evaluation: {reason or f'a process has no extractor {name}'}")
+        return None
+    if name == "efficientnet" and config.run.extractor == "auto":
+        say("evaluation by efficientnet, as no Inception weights are at hand: its figures are fd_efficientnet, no FID")
+    return Evaluator(config, source, extractor, processes.device, processes)
+
+
+def check_metric(name: str | None, evaluator: Evaluator | None) -> None:
+    """Raises UserError where the metric isn't one that the evaluator measures."""
+    if name is not None and evaluator is not None and name not in evaluator.metrics:
+        raise UserError(f"best_by is {name!r}: choose from {', '.join(evaluator.metrics)}")

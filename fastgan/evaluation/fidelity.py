@@ -1,0 +1,126 @@
+"""Generated images, and what they measure: FID and its kin.
+
+A metric's name ends in its extractor's. Only Inception's Frechet distance is an FID; with other features it is an FD.
+"""
+
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from fastgan.data.images import to_bytes
+from fastgan.data.sampler import Order
+from fastgan.errors import UserError
+from fastgan.evaluation import distances
+from fastgan.evaluation.extractors import Extractor
+from fastgan.evaluation.features import BATCH_SIZE, NUM_NEIGHBOR_IMAGES, Collected
+from fastgan.evaluation.reference import RealStatistics
+from fastgan.utils import rng
+from fastgan.utils.rng import Stream
+
+KINDS = ("kid", "kid_std", "is", "is_std", "precision", "recall", "density", "coverage")
+MORE_IS_BETTER = ("is_", "precision_", "recall_", "density_", "coverage_", "confident_", "modes", "min_class")
+
+
+def latents(seeds: Tensor, z_dim: int) -> Tensor:
+    """The latents [B, z_dim] of sample seeds [B]: the same in every run, on every device."""
+    return rng.normal(rng.keys(0, Stream.SAMPLES, seeds), z_dim)
+
+
+def labels_for(seeds: Tensor, num_classes: int, data_labels: Tensor | None = None) -> Tensor | None:
+    """The classes [B] of sample seeds [B]; None where the networks know none (`num_classes` 0).
+
+    They take turns: seed % num_classes. Or they follow a data set with `data_labels` [N]: seed s gets the class of
+    image s of its order of seed 0, so that N seeds have the data's classes, each as often as there.
+    """
+    if not num_classes:
+        return None
+    if data_labels is None:
+        return seeds % num_classes
+    items = Order(len(data_labels), seed=0).items(range(int(seeds.max()) + 1))
+    return data_labels.to(seeds.device)[items.to(seeds.device)[seeds]]
+
+
+@torch.inference_mode()
+def images_of(
+    G: nn.Module, seeds: Iterable[int], z_dim: int, device: torch.device, labels: Tensor | None = None
+) -> Tensor:
+    """uint8 images [B, C, H, W] of the seeds, in 8 bits as saved images are; classes `labels` [B], where G has any."""
+    numbers = torch.tensor(list(seeds), device=device)
+    given = () if labels is None else (labels.to(device),)
+    return to_bytes(G(latents(numbers, z_dim), *given))
+
+
+def generate(
+    G: nn.Module, num_images: int, z_dim: int, device: torch.device, labels: Tensor | None = None
+) -> Iterator[Tensor]:
+    """uint8 batches of the images of seeds 0, 1, 2 …, of the classes `labels` [N] where G is to be told one."""
+    for start in range(0, num_images, BATCH_SIZE):
+        seeds = range(start, min(start + BATCH_SIZE, num_images))
+        yield images_of(G, seeds, z_dim, device, None if labels is None else labels[seeds.start : seeds.stop])
+
+
+def distance_name(extractor_name: str) -> str:
+    """What the Frechet distance of the extractor's features may be called."""
+    return f"{'fid' if extractor_name == 'inception' else 'fd'}_{extractor_name}"
+
+
+def names(extractor: Extractor) -> list[str]:
+    """The metrics that `measure` finds with the extractor."""
+    kinds = [kind for kind in KINDS if extractor.num_classes or not kind.startswith("is")]
+    return [distance_name(extractor.name), *(f"{kind}_{extractor.name}" for kind in kinds)]
+
+
+def more_is_better(metric: str) -> bool:
+    """Whether a larger value of the metric means better images."""
+    return metric.startswith(MORE_IS_BETTER)
+
+
+def measure(
+    fakes: Collected, reals: RealStatistics, extractor: Extractor, kid_subsets: int | None = None
+) -> dict[str, float]:
+    """Metrics of generated images against real ones, by name.
+
+    `fid_` (`fd_` unless Inception's), `kid_` and `is_` with their standard deviations over subsets and splits, and
+    `precision_`, `recall_`, `density_`, `coverage_`: see `distances`; all but the first and `is_` of at most 10,000
+    images a side. Raises UserError for fewer than two images a side.
+    """
+    if min(fakes.num_images, reals.num_images) < 2:
+        raise UserError(
+            f"eval_images is {fakes.num_images}, of {reals.num_images} real ones: metrics need two images a side"
+        )
+    name = extractor.name
+    kernel, kernel_std = distances.kernel(fakes.near, reals.features, kid_subsets)
+    found = {
+        distance_name(name): distances.frechet(fakes.gaussian, reals.gaussian),
+        f"kid_{name}": kernel,
+        f"kid_std_{name}": kernel_std,
+    }
+    if extractor.num_classes:
+        found[f"is_{name}"], found[f"is_std_{name}"] = distances.inception_score(fakes.splits)
+    near = distances.neighbors(fakes.near, reals.features, reals.radii)
+    return found | {f"{kind}_{name}": value for kind, value in near._asdict().items()}
+
+
+def remarks(num_fakes: int, num_reals: int, extractor: Extractor) -> list[str]:
+    """What must be known of figures from so few images, a line each; none where there are enough."""
+    found = []
+    for kind, count in (("generated", num_fakes), ("real", num_reals)):
+        if count <= extractor.num_features:
+            found.append(
+                f"{count:,} {kind} images for {extractor.num_features:,} features of {extractor.name}: their "
+                f"covariance is singular, {distance_name(extractor.name)} compares only with that of as many images"
+            )
+    return found
+
+
+def settings(num_fakes: int, num_reals: int, kid_subsets: int | None = None) -> dict[str, object]:
+    """What else the metrics depend on, for the protocol beside them."""
+    near = [min(count, NUM_NEIGHBOR_IMAGES) for count in (num_fakes, num_reals)]
+    return {
+        "num_neighbor_images": NUM_NEIGHBOR_IMAGES,
+        "kid_subsets": kid_subsets or distances.KID_SUBSETS,
+        "kid_subset_size": min(distances.KID_SUBSET_SIZE, *near),
+        "precision_neighbors": distances.PRECISION_NEIGHBORS,
+        "density_neighbors": distances.DENSITY_NEIGHBORS,
+    }

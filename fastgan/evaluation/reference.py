@@ -1,0 +1,101 @@
+"""What metrics need of the real images, taken once and kept."""
+
+import contextlib
+from hashlib import sha256
+from typing import NamedTuple
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from fastgan.data.images import ImageSource
+from fastgan.data.named import cache_dir
+from fastgan.data.sampler import Order
+from fastgan.evaluation.distances import radii
+from fastgan.evaluation.extractors import Extractor
+from fastgan.evaluation.features import BATCH_SIZE, Alone, Collector, Gaussian, Group, ahead, batches
+from fastgan.utils.files import write_atomically
+
+STATISTICS_VERSION = 2
+
+
+class RealStatistics(NamedTuple):
+    """What metrics need of the real images; the same on every process."""
+
+    gaussian: Gaussian
+    features: Tensor  # [up to 10,000, F], float32: of a random part of the set
+    radii: Tensor  # [up to 10,000, 2]: see `distances.radii`
+    num_images: int
+
+
+class Part:
+    """Some images of a set, as a set."""
+
+    def __init__(self, source: ImageSource, items: Tensor, name: str) -> None:
+        self.source, self.items, self.name = source, items, name
+        self.channels, self.image_size = source.channels, source.image_size
+        self.labels = None if source.labels is None else source.labels[items]
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def pixels(self, items: Tensor) -> Tensor:
+        """The images of the given numbers, uint8 [B, C, H, W]."""
+        return self.source.pixels(self.items[items])
+
+    def content_hash(self) -> str:
+        """A hash of the whole set's and of which images these are."""
+        digest = sha256(self.source.content_hash().encode())
+        digest.update(self.items.numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+
+def key(source: ImageSource, extractor: Extractor) -> str:
+    """What the statistics depend on: the set's content, the transform, the extractor's weights, this code's version."""
+    seen = sha256(f"{extractor.version} {extractor.transform}".encode()).hexdigest()[:16]
+    return f"{source.content_hash()}-{extractor.name}-{seen}-v{STATISTICS_VERSION}"
+
+
+def real_statistics(
+    source: ImageSource,
+    extractor: Extractor,
+    device: torch.device,
+    group: Group | None = None,
+    batch_size: int = BATCH_SIZE,
+) -> RealStatistics:
+    """The set's statistics, from the cache where the same images and extractor were measured before.
+
+    All processes of the group call it; where one has no cached ones, all extract.
+    """
+    group = group or Alone()
+    path = cache_dir() / "statistics" / f"{key(source, extractor)}.safetensors"
+    kept = _read(path.read_bytes(), len(source)) if path.exists() else None
+    if group.smallest(int(kept is not None)) and kept is not None:
+        return kept
+    order = Order(len(source), seed=0)  # so that the first ones are a random part
+
+    def read(numbers: range) -> Tensor:
+        return source.pixels(order.items(numbers))
+
+    collector = Collector(extractor, len(source), device)
+    for numbers, images in ahead(batches(len(source), group, batch_size), read):
+        collector.add(numbers, images.to(device))
+    found = collector.finish(group)
+    made = RealStatistics(found.gaussian, found.near, radii(found.near), len(source))
+    if group.rank == 0:
+        tensors = {"mean": made.gaussian.mean, "root": made.gaussian.root}
+        tensors |= {"features": made.features, "radii": made.radii}
+        data = safetensors.torch.save({name: value.contiguous() for name, value in tensors.items()})
+        with contextlib.suppress(OSError):  # without a cache the next evaluation is slower, no more
+            write_atomically(path, data)
+    return made
+
+
+def _read(data: bytes, num_images: int) -> RealStatistics | None:
+    """The statistics in a cached file's bytes; None where they are damaged, which is only a slower start."""
+    try:
+        kept = safetensors.torch.load(data)
+        gaussian = Gaussian(kept["mean"], kept["root"])
+        return RealStatistics(gaussian, kept["features"], kept["radii"], num_images)
+    except (KeyError, safetensors.SafetensorError):
+        return None

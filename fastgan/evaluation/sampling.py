@@ -1,0 +1,131 @@
+"""A run's generator, and the images it makes of seeds."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import tyro
+from torch import Tensor, nn
+
+from fastgan import networks
+from fastgan.config import Config
+from fastgan.data.images import to_bytes
+from fastgan.errors import UserError
+from fastgan.evaluation.fidelity import latents
+from fastgan.runs import checkpoint
+from fastgan.runs.checkpoint import BEST, Checkpoints, Damaged, Snapshot
+from fastgan.runs.ema_snapshots import Averages, read
+from fastgan.runs.run_folder import RunFolder
+
+BATCH_SIZE = 64
+
+
+@dataclass(frozen=True)
+class Which:
+    """Which of the averages of G, and of which checkpoint; without any of these, the first, of the newest."""
+
+    best: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Of the best checkpoint instead, of a run with --best-by."""
+    average: int | None = None
+    """The number of one of ema_half_lives, from 0."""
+    length: float | None = None
+    """A power-function average of this length, of a run with --ema-stds: see `fastgan ema`."""
+    at: int | None = None
+    """With --length: as it was at so many images; without it, at the newest snapshot."""
+
+    def __post_init__(self) -> None:
+        if self.length is not None and self.average is not None:
+            raise UserError(f"average is {self.average}: give either it or --length")
+        if self.length is None and self.at is not None:
+            raise UserError(f"at is {self.at}: it goes with --length")
+        if self.best and self.length is not None:
+            raise UserError(f"length is {self.length:g}: give either it or --best")
+
+
+def parse_seeds(text: str, name: str = "seeds", example: str = "0-63 or 1,5,8-11") -> list[int]:
+    """The numbers of a list like `1,5,8-11`. Raises UserError, which bears `name`, for anything else."""
+    seeds: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+        if first > last or last > 2**63 - 1:
+            raise UserError(f"{name} is {text!r}: give numbers and rising ranges, like {example}")
+        seeds += range(first, last + 1)
+    return seeds
+
+
+def to_device() -> torch.device:
+    """Where a command without processes computes."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def open_run(path: Path, which: Which | None = None) -> tuple[RunFolder, Config, Snapshot, nn.Module]:
+    """A run's folder, settings, what G is read from, and G: an average in the newest whole checkpoint or the best, or
+    of a length.
+
+    Raises UserError where one of them is missing.
+    """
+    which = which or Which()
+    folder = RunFolder(path)
+    config = folder.read_config()
+    if which.length is not None:
+        made = Averages(folder.averages, config.optimizer.ema_stds).reconstruct(which.length, which.at)
+        name = f"length {which.length:g}"
+        snapshot: Snapshot | None = Snapshot(made.path, {name: read(made.path)}, {"images_seen": made.images_seen})
+    else:
+        name = _name(which.average or 0, max(1, len(config.optimizer.ema_half_lives)))
+        snapshot = _best(path) if which.best else Checkpoints(folder.checkpoints).latest()
+    if snapshot is None:
+        raise UserError(f"{path} has no checkpoint yet: let it train on")
+    G, _ = networks.build(config)
+    G.load_state_dict(snapshot.tensors[name])
+    return folder, config, snapshot, G.eval().requires_grad_(False)
+
+
+def _best(run: Path) -> Snapshot:
+    """The best checkpoint of the run in the folder. Raises UserError where none was kept, or it is damaged."""
+    paths = Checkpoints(run / BEST).paths()
+    if not paths:
+        raise UserError(
+            f"best: {run} has no best checkpoint; train with --best-by METRIC, fd_digits say, and --eval-every, "
+            "to have one kept, or leave --best out for the newest"
+        )
+    try:
+        return checkpoint.read(paths[-1])
+    except Damaged as reason:
+        raise UserError(f"best: {paths[-1]} is damaged ({reason}): leave --best out for the newest one") from None
+
+
+def _name(average: int, count: int) -> str:
+    """The average's name in a checkpoint. Raises UserError where it isn't one of `count`."""
+    if not 0 <= average < count:
+        numbers = "0" if count == 1 else f"a number from 0 to {count - 1}"
+        raise UserError(f"average is {average}: the run has {count} of them, give {numbers}")
+    return f"G_ema{average or ''}"
+
+
+def parse_classes(text: str, config: Config) -> list[int]:
+    """The numbers of classes like `7` or `0-9`. Raises UserError for one that the run doesn't have."""
+    count = config.networks.num_classes
+    if not count:
+        raise UserError(f"class is {text}: the run has no classes, leave it out")
+    of_run = f"class is {text}: the run has {count} classes, give a number from 0 to {count - 1}"
+    if re.fullmatch(r"-\d+", text):
+        raise UserError(of_run)
+    classes = parse_seeds(text, "class", "7 or 0-9")
+    if max(classes) >= count:
+        raise UserError(of_run)
+    return classes
+
+
+@torch.inference_mode()
+def images_of(G: nn.Module, seeds: list[int], z_dim: int, device: torch.device, labels: Tensor | None = None) -> Tensor:
+    """uint8 images [N, C, H, W] of the seeds, of the classes `labels` [N] where G is to be told one, on the CPU."""
+    images = []
+    for places in torch.arange(len(seeds)).split(BATCH_SIZE):
+        part = torch.tensor(seeds)[places].to(device)
+        given = None if labels is None else labels[places].to(device)
+        images.append(to_bytes(G(latents(part, z_dim), given)).cpu())
+    return torch.cat(images)

@@ -1,0 +1,105 @@
+"""A run's folder: what is in it, whose run it is, and what made it.
+
+config.json        the resolved settings           log.jsonl           losses, logits, metrics: a row an interval
+sessions.jsonl     versions, commit, command       performance.jsonl   images/s, memory, health: likewise
+checkpoints/       see checkpoint.py               tensorboard/        the same figures, and the grids
+grids/             a PNG each                      training.gif        all grids
+losses.png         both losses                     evaluation.jsonl    what `fastgan evaluate` measured
+metrics.jsonl      evaluations in training          best/               the best checkpoint, by --best-by
+averages/          see averages.py                 transfer.json       what was taken over from another run
+real_and_fake.png, classes.png, walk.png           of the last grid; report.html: `fastgan report`
+micro_batch.json   see micro_batch.py        profile/            see recording.py
+"""
+
+import json
+import platform
+import shlex
+import subprocess
+import sys
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import fastgan
+from fastgan.config import Config
+from fastgan.errors import UserError
+from fastgan.utils.files import write_atomically
+
+PACKAGES = ("torch", "torchvision", "accelerate", "torch-fidelity", "safetensors", "numpy")
+
+
+class RunFolder:
+    """The names of what a run leaves."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config, self.sessions = path / "config.json", path / "sessions.jsonl"
+        self.log, self.performance = path / "log.jsonl", path / "performance.jsonl"
+        self.evaluation = path / "evaluation.jsonl"
+        self.checkpoints, self.averages = path / "checkpoints", path / "averages"
+        self.tensorboard = path / "tensorboard"
+        self.grids, self.gif = path / "grids", path / "training.gif"
+        self.profile = path / "profile"
+        self.transfer, self.micro_batch = path / "transfer.json", path / "micro_batch.json"
+
+    def read_config(self) -> Config:
+        """The settings of the run. Raises UserError where the folder holds none."""
+        try:
+            return Config.from_json(self.config.read_text())
+        except (OSError, json.JSONDecodeError, UnicodeDecodeError, TypeError) as error:
+            raise UserError(f"{self.path} is no run folder ({self.config.name}: {error}): name one of yours") from None
+
+    def check(self, config: Config) -> None:
+        """The folder holds this config's run, or none. Raises UserError where it holds another one."""
+        if self.config.exists() and (others := config.differences(self.read_config())):
+            raise UserError(
+                f"{self.path} holds a run with other settings ({'; '.join(others)}): "
+                "give another --run-dir, or the settings of that run to go on with it"
+            )
+
+    def open(self, config: Config) -> None:
+        """The folder exists, can be written, and holds this config's run or none; this session is on its list.
+
+        Raises UserError where it holds another run, or can't be written.
+        """
+        self.check(config)
+        try:
+            write_atomically(self.config, config.to_json().encode())
+            with self.sessions.open("a") as file:
+                file.write(json.dumps(session()) + "\n")
+        except OSError as error:
+            reason = f"{error.strerror}: {error.filename}"
+            raise UserError(
+                f"cannot write into the run folder {self.path} ({reason}): give another --run-dir"
+            ) from None
+
+
+def session() -> dict[str, Any]:
+    """What a figure needs beside it to be made again: versions, commit, machine, command, time."""
+    return {
+        "fastgan": fastgan.__version__,
+        "commit": _commit(),
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "machine": f"{platform.system()} {platform.machine()}",
+        "command": shlex.join(sys.argv),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """The commit of the source tree that runs, with `-dirty` where it was changed; None outside a checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, check=False, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return answer.stdout.strip() or None

@@ -1,0 +1,1 @@
+"""The training step: objectives, losses, penalties, augmentation, averages, and how a step is computed."""

@@ -1,0 +1,151 @@
+"""How a run's steps are computed: one operation after the other, compiled by torch.compile, recorded as CUDA graphs, or
+both. But for rounding nothing changes except the speed, so where the config says `auto` it is tried on the first steps.
+"""
+
+import itertools
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+
+from fastgan.config import Config
+from fastgan.data.batch import Batch
+from fastgan.distributed.processes import Processes
+from fastgan.errors import UserError
+from fastgan.training.cuda_graphs import RecordedSteps
+from fastgan.training.objectives import Terms
+from fastgan.training.schedules import Knobs
+from fastgan.training.trainer import Trainer
+
+COMPILING_PAYS_S = 600.0  # of training left: compiling took 14 to 83 s on 16 cores beside an H200
+TIMED_STEPS = 4  # times the steps from one penalty to the next
+
+
+class Way(NamedTuple):
+    """How steps may be computed."""
+
+    compiled: bool
+    recorded: bool
+
+    def __str__(self) -> str:
+        return " and ".join(["compiled"] * self.compiled + ["recorded"] * self.recorded) or "eager"
+
+
+class Trials:
+    """Runs a trainer's steps in one way after the other, times each, and leaves the fastest to the trainer."""
+
+    def __init__(self, trainer: Trainer, processes: Processes, ways: list[Way], say: Callable[[str], None]) -> None:
+        self._trainer, self._processes, self._ways, self._say = trainer, processes, ways, say
+        every = trainer.config.objective.penalty_every
+        self._warm_up, self._timed = 3 * every, TIMED_STEPS * every  # each kind of step is run, recorded and replayed
+        self._images_per_s: dict[Way, float] = {}
+        self._began = time.monotonic()
+        self._take(ways[0])
+
+    def __call__(self, batch: Batch, knobs: Knobs) -> Terms:
+        if self._steps == self._warm_up:
+            self._synchronize()
+            self._ready_s = time.monotonic() - self._began
+        began = time.monotonic()
+        terms = self._inner(batch, knobs)
+        if self._steps >= self._warm_up:
+            self._synchronize()
+            self._spent_s += time.monotonic() - began
+            self._images += batch.global_size
+        self._steps += 1
+        if self._steps == self._warm_up + self._timed:
+            self._end_way()
+        return terms
+
+    def _take(self, way: Way) -> None:
+        self._way, self._steps, self._spent_s, self._images = way, 0, 0.0, 0
+        self._began = time.monotonic()
+        self._trainer.compile(way.compiled)
+        self._trainer.use_graphs(way.recorded)
+        self._inner, self._trainer.runner = self._trainer.runner, self
+
+    def _synchronize(self) -> None:
+        if self._trainer.device.type == "cuda":
+            torch.cuda.synchronize(self._trainer.device)
+
+    def _end_way(self) -> None:
+        """Note how fast the way was; take the next that is worth a trial, or end with the fastest."""
+        rate = self._processes.mean({"rate": self._images / self._spent_s})["rate"]  # the same on all
+        failed = isinstance(self._inner, RecordedSteps) and self._inner.failure is not None
+        self._images_per_s[self._way] = 0.0 if failed else rate
+        ready = f", ready after {self._ready_s:.0f} s" if self._way.compiled else ""
+        self._say(f"steps: {self._way}: {rate:,.0f} images/s{ready}")
+        remaining = self._ways[self._ways.index(self._way) + 1 :]
+        best = max(self._images_per_s, key=lambda way: self._images_per_s[way])
+        left_s = (self._trainer.total_images - self._trainer.images_seen) / self._images_per_s[best]
+        if remaining and remaining[0].compiled and not self._way.compiled and left_s < COMPILING_PAYS_S:
+            remaining = []
+        if remaining:
+            self._take(remaining[0])
+            return
+        if best != self._way:
+            self._trainer.compile(best.compiled)
+            self._trainer.use_graphs(best.recorded)
+            self._say(f"steps: {best} from now on")
+        else:
+            self._trainer.runner = self._inner
+
+
+def settle(trainer: Trainer, processes: Processes, say: Callable[[str], None] = print) -> None:
+    """Let the trainer run its steps as the config says; what it leaves to us is tried on the first steps.
+
+    All processes do alike. Raises UserError where what is asked for can't be.
+    """
+    ways = possible_ways(trainer, processes, say)
+    if len(ways) > 1:
+        Trials(trainer, processes, ways, say)
+        return
+    if ways[0].compiled:
+        say("training runs compiled: the first steps take a minute or more")
+    trainer.compile(ways[0].compiled)
+    trainer.use_graphs(ways[0].recorded)
+
+
+def possible_ways(trainer: Trainer, processes: Processes, say: Callable[[str], None]) -> list[Way]:
+    """The ways that the config leaves open on this device, in the order of a trial. Raises UserError as `settle`."""
+    run, on_gpu = trainer.config.run, processes.device.type == "cuda"
+    choices = {"on": [True], "off": [False], "auto": [False, True] if on_gpu else [False]}
+    compiled, recorded = choices[run.compile], choices[run.cuda_graphs]
+    if True in recorded and (reason := cannot_record(trainer.config, processes)) is not None:
+        if run.cuda_graphs == "on":
+            raise UserError(f"cuda_graphs is on: {reason}; give --cuda-graphs off")
+        recorded = [False]
+    if True in compiled:
+        reason = cannot_compile(trainer.config, processes)
+        if run.compile == "on" and reason is not None:
+            raise UserError(f"compile is on: {reason}; give --compile off")
+        if not processes.smallest(reason is None):
+            say(f"training isn't compiled: {reason or 'another process cannot'}")
+            compiled = [False]
+    return [Way(*way) for way in itertools.product(compiled, recorded)]
+
+
+def cannot_record(config: Config, processes: Processes) -> str | None:
+    """Why steps can't be recorded here; None where they can."""
+    if processes.device.type != "cuda":
+        return "CUDA graphs need a GPU"
+    if processes.count > 1:
+        return "several processes exchange numbers in the middle of a step"
+    if config.networks.precision == "float16":
+        return "a scaled loss decides about its step on the host"
+    return None
+
+
+def cannot_compile(config: Config, processes: Processes) -> str | None:
+    """Why nothing can be compiled here; None where a small function was. Takes some seconds."""
+    if processes.engine == "zero3" and processes.count > 1:
+        return "the engine zero3 moves weights while the networks run"
+    if config.run.activation_checkpointing:
+        return "compiled code decides by itself what it keeps, and activation_checkpointing is True"
+    try:
+        torch.compile(lambda x: 2 * x + 1)(torch.ones(8, device=processes.device))
+    except Exception as error:  # whatever the compiler, its compiler or its driver raise
+        text = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        return f"torch.compile fails here ({text}), a C++ compiler may be missing"
+    return None

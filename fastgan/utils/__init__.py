@@ -1,0 +1,1 @@
+"""What every folder uses: random numbers, files, arguments, pictures."""

@@ -1,0 +1,59 @@
+"""What is done where memory runs out: the same, of fewer images at a time."""
+
+import itertools
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+T = TypeVar("T")
+
+
+def in_smaller_parts(size: int, work: Callable[[int], T], on_halved: Callable[[int], None] = lambda size: None) -> T:
+    """Return `work(size)`; each time memory runs out, try it with half as many images at a time.
+
+    `on_halved` is called with each smaller size before it is tried. Raises torch.OutOfMemoryError where the work of one
+    image at a time doesn't fit.
+    """
+    while True:
+        try:
+            return work(size)
+        except torch.OutOfMemoryError:
+            if size == 1:
+                raise
+        # Only here, past the `except` block, are the tensors of the work free: the error holds on to its frames.
+        size = -(-size // 2)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        on_halved(size)
+
+
+class InParts(nn.Module):
+    """Give a network, to which no image of a batch matters to another, `size` at a time: ever fewer as memory runs out.
+
+    An input is [B, ...], or None for all parts alike; the first one is a tensor.
+    """
+
+    def __init__(self, net: Callable[..., Tensor], size: int) -> None:
+        super().__init__()
+        self.net, self.size = net, size
+
+    def forward(self, *inputs: Tensor | None) -> Tensor:
+        def run(size: int) -> Tensor:
+            parts = [itertools.repeat(None) if values is None else values.split(size) for values in inputs]
+            return torch.cat([self.net(*part) for part in zip(*parts, strict=False)])
+
+        return in_smaller_parts(self.size, run, self._remember)
+
+    def _remember(self, size: int) -> None:
+        self.size = size
+
+
+def peak_memory_gib(device: torch.device) -> float:
+    """The most memory this process has held: on the GPU where it computes there, else of the whole process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

@@ -1,0 +1,52 @@
+"""Images as grids, PNG and GIF files."""
+
+import math
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from fastgan.utils.pictures import enlarge, to_image
+
+GIF_FRAME_MS, GIF_LAST_MS = 200, 2000
+
+
+def grid(images: Tensor, columns: int | None = None) -> np.ndarray:
+    """uint8 images [N, C, H, W] as one picture [H', W', C], black lines between.
+
+    Without `columns` it is square or a row short of it.
+    """
+    side = columns or math.ceil(math.sqrt(len(images)))
+    rows = math.ceil(len(images) / side)
+    images = F.pad(images, (1, 1, 1, 1, 0, 0, 0, rows * side - len(images))).cpu()
+    _, channels, height, width = images.shape
+    tiled = images.view(rows, side, channels, height, width).permute(0, 3, 1, 4, 2)
+    return tiled.reshape(rows * height, side * width, channels).numpy()
+
+
+def save_png(path: Path, pixels: np.ndarray) -> None:
+    """The file holds uint8 pixels [H, W, C] of 1, 3 or 4 channels, or what it held before. Raises OSError."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    side = path.with_name(f".{path.name}.partial")
+    to_image(pixels).save(side, format="PNG")
+    side.replace(path)
+
+
+def save_gif(path: Path, frames: list[Path]) -> None:
+    """The file shows the PNGs in order, small ones enlarged without blur."""
+    images = []
+    for frame in frames:
+        with Image.open(frame) as image:
+            images.append(enlarge(image))
+    write_gif(path, images, [GIF_FRAME_MS] * (len(images) - 1) + [GIF_LAST_MS])
+
+
+def write_gif(path: Path, images: Iterable[Image.Image], durations_ms: list[int]) -> None:
+    """The file shows the images for ever, each so long, or holds what it held before. Raises OSError."""
+    side = path.with_name(f".{path.name}.partial")
+    first, *others = images
+    first.save(side, format="GIF", save_all=True, append_images=others, duration=durations_ms, loop=0)
+    side.replace(path)
