@@ -29,8 +29,8 @@ from fastgan import presets
 from fastgan.config import Config
 from fastgan.data.batch import Loader
 from fastgan.data.loaders import build_loader
-from fastgan.data.prepared import PreparedSet
-from fastgan.distributed.processes import keep_freed_memory
+from fastgan.data.prepared import PreparedDataset
+from fastgan.distributed.processes import tune_malloc
 from fastgan.utils.arguments import parse
 
 
@@ -56,7 +56,7 @@ class Options:
     """Write the table into results/."""
 
 
-def config_for(options: Options, source: PreparedSet, loader: str, workers: int) -> Config:
+def config_for(options: Options, source: PreparedDataset, loader: str, workers: int) -> Config:
     config = presets.get("debug")
     data = replace(
         config.data,
@@ -68,7 +68,7 @@ def config_for(options: Options, source: PreparedSet, loader: str, workers: int)
     return replace(config, data=data, run=replace(config.run, loader=loader, workers=workers))
 
 
-def bare_dali(source: PreparedSet, batch_size: int) -> Callable[[], Any]:
+def bare_dali(source: PreparedDataset, batch_size: int) -> Callable[[], Any]:
     """A call that decodes one batch with DALI and nothing else."""
     from nvidia.dali import Pipeline, fn, types
 
@@ -120,7 +120,7 @@ def memory_gib() -> float:
 
 def measure(options: Options, folder: Path) -> str:
     """The table of one data set."""
-    source = PreparedSet(folder)
+    source = PreparedDataset(folder)
     measures: dict[str, Callable[[], float]] = {
         "bare DALI": lambda: rate(bare_dali(source, options.batch_size), options)
     }
@@ -196,7 +196,7 @@ def measure_prepare(options: Options, archive: Path) -> str:
 
 
 def main(options: Options) -> None:
-    keep_freed_memory()  # as training does
+    tune_malloc()  # as training does
     found = [measure(options, folder) for folder in options.sets]
     if options.prepare is not None:
         found.append(measure_prepare(options, options.prepare))

@@ -17,7 +17,7 @@ import harness
 import torch
 from torch import Tensor
 
-from fastgan.distributed.processes import keep_freed_memory
+from fastgan.distributed.processes import tune_malloc
 from fastgan.kernels import bias_act, diffaugment, resample, unpack
 from fastgan.utils.arguments import parse
 
@@ -163,7 +163,7 @@ def rate(call: Callable[[], Any], num_bytes: int) -> float:
 
 
 def main(options: Options) -> None:
-    keep_freed_memory()  # as training does
+    tune_malloc()  # as training does
     warnings.filterwarnings("ignore", module="torch")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     rows = [row for name in options.ops for row in measure(name, options, device)]

@@ -24,15 +24,15 @@ from torch import Tensor, nn
 from torchvision.transforms.functional import gaussian_blur
 
 from fastgan.data import named
-from fastgan.data.images import ImageSet, ImageSource
-from fastgan.data.prepared import PreparedSet
-from fastgan.data.sampler import Order
-from fastgan.distributed.processes import keep_freed_memory
+from fastgan.data.images import ArrayDataset, ImageDataset
+from fastgan.data.prepared import PreparedDataset
+from fastgan.data.sampler import Sampler
+from fastgan.distributed.processes import tune_malloc
 from fastgan.evaluation import extractors, fidelity
 from fastgan.evaluation.evaluator import CURVE_KID_SUBSETS
 from fastgan.evaluation.extractors import Extractor
-from fastgan.evaluation.features import BATCH_SIZE, Collected, collect
-from fastgan.evaluation.reference import Part, RealStatistics, real_statistics
+from fastgan.evaluation.features import BATCH_SIZE, FeatureStatistics, collect
+from fastgan.evaluation.reference import RealStatistics, Subset, real_statistics
 from fastgan.utils.arguments import parse
 
 NOISE = 25.0  # standard deviation, of 255
@@ -90,7 +90,7 @@ def table(title: str, sets: dict[str, Tensor], reals: RealStatistics, extractor:
     metrics = [name for name in fidelity.names(extractor) if "_std_" not in name]
     lines = [f"## {title}", "", f"| images | {' | '.join(metrics)} |", f"| --- |{' --- |' * len(metrics)}"]
     lines += [f"| {name} | {' | '.join(f'{row[metric]:.4f}' for metric in metrics)} |" for name, row in found.items()]
-    remarks = fidelity.remarks(len(next(iter(sets.values()))), reals.num_images, extractor)
+    remarks = fidelity.warnings(len(next(iter(sets.values()))), reals.num_images, extractor)
     return "\n".join(lines + [""] * bool(remarks) + remarks)
 
 
@@ -104,8 +104,8 @@ def digits_table() -> str:
 
 def halves(folder: Path, size: int) -> tuple[Tensor, Tensor]:
     """Two sets of different images of a prepared set, drawn at random."""
-    source = PreparedSet(folder)
-    items = Order(len(source), seed=0).items(range(2 * size))
+    source = PreparedDataset(folder)
+    items = Sampler(len(source), seed=0).dataset_indices(range(2 * size))
     return source.pixels(items[:size]).contiguous(), source.pixels(items[size:]).contiguous()
 
 
@@ -115,7 +115,7 @@ def faces_table(folder: Path, size: int) -> str:
     height, width = second.shape[2:]
     gray = named.load("fashion-mnist", "test").images[:size].float()
     large = F.interpolate(gray, (height, width), mode="bicubic", antialias=True).round().clamp(0, 255).to(torch.uint8)
-    reals = real_statistics(ImageSet("half", first), extractor, DEVICE)
+    reals = real_statistics(ArrayDataset("half", first), extractor, DEVICE)
     title = f"`efficientnet`: {size:,} images of {folder.name} against {size:,} others"
     return table(title, variants(second, 3.0, large.expand(-1, 3, -1, -1)), reals, extractor)
 
@@ -127,15 +127,15 @@ class Painter(nn.Module):
         return F.interpolate(z.view(-1, 3, 4, 4), (128, 128))
 
 
-def some(options: Options) -> ImageSource:
+def some(options: Options) -> ImageDataset:
     """So many real images, in whole batches: of the prepared set, where one is given, else drawn ones."""
     count = max(1, options.speed_images // BATCH_SIZE) * BATCH_SIZE
     if options.faces is None:
         draws = torch.Generator().manual_seed(0)
-        return ImageSet("drawn", torch.randint(0, 256, (count, 3, 128, 128), generator=draws, dtype=torch.uint8))
-    source = PreparedSet(options.faces)
+        return ArrayDataset("drawn", torch.randint(0, 256, (count, 3, 128, 128), generator=draws, dtype=torch.uint8))
+    source = PreparedDataset(options.faces)
     count = min(count, len(source) // BATCH_SIZE * BATCH_SIZE)
-    return Part(source, Order(len(source), seed=0).items(range(count)), "part")
+    return Subset(source, Sampler(len(source), seed=0).dataset_indices(range(count)), "part")
 
 
 def speed_table(options: Options) -> str:
@@ -152,7 +152,7 @@ def speed_table(options: Options) -> str:
         for _ in range(count // BATCH_SIZE):
             extractor(batch)
 
-    def generated() -> Collected:
+    def generated() -> FeatureStatistics:
         return collect(extractor, count, lambda numbers: fidelity.images_of(Painter(), numbers, 48, DEVICE), DEVICE)
 
     def real() -> None:
@@ -196,7 +196,7 @@ def speed_table(options: Options) -> str:
 
 
 def main(options: Options) -> None:
-    keep_freed_memory()  # as training does
+    tune_malloc()  # as training does
     parts = [] if options.only_speed else [digits_table()]
     if options.faces is not None and not options.only_speed:
         parts.append(faces_table(options.faces, options.images))

@@ -23,8 +23,8 @@ import torch
 import tyro
 
 from fastgan import networks
-from fastgan.data.loaders import build_loader, open_source
-from fastgan.distributed.processes import keep_freed_memory
+from fastgan.data.loaders import build_loader, open_dataset
+from fastgan.distributed.processes import tune_malloc
 from fastgan.errors import UserError
 from fastgan.evaluation import extractors
 from fastgan.evaluation.evaluator import Evaluator
@@ -74,7 +74,7 @@ def build_trainer(options: Options, recipe: str, seed: int) -> Trainer:
     config = parse_config(["--preset", *shlex.split(recipe)])
     config = replace(config, seed=seed, data=replace(config.data, data=options.data or config.data.data))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return Trainer(config, networks.build(config, device), build_loader(config, open_source(config), device))
+    return Trainer(config, networks.build(config, device), build_loader(config, open_dataset(config), device))
 
 
 def train_step(trainer: Trainer) -> None:
@@ -126,7 +126,7 @@ class Racer:
     def _evaluator(self) -> Evaluator | None:
         try:
             extractor = extractors.load(self.extractor, self.device, None)
-            return Evaluator(self.config, open_source(self.config), extractor, self.device)
+            return Evaluator(self.config, open_dataset(self.config), extractor, self.device)
         except UserError as error:
             print(f"{self.recipe} has no scores, only grids and speed: {error}")
             return None
@@ -249,7 +249,7 @@ def main(options: Options) -> None:
     times = options.minutes * len(options.recipes) if len(options.minutes) == 1 else options.minutes
     if len(options.recipes) != len(times):
         raise UserError(f"minutes is {options.minutes}: give one number for each of {', '.join(options.recipes)}")
-    keep_freed_memory()  # as training does
+    tune_malloc()  # as training does
     measured = speeds(options)
     speed = {recipe: statistics.median(measured[recipe]) for recipe in options.recipes}
     for recipe in options.recipes:

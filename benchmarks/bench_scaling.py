@@ -20,10 +20,10 @@ import torch.distributed as dist
 import tyro
 
 from fastgan import networks, presets
-from fastgan.data.loaders import build_loader, open_source
+from fastgan.data.loaders import build_loader, open_dataset
 from fastgan.distributed.processes import Processes
 from fastgan.errors import UserError
-from fastgan.runs.async_writer import Writer
+from fastgan.runs.async_writer import AsyncWriter
 from fastgan.runs.checkpoint import Checkpoints
 from fastgan.training.trainer import Trainer
 from fastgan.utils.arguments import parse
@@ -84,16 +84,16 @@ class Bench:
         config = presets.get(preset)
         self.config = replace(config, data=replace(config.data, data=data or config.data.data))
         self.processes = Processes(threads)
-        source = open_source(self.config)
-        place = (self.processes.device, self.processes.rank, self.processes.count)
+        source = open_dataset(self.config)
+        place = (self.processes.device, self.processes.rank, self.processes.world_size)
         nets = networks.build(self.config, self.processes.device)
         loader = build_loader(self.config, source, *place)
-        self.trainer = Trainer(self.config, nets, loader, self.processes.player, self.processes.count)
+        self.trainer = Trainer(self.config, nets, loader, self.processes.make_engine, self.processes.world_size)
 
     def serve(self) -> None:
         while True:
             wish: list[Any] = [json.loads(sys.stdin.readline()) if self.processes.is_main else None]
-            if self.processes.count > 1:
+            if self.processes.world_size > 1:
                 dist.broadcast_object_list(wish)
             what, amount = wish[0]
             if what == "end":
@@ -106,7 +106,7 @@ class Bench:
         """Images a second over about so long; all processes do as many steps as the main one has time for."""
         step = harness.seconds(self._step)
         steps = [max(1, round(seconds / step))]
-        if self.processes.count > 1:
+        if self.processes.world_size > 1:
             dist.broadcast_object_list(steps)
         before = self.trainer.images_seen
         spent = harness.seconds(lambda: self._steps(steps[0]))
@@ -121,7 +121,7 @@ class Bench:
 
     def exchange(self, _: float) -> float:
         """Seconds that the gradients of both players take to be shared, by themselves."""
-        if self.processes.count == 1:
+        if self.processes.world_size == 1:
             return 0.0
         numbers = sum(networks.sizes(self.config))
         gradients = torch.zeros(numbers, device=self.processes.device)
@@ -134,14 +134,14 @@ class Bench:
         interval = step * self.trainer.steps_to(every)
         waits = []
         with tempfile.TemporaryDirectory() as folder:
-            checkpoints, writer = Checkpoints(Path(folder), keep=1), Writer()
+            checkpoints, writer = Checkpoints(Path(folder), keep=1), AsyncWriter()
             for _ in range(TRIES):
                 waits.append(harness.seconds(lambda: self._save(checkpoints, writer)))
                 time.sleep(1)  # the write, far shorter than the interval, is over
             writer.close()
         return statistics.median(waits) / interval
 
-    def _save(self, checkpoints: Checkpoints, writer: Writer) -> None:
+    def _save(self, checkpoints: Checkpoints, writer: AsyncWriter) -> None:
         self.trainer.check_finite()
         tensors, state = self.trainer.state()
         if self.processes.is_main:

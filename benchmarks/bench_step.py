@@ -1,10 +1,10 @@
 """Images/s of presets' training steps, eager and compiled in turn, against the machine's matrix products.
 
-The step's work is counted, not assumed (fastgan/planning/op_counter.py): the multiply-adds (times two) of every matrix product and
-convolution of one step. Element-wise work counts as nothing. The share of the peak is the time that this work would
-take at the speed of large square products in the same arithmetic, by the time that the step takes; it may exceed 1, as
-Fourier transforms (fastgan/networks/fourier.py) do with fewer multiplications. Images are drawn, so no data set is
-needed.
+The step's work is counted, not assumed (fastgan/planning/op_counter.py): the multiply-adds (times two) of every matrix
+product and convolution of one step. Element-wise work counts as nothing. The share of the peak is the time that this
+work would take at the speed of large square products in the same arithmetic, by the time that the step takes; it may
+exceed 1, as Fourier transforms (fastgan/networks/fourier.py) do with fewer multiplications. Images are drawn, so no
+data set is needed.
 """
 
 import sys
@@ -16,7 +16,7 @@ import steps
 import torch
 import tyro
 
-from fastgan.distributed.processes import keep_freed_memory
+from fastgan.distributed.processes import tune_malloc
 from fastgan.errors import UserError
 from fastgan.utils.arguments import parse
 
@@ -44,7 +44,7 @@ class Options:
 
 
 def main(options: Options) -> None:
-    keep_freed_memory()  # as training does
+    tune_malloc()  # as training does
     wanted = {(compiled, graphs) for compiled in {False, options.compile} for graphs in {False, options.graphs}}
     kinds = [kind for kind in steps.kinds(DEVICE) if steps.KINDS[kind] in wanted]
     lines = [steps.HEAD]

@@ -45,10 +45,10 @@ from fastgan.kernels.resample import (
 )
 from fastgan.kernels.unpack import unpack, unpack_reference
 from fastgan.runs.rows import read_rows
-from fastgan.training.augment import KINDS, Draws, diff_changes
+from fastgan.training.augment import KINDS, AugmentParameters, diff_changes
 from fastgan.training.trainer import Trainer
 from fastgan.utils import rng
-from fastgan.utils.rng import Stream
+from fastgan.utils.rng import RngStream
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 ON_GPU = DEVICE.type == "cuda"
@@ -122,8 +122,8 @@ def kernels() -> Iterator[Row]:
 
     image, bias = torch.randn(3, 5, 14, 18, generator=draws), torch.randn(5, generator=draws)
     weight, picture = torch.randn(6, 5, 3, 3, generator=draws), torch.randn(4, 3, 9, 12, generator=draws)
-    keys = rng.keys(0, Stream.AUGMENT_D, torch.arange(4, device=DEVICE))
-    changes = diff_changes(picture, Draws(keys, 1.0, KINDS["diffaugment"]))
+    keys = rng.keys(0, RngStream.AUGMENT_D, torch.arange(4, device=DEVICE))
+    changes = diff_changes(picture, AugmentParameters(keys, 1.0, KINDS["diffaugment"]))
     cases: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor], tuple[Tensor, ...]]] = {
         "bias_act": (bias_act, bias_act_reference, (image, bias)),
         "downsample2": (downsample2, downsample2_reference, (image,)),
@@ -455,7 +455,7 @@ def dali() -> Iterator[Row]:
     import numpy as np
     from PIL import Image
 
-    from fastgan.data.loaders import build_loader, open_source
+    from fastgan.data.loaders import build_loader, open_dataset
     from fastgan.data.preparation.prepare import PrepareOptions, prepare
 
     with tempfile.TemporaryDirectory() as folder:
@@ -471,7 +471,7 @@ def dali() -> Iterator[Row]:
         pixels = {}
         for loader in ("dali", "torch"):
             chosen = replace(config, run=replace(config.run, loader=loader, workers=0 if loader == "torch" else None))
-            pixels[loader] = build_loader(chosen, open_source(chosen), DEVICE).batch(0).pixels.float()
+            pixels[loader] = build_loader(chosen, open_dataset(chosen), DEVICE).batch(0).pixels.float()
         error = float((pixels["dali"] - pixels["torch"]).abs().max())
         yield check("DALI, JPEG", error <= 4, f"levels differ by {error:.0f} of 255 at most")
 

@@ -23,7 +23,7 @@ import torch.multiprocessing as mp
 
 from fastgan import networks, presets
 from fastgan.config import Config, DataConfig, NetworkConfig, ObjectiveConfig
-from fastgan.data.loaders import build_loader, open_source
+from fastgan.data.loaders import build_loader, open_dataset
 from fastgan.errors import UserError
 from fastgan.planning import op_counter
 from fastgan.planning.forecast import FLOAT, Forecast, forecast, in_parts
@@ -106,7 +106,7 @@ def launch_us(steps: int = 20) -> list[float]:
         networks=NetworkConfig(network="r3gan", z_dim=8, stages=(4, 4, 4)),
         objective=ObjectiveConfig(loss="relativistic", penalty="r1+r2"),
     )
-    loader = build_loader(config, open_source(config), torch.device("cpu"))
+    loader = build_loader(config, open_dataset(config), torch.device("cpu"))
     trainer = Trainer(config, networks.build(config), loader)
     seconds = [harness.seconds(lambda: trainer.train_step(loader.batch(0))) for _ in range(steps + 3)]
     torch.set_num_threads(threads)
@@ -332,7 +332,7 @@ def breaks_text(curves: list[Curve], free: list[Curve]) -> str:
         ),
         (
             f"**The exchange.** On {max(large.strong):,} GPUs `imagenet64` sends",
-            f"{large.strong[max(large.strong)].wire_bytes / 1e9:,.2f} GB a GPU and step:",
+            f"{large.strong[max(large.strong)].communication_bytes / 1e9:,.2f} GB a GPU and step:",
             f"{1e3 * large_step.exchange:,.0f} of {1e3 * large_step.total:,.0f} ms. Beside the backward pass,",
             "where DDP",
             "puts most of it while nothing is compiled, it would cost less; bfloat16 gradients would halve it.",

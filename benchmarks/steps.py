@@ -51,7 +51,7 @@ class Step:
         self.config, self.device = config, device
         compiled, graphs = KINDS[kind]
         self.trainer = Trainer(config, networks.build(config, device), harness.DrawnLoader(config, device))
-        self.trainer.on_short_memory = _refuse_smaller
+        self.trainer.on_out_of_memory = _refuse_smaller
         if compiled:
             self.trainer.compile()
         self.peak_gib = 0.0

@@ -26,12 +26,12 @@ from fastgan.presets import parse_config
 from fastgan.utils.exit_status import report
 
 if TYPE_CHECKING:  # torch is imported when training begins, not for a mistake on the command line
-    from fastgan.data.images import ImageSource
-    from fastgan.distributed.consistency import Agreement
+    from fastgan.data.images import ImageDataset
+    from fastgan.distributed.consistency import ConsistencyCheck
     from fastgan.distributed.heartbeat import Watchdog
     from fastgan.distributed.processes import Processes
-    from fastgan.monitor.hooks import Watch
-    from fastgan.runs.checkpoint import Snapshot
+    from fastgan.monitor.hooks import Hooks
+    from fastgan.runs.checkpoint import Checkpoint
     from fastgan.runs.run_folder import RunFolder
     from fastgan.training.trainer import Trainer
 
@@ -64,13 +64,13 @@ class StopRequest:
             return self.SIGNAL
         return self.CLOCK if time.monotonic() >= self._deadline else self.NONE
 
-    def heed(self, asked: int) -> bool:
+    def update(self, asked: int) -> bool:
         """Whether to stop, by what any process was asked: all of them stop alike."""
         self.signalled = self.signalled or asked == self.SIGNAL
         return asked > self.NONE
 
 
-def _end_with_launcher() -> None:
+def _die_with_parent() -> None:
     """Where `accelerate launch` started this process, its end is a SIGTERM to us: it hands no signals on itself."""
     if sys.platform == "linux" and "ACCELERATE_MIXED_PRECISION" in os.environ:
         pr_set_pdeathsig = 1
@@ -90,16 +90,16 @@ def _hint(config: Config, num_images: int) -> str | None:
 
 
 def _trainer(
-    config: Config, processes: "Processes", folder: "RunFolder", together: "Agreement", watchdog: "Watchdog"
-) -> "tuple[Trainer, ImageSource]":
+    config: Config, processes: "Processes", folder: "RunFolder", agreement: "ConsistencyCheck", watchdog: "Watchdog"
+) -> "tuple[Trainer, ImageDataset]":
     """The run's trainer, where its last session left it or at its start, and its images; the folder is the run's.
 
     Raises UserError, before there is a folder where it can.
     """
     from fastgan import networks
     from fastgan.data import loaders
-    from fastgan.data.loaders import build_loader, open_source
-    from fastgan.distributed.consistency import data_facts
+    from fastgan.data.loaders import build_loader, open_dataset
+    from fastgan.distributed.consistency import data_fingerprint
     from fastgan.runs.checkpoint import Checkpoints
     from fastgan.training import micro_batch, warm_start
     from fastgan.training.trainer import Trainer
@@ -109,31 +109,33 @@ def _trainer(
     nets = networks.build(config, processes.device)
     taken = None if start is None else warm_start.compare(config, nets, start)
 
-    def open_images() -> "ImageSource":
-        opened = open_source(config)
-        loaders.check(config, opened, processes.count)
+    def open_images() -> "ImageDataset":
+        opened = open_dataset(config)
+        loaders.check(config, opened, processes.world_size)
         return opened
 
-    def open_folder() -> "Snapshot | None":
+    def open_folder() -> "Checkpoint | None":
         if processes.is_main:
             folder.open(config)
             checkpoints.remove_partial()
-        return checkpoints.latest(processes.say) if start is None else None
+        return checkpoints.latest(processes.print) if start is None else None
 
-    source = together.make("data set", open_images, data_facts, main_first=True)  # one process gets a known set
-    snapshot = together.make(
+    source = agreement.run_on_all(
+        "data set", open_images, data_fingerprint, main_first=True
+    )  # one process gets a known set
+    snapshot = agreement.run_on_all(
         "run folder", open_folder, lambda found: {"run folder": {"checkpoint": found and found.path.name}}
     )
-    loader = build_loader(config, source, processes.device, processes.rank, processes.count, processes.say)
-    trainer = Trainer(config, nets, loader, processes.player, processes.count, at=watchdog.at)
+    loader = build_loader(config, source, processes.device, processes.rank, processes.world_size, processes.print)
+    trainer = Trainer(config, nets, loader, processes.make_engine, processes.world_size, at=watchdog.set_phase)
     if snapshot is not None:
         trainer.load_state(snapshot.tensors, snapshot.state)
-        processes.say(f"resuming {folder.path} at {trainer.images_seen:,} of {trainer.total_images:,} images")
+        processes.print(f"resuming {folder.path} at {trainer.images_seen:,} of {trainer.total_images:,} images")
     elif (hint := _hint(config, len(source))) is not None:
-        processes.say(hint)
+        processes.print(hint)
     if start is not None and taken is not None:
-        warm_start.take_over(trainer, start, taken)
-        processes.say(str(taken))
+        warm_start.load_matching(trainer, start, taken)
+        processes.print(str(taken))
         if processes.is_main:
             taken.save(folder.transfer)
     micro_batch.settle(trainer, folder, processes)
@@ -148,41 +150,41 @@ def train(config: Config, stop: StopRequest) -> None:
     from fastgan.distributed import consistency
     from fastgan.distributed.heartbeat import Watchdog
 
-    together = consistency.of_launch(min(consistency.LIMIT_S, max(30.0, config.run.timeout_s)))
-    watchdog = Watchdog(together.store, together.rank, together.count, config.run.timeout_s).start()
+    agreement = consistency.of_launch(min(consistency.LIMIT_S, max(30.0, config.run.timeout_s)))
+    watchdog = Watchdog(agreement.store, agreement.rank, agreement.world_size, config.run.timeout_s).start()
     try:
-        together.make("launch", lambda: consistency.launch_facts(config), lambda facts: facts)
-        _train(config, stop, together, watchdog)
+        agreement.run_on_all("launch", lambda: consistency.launch_fingerprint(config), lambda facts: facts)
+        _train(config, stop, agreement, watchdog)
     except Exception as error:
-        text = watchdog.explain(error)
+        text = watchdog.diagnose(error)
         if text is not None:
             raise Lost(text) from error
-        watchdog.leave(str(error) or type(error).__name__)
+        watchdog.report_exit(str(error) or type(error).__name__)
         raise
     finally:
         watchdog.close()
 
 
-def _train(config: Config, stop: StopRequest, together: "Agreement", watchdog: "Watchdog") -> None:
+def _train(config: Config, stop: StopRequest, agreement: "ConsistencyCheck", watchdog: "Watchdog") -> None:
     import torch
 
     from fastgan.distributed.heartbeat import EVENT_S
     from fastgan.distributed.processes import Processes
-    from fastgan.monitor.hooks import Watch
+    from fastgan.monitor.hooks import Hooks
     from fastgan.runs.run_folder import RunFolder
     from fastgan.training import compiling
 
     run = config.run
     torch.backends.cudnn.allow_tf32 = run.tf32
-    processes = Processes(run.threads, run.engine, run.offload, together, run.timeout_s)
+    processes = Processes(run.threads, run.engine, run.offload, agreement, run.timeout_s)
     folder = RunFolder(config.run_dir)
-    trainer, source = _trainer(config, processes, folder, together, watchdog)
+    trainer, source = _trainer(config, processes, folder, agreement, watchdog)
     if trainer.images_seen >= trainer.total_images:
-        processes.say(f"{folder.path} is complete: give more --epochs to train on")
+        processes.print(f"{folder.path} is complete: give more --epochs to train on")
         return
     if trainer.images_seen:
-        watchdog.saved(trainer.images_seen)
-    watch = Watch(trainer, folder, source, processes, watchdog.saved)
+        watchdog.report_saved(trainer.images_seen)
+    watch = Hooks(trainer, folder, source, processes, watchdog.report_saved)
     compiling.settle(trainer, processes, watch.say)
     stop.after(config.run.minutes)
     try:
@@ -191,38 +193,38 @@ def _train(config: Config, stop: StopRequest, together: "Agreement", watchdog: "
             if config.transfer is not None:  # later sessions go on from here, without the other run
                 watch.checkpoint(trainer)
         _run_steps(trainer, watch, processes, folder, stop)
-        trainer.at("finishing", EVENT_S)
+        trainer.set_phase("finishing", EVENT_S)
         watch.finish(trainer)
     except Stopped:
         watch.checkpoint(trainer)
         raise
     finally:
         watch.close(trainer, in_haste=stop.signalled)
-    processes.wait()  # a main process that dies while it finishes is started again with the others
-    processes.say(f"done: {trainer.images_seen:,} images seen; everything is in {folder.path}")
-    processes.end()
+    processes.barrier()  # a main process that dies while it finishes is started again with the others
+    processes.print(f"done: {trainer.images_seen:,} images seen; everything is in {folder.path}")
+    processes.close()
 
 
 def _run_steps(
-    trainer: "Trainer", watch: "Watch", processes: "Processes", folder: "RunFolder", stop: StopRequest
+    trainer: "Trainer", watch: "Hooks", processes: "Processes", folder: "RunFolder", stop: StopRequest
 ) -> None:
     """Training has come to its end. Raises Stopped where `stop` was asked for on any process."""
 
     def should_stop() -> bool:
-        return stop.heed(processes.vote(stop.asked))
+        return stop.update(processes.delayed_max(stop.asked))
 
     if not (trainer.config.run.profile and processes.is_main):
-        trainer.run(watch.events(trainer), should_stop)
+        trainer.run(watch.hooks(trainer), should_stop)
         return
-    from fastgan.monitor.profiler import Recording
+    from fastgan.monitor.profiler import Profiler
 
-    with Recording(folder.profile, processes.device, watch.say) as recording:
-        trainer.run([*recording.events(), *watch.events(trainer)], should_stop)
+    with Profiler(folder.profile, processes.device, watch.say) as recording:
+        trainer.run([*recording.hooks(), *watch.hooks(trainer)], should_stop)
 
 
 def main(args: Sequence[str] | None = None) -> int:
     """Train as the command line says; returns the exit code, which FASTGAN_STATUS's file holds too."""
-    _end_with_launcher()
+    _die_with_parent()
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # no C++ stack traces for a lost connection
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # nor words of the profiler's own
     report("start")
@@ -252,23 +254,23 @@ def _run(stop: StopRequest, args: Sequence[str]) -> int:
         else:
             train(config, stop)
     except Lost as error:
-        return _complain(f"error: {error}", EXIT_LOST)
+        return _print_error(f"error: {error}", EXIT_LOST)
     except UserError as error:
-        return _complain(f"error: {error}", EXIT_USER_ERROR)
+        return _print_error(f"error: {error}", EXIT_USER_ERROR)
     except Diverged as error:
-        return _complain(f"diverged: {error}", EXIT_DIVERGED)
+        return _print_error(f"diverged: {error}", EXIT_DIVERGED)
     except Stopped as end:
         text = f"{end}; a checkpoint is saved, and the same command goes on from it"
-        return _complain(text, EXIT_STOPPED if stop.signalled else EXIT_DONE)
+        return _print_error(text, EXIT_STOPPED if stop.signalled else EXIT_DONE)
     except OSError as error:  # a full disk or a vanished folder, outside the places that say more
         where = f" ({error.filename})" if error.filename else ""
-        return _complain(
+        return _print_error(
             f"error: {error.strerror or error}{where}: mend it and run the same command again", EXIT_USER_ERROR
         )
     return EXIT_DONE
 
 
-def _complain(text: str, exit_code: int) -> int:
+def _print_error(text: str, exit_code: int) -> int:
     print(f"fastgan: {text}", file=sys.stderr, flush=True)
     return exit_code
 

@@ -74,14 +74,14 @@ def let_zero_compute_in_float64() -> None:
 def build(processes: Processes, case: dict) -> Trainer:
     torch.set_default_dtype(torch.float64 if case.get("double") else torch.float32)
     chosen = config(case.get("split_g", False), case.get("wide", False), case.get("precision", "float32"))
-    loader = build_loader(chosen, named.load("toy"), CPU, processes.rank, processes.count)
-    processes.engine, processes.offload = case["engine"], case.get("offload", False)
+    loader = build_loader(chosen, named.load("toy"), CPU, processes.rank, processes.world_size)
+    processes.engine_name, processes.offload = case["engine"], case.get("offload", False)
     nets = networks.build(chosen)
-    trainer = Trainer(chosen, nets, loader, processes.player, processes.count, case.get("micro_batch"))
+    trainer = Trainer(chosen, nets, loader, processes.make_engine, processes.world_size, case.get("micro_batch"))
     if case.get("compile"):  # but for the code that inductor would make of the graphs, which takes minutes
         for part in (trainer.G.net, trainer.d_objective, trainer.g_objective):
             part.compile(fullgraph=True, backend="aot_eager")
-    if (step := case.get("overflow_in")) is not None and processes.rank == processes.count - 1:
+    if (step := case.get("overflow_in")) is not None and processes.rank == processes.world_size - 1:
         overflow_in(step, trainer)
     return trainer
 
@@ -119,16 +119,16 @@ def run(processes: Processes, case: dict, folder: Path) -> None:
     if processes.is_main or case.get("every_rank"):
         name = f"{case['name']}-{processes.rank}" if case.get("every_rank") else case["name"]
         Checkpoints(folder / name).save(tensors, state)
-    processes.wait()
+    processes.barrier()
 
 
 def main(cases: Path, folder: Path) -> None:
     processes = Processes(threads=1)
-    if processes.count > 1:
+    if processes.world_size > 1:
         let_zero_compute_in_float64()
     for case in json.loads(cases.read_text()):
         run(processes, case, folder)
-    processes.end()
+    processes.close()
 
 
 if __name__ == "__main__":

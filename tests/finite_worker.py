@@ -19,7 +19,7 @@ def main(folder: Path) -> None:
     for step in range(3):
         before = trainer.images_seen
         terms = trainer.train_step(trainer.loader.batch(before))
-        if step == 1 and processes.rank == processes.count - 1:
+        if step == 1 and processes.rank == processes.world_size - 1:
             terms["loss/D"] = torch.tensor(float("nan"))
         trainer.meter.add(terms, before)
     try:
@@ -27,7 +27,7 @@ def main(folder: Path) -> None:
     except Diverged as error:
         end = str(error)
     (folder / str(processes.rank)).write_text(end)
-    processes.end()
+    processes.close()
 
 
 if __name__ == "__main__":

@@ -11,8 +11,8 @@ import torch
 
 from fastgan import networks, presets
 from fastgan.data import named
-from fastgan.data.images import ImageSet
-from fastgan.data.stacked import StackedSet
+from fastgan.data.images import ArrayDataset
+from fastgan.data.stacked import StackedDataset
 from fastgan.distributed.processes import Processes
 from fastgan.evaluation import distances, extractors, fidelity
 from fastgan.evaluation.evaluator import Evaluator
@@ -29,7 +29,7 @@ def main(folder: Path) -> None:
     sets = torch.load(folder / "sets.pt", weights_only=True)
     fakes, found = sets["fakes"], {}
     for batch_size in (100, 77):
-        reals = real_statistics(ImageSet("strokes", sets["reals"]), extractor, CPU, processes, batch_size)
+        reals = real_statistics(ArrayDataset("strokes", sets["reals"]), extractor, CPU, processes, batch_size)
         images = collect(
             extractor,
             len(fakes),
@@ -40,7 +40,10 @@ def main(folder: Path) -> None:
         )
         found[f"batches of {batch_size}"] = fidelity.measure(images, reals, extractor)
     few = collect(extractor, 30, lambda numbers: fakes[numbers.start : numbers.stop], CPU, processes)
-    found["one batch for all"] = {"distance": distances.frechet(few.gaussian, reals.gaussian), "near": len(few.near)}
+    found["one batch for all"] = {
+        "distance": distances.frechet(few.gaussian, reals.gaussian),
+        "near": len(few.features),
+    }
     config = presets.get("debug")
     torch.manual_seed(0)
     G = networks.build(config)[0].eval()
@@ -48,10 +51,10 @@ def main(folder: Path) -> None:
     painter = torch.nn.Sequential(
         torch.nn.Linear(config.networks.z_dim, 3 * 32 * 32), torch.nn.Unflatten(1, (3, 32, 32))
     )
-    stacked = StackedSet(ImageSet("toy", named.load("toy").images[:100], torch.arange(100) % 10), 2000)
+    stacked = StackedDataset(ArrayDataset("toy", named.load("toy").images[:100], torch.arange(100) % 10), 2000)
     found["modes"] = Evaluator(config, stacked, extractor, CPU, processes)(painter, 333)
-    (folder / f"{processes.count}-{processes.rank}.json").write_text(json.dumps(found))
-    processes.end()
+    (folder / f"{processes.world_size}-{processes.rank}.json").write_text(json.dumps(found))
+    processes.close()
 
 
 if __name__ == "__main__":

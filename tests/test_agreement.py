@@ -18,32 +18,33 @@ from torch.distributed import TCPStore
 from fastgan import presets
 from fastgan.data import named
 from fastgan.distributed import consistency
-from fastgan.distributed.consistency import Absent, Agreement, judge, launch_facts
+from fastgan.distributed.consistency import Absent, ConsistencyCheck, compare, launch_fingerprint
 from fastgan.errors import EXIT_USER_ERROR, UserError
 
 LAUNCH = """
 import sys
-from fastgan import agreement, train
-from fastgan.data.loaders import open_source
+from fastgan import presets
+from fastgan.data.loaders import open_dataset
+from fastgan.distributed import consistency
 from fastgan.errors import UserError
 
 print("begun", flush=True)
 try:
     config = presets.parse_config(sys.argv[3:])
 except UserError as error:
-    print(agreement.announce(error))
+    print(consistency.announce(error))
     sys.exit(2)
 if sys.argv[1] == "old":
-    made = agreement.launch_facts(config)
+    made = consistency.launch_fingerprint(config)
     facts = {"setting": made["setting"], "version": made["version"] | {"torch": "2.10.0"}}
 else:
-    facts = agreement.launch_facts(config)
+    facts = consistency.launch_fingerprint(config)
 try:
-    together = agreement.of_launch(limit_s=25)
-    together.settle("launch", facts)
+    agreement = consistency.of_launch(limit_s=25)
+    agreement.verify("launch", facts)
     if sys.argv[2] != "-":
         config = presets.parse_config([*sys.argv[3:], "--data", sys.argv[2]])
-    together.make("data set", lambda: open_source(config), agreement.data_facts, main_first=True)
+    agreement.run_on_all("data set", lambda: open_dataset(config), consistency.data_fingerprint, main_first=True)
 except UserError as error:
     print(error)
     sys.exit(2)
@@ -61,7 +62,7 @@ def together(store, *work, limit_s=10.0):
 
     def run(rank: int) -> None:
         try:
-            ends[rank] = work[rank](Agreement(store.clone(), rank, len(work), limit_s))
+            ends[rank] = work[rank](ConsistencyCheck(store.clone(), rank, len(work), limit_s))
         except UserError as error:
             ends[rank] = str(error)
 
@@ -75,12 +76,12 @@ def together(store, *work, limit_s=10.0):
 
 
 def settle(facts, error=None):
-    return lambda group: group.settle("launch", facts, error)
+    return lambda group: group.verify("launch", facts, error)
 
 
 def test_equal_processes_agree_at_once(store):
     """Three processes with the same config go on within half a second."""
-    facts = launch_facts(presets.debug())
+    facts = launch_fingerprint(presets.debug())
     began = time.monotonic()
     assert together(store, *[settle(facts)] * 3) == [None] * 3
     assert time.monotonic() - began < 0.5
@@ -90,7 +91,7 @@ def test_other_settings_are_told_on_all(store):
     """Field, both values, who has which, and the remedy, in the same line everywhere."""
     config = presets.debug()
     others = [config, replace(config, seed=7), config]
-    ends = together(store, *[settle(launch_facts(each)) for each in others])
+    ends = together(store, *[settle(launch_fingerprint(each)) for each in others])
     assert len(set(ends)) == 1
     assert re.fullmatch(
         r"the processes don't agree: setting seed is 7 on rank 1 \(.+\), 0 on rank 0 \(.+\): "
@@ -103,9 +104,9 @@ def test_where_and_on_what_a_host_runs_may_differ():
     """Paths and the number of threads are each host's own."""
     config = presets.debug()
     other = replace(config, run=replace(config.run, threads=3, loader="torch"))
-    assert launch_facts(config) == launch_facts(other)
+    assert launch_fingerprint(config) == launch_fingerprint(other)
     longer = replace(config, run=replace(config.run, log_every=17))
-    assert launch_facts(config) != launch_facts(longer)
+    assert launch_fingerprint(config) != launch_fingerprint(longer)
 
 
 def test_error_of_one_ends_all(store):
@@ -127,18 +128,18 @@ def test_errors_of_different_hosts_name_them():
             rank: {"host": host, "facts": {}, "error": error} for rank, (host, error) in enumerate(hosts_and_errors)
         }
 
-    assert judge(said(("a", None), ("a", "no MNIST"))) == "no MNIST"
-    assert judge(said(("a", None), ("b", "no MNIST"))) == "rank 1 (b): no MNIST"
-    assert judge(said(("a", "no MNIST"), ("b", "no MNIST"))) == "no MNIST"
-    assert judge(said(("a", "one"), ("b", "two"), ("b", "two"))) == "rank 0 (a): one; ranks 1, 2 (b): two"
-    assert judge(said(("a", None), ("b", None))) == ""
+    assert compare(said(("a", None), ("a", "no MNIST"))) == "no MNIST"
+    assert compare(said(("a", None), ("b", "no MNIST"))) == "rank 1 (b): no MNIST"
+    assert compare(said(("a", "no MNIST"), ("b", "no MNIST"))) == "no MNIST"
+    assert compare(said(("a", "one"), ("b", "two"), ("b", "two"))) == "rank 0 (a): one; ranks 1, 2 (b): two"
+    assert compare(said(("a", None), ("b", None))) == ""
 
 
 def test_many_differences_are_counted():
     """The line stays one that can be read: three differences, then how many more; unknown commits don't count."""
     facts = {"version": {"torch": "2.14", "commit": None} | dict.fromkeys("abcd", 1)}
     other = {"version": {"torch": "2.11", "commit": "f00"} | dict.fromkeys("abcd", 2)}
-    text = judge({0: {"host": "a", "facts": facts, "error": None}, 1: {"host": "b", "facts": other, "error": None}})
+    text = compare({0: {"host": "a", "facts": facts, "error": None}, 1: {"host": "b", "facts": other, "error": None}})
     assert text.startswith("the processes don't agree: version torch is 2.11 on rank 1 (b), 2.14 on rank 0 (a); ")
     assert text.endswith("; 2 more: install the same on every host")
     assert "commit" not in text
@@ -155,7 +156,7 @@ def test_main_process_works_first(store):
             order.append(group.rank)
             return group.rank
 
-        return group.make("data set", get, main_first=True)
+        return group.run_on_all("data set", get, main_first=True)
 
     assert together(store, work, work, work) == [0, 1, 2]
     assert order[0] == 0
@@ -165,7 +166,7 @@ def test_main_process_works_first(store):
             order.append(group.rank)
             raise FileNotFoundError(2, "No such file or directory", "images.zip")
 
-        return group.make("other data set", get, main_first=True)
+        return group.run_on_all("other data set", get, main_first=True)
 
     order.clear()
     assert together(store, failing, failing) == ["No such file or directory (images.zip)"] * 2
@@ -177,20 +178,20 @@ def test_process_that_never_comes_is_named(store, monkeypatch):
     monkeypatch.setattr(consistency, "GRACE_S", 0.2)
     began = time.monotonic()
     with pytest.raises(Absent, match="rank 1, 2 has not come"):
-        Agreement(store, 0, 3, 1.0).settle("launch", {})
+        ConsistencyCheck(store, 0, 3, 1.0).verify("launch", {})
     assert time.monotonic() - began < 5
     other = TCPStore("127.0.0.1", 0, 1, True, wait_for_workers=False)
     with pytest.raises(Absent, match="rank 0 has not come"):
-        Agreement(other, 1, 3, 0.5).settle("launch", {})
+        ConsistencyCheck(other, 1, 3, 0.5).verify("launch", {})
 
 
 def test_attempts_do_not_mix(store):
     """What an earlier attempt left in the store, a launcher's restart say, means nothing to the next one."""
 
     def meet(rank: int) -> None:
-        group = Agreement(consistency._meet(store.clone(), rank, 2, 10.0), rank, 2)
+        group = ConsistencyCheck(consistency._meet(store.clone(), rank, 2, 10.0), rank, 2)
         try:
-            group.settle("launch", {}, errors[rank])
+            group.verify("launch", {}, errors[rank])
         except UserError as error:
             ends.append(str(error))
 
@@ -237,15 +238,15 @@ def test_main_host_that_is_not_there_is_named(monkeypatch):
 
 def test_alone_only_its_own_error_counts():
     """A single process needs no store; its work is done, its error is raised."""
-    assert Agreement().make("data set", lambda: 3, main_first=True) == 3
+    assert ConsistencyCheck().run_on_all("data set", lambda: 3, main_first=True) == 3
     assert consistency.of_launch().store is None
-    assert refusal(lambda: Agreement().settle("launch", {}, "no")) == "no"
+    assert refusal(lambda: ConsistencyCheck().verify("launch", {}, "no")) == "no"
 
 
 def test_data_facts_tell_sets_apart():
     """The number of images, their kind and their content count."""
     source = named.open_named("toy")
-    found = consistency.data_facts(source)
+    found = consistency.data_fingerprint(source)
     assert json.loads(json.dumps(found)) == found
     assert found["data set"]["images"] == len(source) and found["data set"]["content"] == source.content_hash()
 

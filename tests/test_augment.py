@@ -18,7 +18,7 @@ from fastgan.training.augment import (
     diff_shift,
     geometry,
 )
-from fastgan.utils.rng import Stream, keys
+from fastgan.utils.rng import RngStream, keys
 
 CHANGING = sorted(KINDS.keys() - {"none"})
 COLOR = ("brightness", "contrast", "luma_flip", "hue", "saturation")
@@ -28,7 +28,7 @@ PINNED = [[0.57767, -0.11359, -0.18214], [-0.32716, -0.28757, -0.52521], [0.3356
 
 
 def keys_of(count: int, start: int = 0) -> Tensor:
-    return keys(0, Stream.TOY, torch.arange(start, start + count))
+    return keys(0, RngStream.TOY, torch.arange(start, start + count))
 
 
 def images_of(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -19,7 +19,7 @@ from fastgan import train
 from fastgan.errors import EXIT_DIVERGED, EXIT_STOPPED, EXIT_USER_ERROR, UserError
 from fastgan.monitor import hooks
 from fastgan.runs import checkpoint, ema_snapshots
-from fastgan.runs.async_writer import Files, Writer
+from fastgan.runs.async_writer import AsyncWriter, Files
 from fastgan.runs.checkpoint import Checkpoints, read
 from fastgan.runs.rows import read_rows
 from fastgan.training import losses
@@ -37,8 +37,8 @@ def state(number: float) -> Files:
 
 
 @pytest.fixture
-def writer() -> Iterator[Writer]:
-    writer = Writer()
+def writer() -> Iterator[AsyncWriter]:
+    writer = AsyncWriter()
     yield writer
     writer.close()
 
@@ -53,7 +53,7 @@ def wait_until(holds: Callable[[], object]) -> None:
 # The writer
 
 
-def test_training_goes_on_while_it_writes(tmp_path: Path, writer: Writer) -> None:
+def test_training_goes_on_while_it_writes(tmp_path: Path, writer: AsyncWriter) -> None:
     """`save` returns before anything is written, and what is written is the state of that moment, bit for bit."""
     checkpoints, may_write = Checkpoints(tmp_path), threading.Event()
 
@@ -74,7 +74,7 @@ def test_training_goes_on_while_it_writes(tmp_path: Path, writer: Writer) -> Non
         assert all(torch.equal(found[file][name], tensor) for name, tensor in group.items())
 
 
-def test_next_save_waits_for_the_last(writer: Writer) -> None:
+def test_next_save_waits_for_the_last(writer: AsyncWriter) -> None:
     """A save begins once the last of its kind is written, uses its memory again, and never changes what it writes."""
     seen: list[float] = []
     places: set[int] = set()
@@ -94,7 +94,7 @@ def test_next_save_waits_for_the_last(writer: Writer) -> None:
     assert writer.failure is None
 
 
-def test_kinds_are_written_in_their_order(writer: Writer) -> None:
+def test_kinds_are_written_in_their_order(writer: AsyncWriter) -> None:
     """Saves of two kinds don't wait for one another, have memory of their own, and are written as they came."""
     may_write, seen = threading.Event(), list[float]()
 
@@ -110,7 +110,7 @@ def test_kinds_are_written_in_their_order(writer: Writer) -> None:
     assert seen == [1.0, 2.0] and set(writer.finished()) == {"average", "checkpoint"} and writer.finished() == {}
 
 
-def test_tensors_that_change_their_shape(writer: Writer) -> None:
+def test_tensors_that_change_their_shape(writer: AsyncWriter) -> None:
     """New tensors, and tensors of another shape or type, get copies of their own."""
     seen: list[Files] = []
     for tensors in (torch.ones(3), torch.ones(4), torch.ones(4, dtype=torch.int64), torch.ones(4, requires_grad=True)):
@@ -122,7 +122,7 @@ def test_tensors_that_change_their_shape(writer: Writer) -> None:
     assert seen[4]["G"]["other"] == 5 and seen[4]["empty"] == {} and "weight" not in seen[4]["G"]
 
 
-def test_nothing_follows_on_a_failed_write(writer: Writer) -> None:
+def test_nothing_follows_on_a_failed_write(writer: AsyncWriter) -> None:
     """What a write raises is raised where training asks, each time, and nothing that was waiting is written."""
     may_write, written = threading.Event(), list[int]()
 
@@ -159,7 +159,7 @@ def test_files_are_those_of_safetensors(tmp_path: Path) -> None:
 def save_for_ever(folder: Path, number: int) -> None:
     """A process that goes on from checkpoint `number`, as training would."""
     torch.set_num_threads(1)
-    writer, checkpoints = Writer(), Checkpoints(folder, keep=2)
+    writer, checkpoints = AsyncWriter(), Checkpoints(folder, keep=2)
     tensors = {file: torch.zeros(20_000) for file in ("G", "D", "optimizers")}
     while True:
         number += 1
@@ -309,8 +309,8 @@ def test_full_disk_in_the_last_checkpoint_of_a_stopped_run(
 def test_stopped_run_has_its_last_checkpoint(run_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     """When `main` returns after a SIGTERM the checkpoint of the last step is whole, however long writing takes."""
     slow_write(monkeypatch, 0.1)
-    log = hooks.Watch.log
-    monkeypatch.setattr(hooks.Watch, "log", lambda *args: (log(*args), signal.raise_signal(signal.SIGTERM)))
+    log = hooks.Hooks.log
+    monkeypatch.setattr(hooks.Hooks, "log", lambda *args: (log(*args), signal.raise_signal(signal.SIGTERM)))
     assert run(run_dir) == EXIT_STOPPED
     (path,) = Checkpoints(run_dir / "checkpoints").paths()
     assert read(path).state["images_seen"] == 64
@@ -330,11 +330,11 @@ def test_stopped_by_a_signal_only_the_checkpoint_is_written(
         monkeypatch.setattr(owner, method, lambda *args: (original(*args), done.append(name))[0])
 
     noted("checkpoint", Checkpoints, "save")
-    noted("gif", hooks.Board, "gif")
-    noted("losses", hooks.curves, "save")
+    noted("gif", hooks.RunLogger, "gif")
+    noted("losses", hooks.loss_plot, "save")
     with monkeypatch.context() as signalled:
-        log = hooks.Watch.log
-        signalled.setattr(hooks.Watch, "log", lambda *args: (log(*args), signal.raise_signal(number)))
+        log = hooks.Hooks.log
+        signalled.setattr(hooks.Hooks, "log", lambda *args: (log(*args), signal.raise_signal(number)))
         assert run(run_dir) == EXIT_STOPPED
     assert done == ["checkpoint"]
     assert run(run_dir, "--minutes", "0.00001") == 0
@@ -385,15 +385,15 @@ def test_other_failures_leave_a_whole_checkpoint(run_dir: Path, monkeypatch: pyt
 
 def test_folder_removed_meanwhile(run_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     """Where somebody removes the checkpoints during a run, between two writes, the next ones are made anew."""
-    log, moved = hooks.Watch.log, run_dir / "moved"
+    log, moved = hooks.Hooks.log, run_dir / "moved"
 
-    def removes(self: hooks.Watch, trainer: Trainer) -> None:
+    def removes(self: hooks.Hooks, trainer: Trainer) -> None:
         log(self, trainer)
         if trainer.images_seen == 192:
             wait_until(self.writer._writes["checkpoint"].done)
             (run_dir / "checkpoints").rename(moved)
 
-    monkeypatch.setattr(hooks.Watch, "log", removes)
+    monkeypatch.setattr(hooks.Hooks, "log", removes)
     assert run(run_dir) == 0
     assert [path.name for path in Checkpoints(run_dir / "checkpoints").paths()] == ["000000000192", "000000000256"]
     assert len(list(moved.iterdir())) == 2
@@ -403,25 +403,25 @@ def test_every_process_gives_its_part(run_dir: Path, monkeypatch: pytest.MonkeyP
     """A process that doesn't write is asked for its state all the same: others may need its part of it."""
     asked, state_of = list[bool](), Trainer.state
 
-    class Other(hooks.Watch):
+    class Other(hooks.Hooks):
         def __init__(self, trainer: Trainer, folder: Any, source: Any, processes: Any, saved: Any) -> None:
             monkeypatch.setattr(processes, "is_main", False)
             super().__init__(trainer, folder, source, processes, saved)
 
-    monkeypatch.setattr(hooks, "Watch", Other)
+    monkeypatch.setattr(hooks, "Hooks", Other)
     monkeypatch.setattr(Trainer, "state", lambda self: (asked.append(True), state_of(self))[1])
     assert run(run_dir) == 0
     assert len(asked) == 4 and not (run_dir / "checkpoints").exists()
     assert json.loads((run_dir / "config.json").read_text())
 
 
-def test_averages_by_the_writer(tmp_path: Path, writer: Writer) -> None:
+def test_averages_by_the_writer(tmp_path: Path, writer: AsyncWriter) -> None:
     """A snapshot that the thread writes is the file that is written at once, of the moment of saving."""
     net = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4))
-    ema_snapshots.Averages(tmp_path / "a", (0.05,)).save([net], 64)
+    ema_snapshots.EmaSnapshots(tmp_path / "a", (0.05,)).save([net], 64)
     may_write = threading.Event()
     writer.save("other", {}, lambda _: may_write.wait(PATIENCE_S))
-    ema_snapshots.Averages(tmp_path / "b", (0.05,)).save([net], 64, writer)
+    ema_snapshots.EmaSnapshots(tmp_path / "b", (0.05,)).save([net], 64, writer)
     net[0].weight.data.zero_()
     may_write.set()
     writer.close()
@@ -430,7 +430,7 @@ def test_averages_by_the_writer(tmp_path: Path, writer: Writer) -> None:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_copies_from_a_gpu(writer: Writer) -> None:
+def test_copies_from_a_gpu(writer: AsyncWriter) -> None:
     """A GPU's tensors are copied whole, into pinned memory that is used again, before `save` returns."""
     seen, places = list[float](), set[int]()
 

@@ -16,7 +16,7 @@ from fastgan import presets, train
 from fastgan.config import Config
 from fastgan.data.images import to_bytes, to_unit_range
 from fastgan.monitor import chart_groups
-from fastgan.monitor.tensorboard import Board
+from fastgan.monitor.tensorboard import RunLogger
 from fastgan.runs.rows import append_row, read_rows
 from fastgan.runs.run_folder import RunFolder
 from fastgan.utils.pngs import grid, save_gif, save_png
@@ -27,8 +27,8 @@ def folder(tmp_path: Path) -> RunFolder:
     return RunFolder(tmp_path)
 
 
-def board_at(folder: RunFolder, images_seen: int) -> Board:
-    return Board(folder, presets.debug(), images_seen)
+def board_at(folder: RunFolder, images_seen: int) -> RunLogger:
+    return RunLogger(folder, presets.debug(), images_seen)
 
 
 def images(count: int, channels: int = 1, height: int = 5, width: int = 6) -> torch.Tensor:
@@ -56,7 +56,7 @@ def test_rows(folder: RunFolder) -> None:
     board = board_at(folder, 0)
     board.log(32, {"loss/G": 0.5})
     board.log(64, {"loss/G": 0.25, "loss/D": 1.0})
-    board.performance(64, {"speed/images_per_s": 10.0})
+    board.log_performance(64, {"speed/images_per_s": 10.0})
     board.close()
     lines = folder.log.read_text().splitlines()
     assert [json.loads(line) for line in lines] == read_rows(folder.log)
@@ -246,7 +246,7 @@ def test_tensorboard_scalars(folder: RunFolder) -> None:
     board = board_at(folder, 0)
     for images_seen in (32, 64, 1_000_000):
         board.log(images_seen, {"loss/G": images_seen / 4, "loss/D": 0.5})
-        board.performance(images_seen, {"speed/images_per_s": 8.0})
+        board.log_performance(images_seen, {"speed/images_per_s": 8.0})
     board.close()
     assert scalars(folder, "loss/G") == [(32, 8.0), (64, 16.0), (1_000_000, 250_000.0)]
     assert scalars(folder, "loss/D") == [(32, 0.5), (64, 0.5), (1_000_000, 0.5)]
@@ -280,7 +280,7 @@ def test_tensorboard_has_the_settings(folder: RunFolder) -> None:
     """TensorBoard shows the settings that decide what is learned, as text and as hyperparameters, in the run's own
     folder."""
     config = replace(presets.debug(), seed=1234)
-    Board(folder, config, 0).close()
+    RunLogger(folder, config, 0).close()
     events = tensorboard(folder)
     (text,) = events.Tensors("config/text_summary")
     assert config.to_json() in text.tensor_proto.string_val[0].decode()
@@ -294,7 +294,7 @@ def test_tensorboard_has_the_settings(folder: RunFolder) -> None:
 def test_tensorboard_has_a_layout(folder: RunFolder) -> None:
     """TensorBoard's custom page has losses together, logits together, and no chart that must stay empty."""
     config = replace(presets.debug(), run=replace(presets.debug().run, eval_every=0))
-    Board(folder, config, 0).close()
+    RunLogger(folder, config, 0).close()
     (event,) = tensorboard(folder).Tensors("custom_scalars__config__")
     shown = Layout.FromString(event.tensor_proto.string_val[0])
     charts = {chart.title: list(chart.multiline.tag) for group in shown.category for chart in group.chart}

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fastgan.errors import UserError
 from fastgan.runs import checkpoint
-from fastgan.runs.checkpoint import Checkpoints, Damaged, read
+from fastgan.runs.checkpoint import Checkpoints, CorruptCheckpoint, read
 from fastgan.utils.files import write_synced
 
 FILES = ("G.safetensors", "D.safetensors", "optimizers.safetensors", "state.json")
@@ -140,7 +140,7 @@ def test_flipped_byte(tmp_path: Path, file: str, place: float) -> None:
     path = save(checkpoints, 128)
     size = (path / file).stat().st_size
     flip(path / file, int(place * size) if 0 < place < 1 else int(place))
-    with pytest.raises(Damaged):
+    with pytest.raises(CorruptCheckpoint):
         read(path)
     said: list[str] = []
     snapshot = checkpoints.latest(said.append)
@@ -155,7 +155,7 @@ def test_each_flipped_byte(tmp_path: Path, file: str) -> None:
     whole = (path / file).read_bytes()
     for offset in range(len(whole)):
         (path / file).write_bytes(whole[:offset] + bytes([whole[offset] ^ 1]) + whole[offset + 1 :])
-        with pytest.raises(Damaged):
+        with pytest.raises(CorruptCheckpoint):
             read(path)
     (path / file).write_bytes(whole)
     assert read(path).state["images_seen"] == 64
@@ -199,7 +199,7 @@ def test_mixed_checkpoints(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path)
     older, newer = save(checkpoints, 64), save(checkpoints, 128)
     (newer / "state.json").write_bytes((older / "state.json").read_bytes())
-    with pytest.raises(Damaged, match="has changed"):
+    with pytest.raises(CorruptCheckpoint, match="has changed"):
         read(newer)
 
 
@@ -209,7 +209,7 @@ def test_changed_state(tmp_path: Path) -> None:
     content = json.loads((path / "state.json").read_text())
     content["state"]["images_seen"] = 65
     (path / "state.json").write_text(json.dumps(content))
-    with pytest.raises(Damaged, match=r"state\.json has changed"):
+    with pytest.raises(CorruptCheckpoint, match=r"state\.json has changed"):
         read(path)
 
 

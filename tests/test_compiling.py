@@ -129,7 +129,13 @@ def processes(kind: str = "cpu", engine: str = "ddp", count: int = 1) -> SimpleN
     said: list[str] = []
     device = torch.device(kind)
     return SimpleNamespace(
-        device=device, engine=engine, count=count, smallest=bool, mean=dict, say=said.append, said=said
+        device=device,
+        engine_name=engine,
+        world_size=count,
+        all_reduce_min=bool,
+        all_reduce_mean=dict,
+        print=said.append,
+        said=said,
     )
 
 
@@ -159,7 +165,7 @@ class Timed:
     def use_graphs(self, wanted: bool) -> None:
         self.recorded, self.runner = wanted, self.play
 
-    def play(self, batch, knobs) -> dict:
+    def play(self, batch, hparams) -> dict:
         self.images_seen += batch.global_size
         self.clock += self.seconds["_".join(["compiled"] * self.compiled + ["recorded"] * self.recorded) or "eager"]
         return {}
@@ -167,9 +173,9 @@ class Timed:
     def ended(self, monkeypatch) -> tuple[bool, bool]:
         """How steps are computed after fifty trials of all ways."""
         monkeypatch.setattr(compiling.time, "monotonic", lambda: self.clock)
-        ways = [compiling.Way(compiled, recorded) for compiled in (False, True) for recorded in (False, True)]
-        mean = SimpleNamespace(mean=lambda found: found)
-        compiling.Trials(self, mean, ways, self.said.append)
+        ways = [compiling.StepMode(compiled, recorded) for compiled in (False, True) for recorded in (False, True)]
+        mean = SimpleNamespace(all_reduce_mean=lambda found: found)
+        compiling.StepModeTrials(self, mean, ways, self.said.append)
         for _ in range(100):
             self.runner(SimpleNamespace(global_size=10), None)
         assert self.runner == self.play  # the trials are over
@@ -202,7 +208,7 @@ def test_auto_goes_on_where_nothing_can_be_recorded():
     """Where the device refuses both, a trial ends with eager steps, and no step is lost or done twice."""
     right, found = make("mnist28"), make("mnist28")
     here = processes("cuda")  # as the config would have it, though the tensors lie on the CPU
-    compiling.settle(found, here, here.say)
+    compiling.settle(found, here, here.print)
     for _ in range(30):
         step(right), step(found)
     assert found.runner == found.play

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from fastgan import cli, presets, train
 from fastgan.config import Config
 from fastgan.data import named
-from fastgan.data.images import ImageSet
+from fastgan.data.images import ArrayDataset
 from fastgan.data.loaders import check
-from fastgan.data.sampler import Order
+from fastgan.data.sampler import Sampler
 from fastgan.evaluation import extractors, fidelity
 from fastgan.evaluation.evaluator import Evaluator
 from fastgan.evaluation.fidelity import labels_for, latents
@@ -75,7 +75,7 @@ def test_labels_follow_the_data() -> None:
         assert torch.equal(part.bincount(minlength=4), data.bincount(minlength=4))
     assert not torch.equal(labels[: len(data)], data)
     assert labels_for(torch.tensor([7, 60, 7]), 4, data).tolist() == labels[[7, 60, 7]].tolist()
-    assert torch.equal(labels[:10], data[Order(len(data), seed=0).items(range(10))])
+    assert torch.equal(labels[:10], data[Sampler(len(data), seed=0).dataset_indices(range(10))])
 
 
 # The run
@@ -143,7 +143,7 @@ def test_evaluation_is_of_the_datas_classes(run: Path, tmp_path: Path, monkeypat
     monkeypatch.setenv("FASTGAN_CACHE", str(tmp_path))
     toy = named.load("toy")
     labels = torch.tensor([0] * 30 + [1] * 10)
-    data = ImageSet("uneven", toy.images[:40], labels)
+    data = ArrayDataset("uneven", toy.images[:40], labels)
     _, config, _, G = open_run(run)
     evaluator = Evaluator(config, data, extractors.load("digits", CPU), CPU)
     recorder = Recorder()
@@ -211,9 +211,9 @@ def config_with(num_classes: int) -> Config:
 def test_data_without_labels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Images without labels are refused by a recipe with classes, in one line, and are taken by one without."""
     toy = named.load("toy")
-    text = refusal(lambda: check(config_with(2), ImageSet("plain", toy.images)))
+    text = refusal(lambda: check(config_with(2), ArrayDataset("plain", toy.images)))
     assert text.startswith("num_classes is 2: the images of plain have no labels; give 0, or ")
-    check(config_with(0), ImageSet("plain", toy.images))
+    check(config_with(0), ArrayDataset("plain", toy.images))
     folder = tmp_path / "plain"
     folder.mkdir()
     for number, image in enumerate(toy.images[:10, 0].numpy()):

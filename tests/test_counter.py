@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fastgan.utils import rng
-from fastgan.utils.rng import Stream
+from fastgan.utils.rng import RngStream
 
 MASK = 2**64 - 1
 INT64 = st.integers(-(2**63), 2**63 - 1)
@@ -18,8 +18,8 @@ DRAWS = (
     rng.bits,
     rng.uniform,
     rng.normal,
-    rng.signs,
-    lambda key, count: rng.keep_mask(key, count, 0.3),
+    rng.rademacher,
+    lambda key, count: rng.dropout_mask(key, count, 0.3),
 )
 FROM_1234567 = [6457827717110365317, 3203168211198807973, 9817491932198370423]
 
@@ -61,7 +61,7 @@ def test_known_numbers() -> None:
 @given(st.lists(INT64, min_size=1, max_size=8))
 def test_mix_is_splitmix64s(values: list[int]) -> None:
     """`mix` of any int64 is the same 64 bits as Python's unbounded integers give."""
-    assert unsigned(rng.mix(torch.tensor(values))) == [mix_of(value) for value in values]
+    assert unsigned(rng.splitmix64(torch.tensor(values))) == [mix_of(value) for value in values]
 
 
 @settings(max_examples=50)
@@ -72,8 +72,8 @@ def test_bits_are_splitmix64s(key: int, count: int) -> None:
 
 
 @settings(max_examples=50)
-@given(st.integers(-(2**70), 2**70), st.sampled_from(list(Stream)), INT64)
-def test_keys_of_any_seed(seed: int, stream: Stream, index: int) -> None:
+@given(st.integers(-(2**70), 2**70), st.sampled_from(list(RngStream)), INT64)
+def test_keys_of_any_seed(seed: int, stream: RngStream, index: int) -> None:
     """Keys follow their formula for negative and huge seeds and indices too: all wraps around at 64 bits."""
     wanted = mix_of(index * 0x9E3779B97F4A7C15 + mix_of(mix_of(seed) + stream))
     assert unsigned(rng.keys(seed, stream, torch.tensor([index]))) == [wanted]
@@ -88,24 +88,24 @@ def test_pinned_keys() -> None:
 def test_keys_differ() -> None:
     """No two of many keys are equal: other seeds, other streams and other images never share numbers."""
     index = torch.cat([torch.arange(1000), torch.arange(1000) + 2**40])
-    keys = torch.cat([rng.keys(seed, stream, index) for seed in (-1, 0, 1, 2**63 - 1) for stream in Stream])
-    assert len(keys.unique()) == len(keys) == 4 * len(Stream) * 2000
+    keys = torch.cat([rng.keys(seed, stream, index) for seed in (-1, 0, 1, 2**63 - 1) for stream in RngStream])
+    assert len(keys.unique()) == len(keys) == 4 * len(RngStream) * 2000
 
 
 def test_keys_take_the_shape_of_the_index() -> None:
     """Keys have the index's shape and are int64."""
-    keys = rng.keys(0, Stream.TOY, torch.arange(6).view(2, 3))
+    keys = rng.keys(0, RngStream.TOY, torch.arange(6).view(2, 3))
     assert keys.shape == (2, 3) and keys.dtype == torch.int64
 
 
 def test_inputs_are_left_alone() -> None:
     """Keys and indices that were drawn from are what they were: they are used for several draws."""
     index = torch.arange(5)
-    keys = rng.keys(3, Stream.TOY, index)
+    keys = rng.keys(3, RngStream.TOY, index)
     before = keys.clone()
     for draw in DRAWS:
         draw(keys, 4)
-    rng.mix(keys)
+    rng.splitmix64(keys)
     assert torch.equal(keys, before) and index.tolist() == [0, 1, 2, 3, 4]
 
 
@@ -113,12 +113,12 @@ def test_mix_is_one_to_one() -> None:
     """Neighbouring values, around zero and where int64 wraps, never meet."""
     near_zero = torch.arange(-(2**15), 2**15)
     values = torch.cat([near_zero, near_zero + 2**63 - 1, near_zero << 40]).unique()
-    assert len(rng.mix(values).unique()) == len(values)
+    assert len(rng.splitmix64(values).unique()) == len(values)
 
 
 def test_uniform_range_and_evenness() -> None:
     """Uniform numbers lie in [0, 1) and fill its hundredths evenly."""
-    numbers = rng.uniform(rng.keys(0, Stream.TOY, torch.arange(2000)), 100)
+    numbers = rng.uniform(rng.keys(0, RngStream.TOY, torch.arange(2000)), 100)
     assert numbers.dtype == torch.float64 and numbers.min() >= 0 and numbers.max() < 1
     counts = numbers.flatten().mul(100).long().bincount(minlength=100)
     chi_square = float(((counts - 2000) ** 2 / 2000).sum())
@@ -127,14 +127,14 @@ def test_uniform_range_and_evenness() -> None:
 
 def test_uniform_is_the_upper_53_bits() -> None:
     """A uniform number is the upper 53 bits of its 64 as a fraction, exactly."""
-    keys = rng.keys(3, Stream.TOY, torch.arange(20))
+    keys = rng.keys(3, RngStream.TOY, torch.arange(20))
     wanted = [[(number & MASK) >> 11 for number in row] for row in rng.bits(keys, 5).tolist()]
     assert (rng.uniform(keys, 5) * 2**53).tolist() == wanted
 
 
 def test_normal_distribution() -> None:
     """Normal numbers have mean 0 and deviation 1, and their distribution function is the normal one."""
-    numbers = rng.normal(rng.keys(0, Stream.LATENTS_D, torch.arange(2000)), 100)
+    numbers = rng.normal(rng.keys(0, RngStream.LATENTS_D, torch.arange(2000)), 100)
     assert numbers.shape == (2000, 100) and numbers.dtype == torch.float32
     values = numbers.flatten().double()
     error = 1 / math.sqrt(len(values))
@@ -148,13 +148,13 @@ def test_normal_distribution() -> None:
 def test_normal_numbers_do_not_correlate() -> None:
     """Normal numbers of other columns, images, streams and seeds aren't related, nor are their squares."""
     index = torch.arange(2000)
-    first = rng.normal(rng.keys(0, Stream.LATENTS_D, index), 100)
+    first = rng.normal(rng.keys(0, RngStream.LATENTS_D, index), 100)
     others = {
         "next column": first.roll(1, dims=1),
         "other half of its pair": first.roll(50, dims=1),
-        "next image": rng.normal(rng.keys(0, Stream.LATENTS_D, index + 1), 100),
-        "other stream": rng.normal(rng.keys(0, Stream.LATENTS_G, index), 100),
-        "other seed": rng.normal(rng.keys(1, Stream.LATENTS_D, index), 100),
+        "next image": rng.normal(rng.keys(0, RngStream.LATENTS_D, index + 1), 100),
+        "other stream": rng.normal(rng.keys(0, RngStream.LATENTS_G, index), 100),
+        "other seed": rng.normal(rng.keys(1, RngStream.LATENTS_D, index), 100),
     }
     bound = 4.5 / math.sqrt(first.numel())
     for name, other in others.items():
@@ -170,14 +170,14 @@ def test_no_dependence_on_the_batch(start: int, size: int, count: int, offset: i
     index = torch.arange(offset, offset + 70)
     part = slice(start, start + size)
     for draw in DRAWS:
-        whole = draw(rng.keys(1, Stream.LATENTS_G, index), count)
-        assert torch.equal(whole[part], draw(rng.keys(1, Stream.LATENTS_G, index[part]), count))
+        whole = draw(rng.keys(1, RngStream.LATENTS_G, index), count)
+        assert torch.equal(whole[part], draw(rng.keys(1, RngStream.LATENTS_G, index[part]), count))
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 7, 100])
 def test_counts(count: int) -> None:
     """Every draw gives exactly the asked number of columns, odd numbers too."""
-    key = rng.keys(0, Stream.TOY, torch.arange(3))
+    key = rng.keys(0, RngStream.TOY, torch.arange(3))
     for draw in DRAWS:
         assert draw(key, count).shape == (3, count)
 
@@ -185,7 +185,7 @@ def test_counts(count: int) -> None:
 @pytest.mark.parametrize("drop_probability", [0.001, 0.1, 0.3, 0.5, 0.9, 0.999])
 def test_keep_mask_rate(drop_probability: float) -> None:
     """The mask keeps the share 1 - p, in the whole and at each of the four places in a 64-bit word."""
-    mask = rng.keep_mask(rng.keys(0, Stream.NOISE_REALS, torch.arange(500)), 800, drop_probability)
+    mask = rng.dropout_mask(rng.keys(0, RngStream.NOISE_REALS, torch.arange(500)), 800, drop_probability)
     assert mask.dtype == torch.bool
     deviation = math.sqrt(drop_probability * (1 - drop_probability))
     for part in (mask, *(mask[:, place::4] for place in range(4))):
@@ -195,24 +195,24 @@ def test_keep_mask_rate(drop_probability: float) -> None:
 
 def test_keep_mask_without_dropping() -> None:
     """With probability 0 nothing is dropped."""
-    assert rng.keep_mask(rng.keys(0, Stream.TOY, torch.arange(100)), 1000, 0.0).all()
+    assert rng.dropout_mask(rng.keys(0, RngStream.TOY, torch.arange(100)), 1000, 0.0).all()
 
 
 def test_keep_mask_dropping_all() -> None:
     """With probability 1 nothing is kept."""
-    assert not rng.keep_mask(rng.keys(0, Stream.TOY, torch.arange(100)), 1000, 1.0).any()
+    assert not rng.dropout_mask(rng.keys(0, RngStream.TOY, torch.arange(100)), 1000, 1.0).any()
 
 
 def test_keep_mask_places_do_not_correlate() -> None:
     """What the mask does at one place tells nothing of the next place, the next word or the next image."""
-    mask = rng.keep_mask(rng.keys(0, Stream.NOISE_FAKES, torch.arange(500)), 800, 0.3)
+    mask = rng.dropout_mask(rng.keys(0, RngStream.NOISE_FAKES, torch.arange(500)), 800, 0.3)
     for other in (mask.roll(1, dims=1), mask.roll(4, dims=1), mask.roll(1, dims=0)):
         assert abs(correlation(mask, other)) < 4 / math.sqrt(mask.numel())
 
 
 def test_stream_numbers_are_pinned() -> None:
     """Streams keep their numbers: the random numbers of old runs depend on them."""
-    assert {stream.name: int(stream) for stream in Stream} == {
+    assert {stream.name: int(stream) for stream in RngStream} == {
         "ORDER": 1,
         "SAMPLES": 2,
         "LATENTS_D": 3,
@@ -238,18 +238,18 @@ def test_stream_numbers_are_pinned() -> None:
 @pytest.mark.parametrize("count", [1, 63, 64, 65, 130])
 def test_signs_are_the_bits_from_the_lowest_up(count: int) -> None:
     """Signs are a key's 64-bit numbers read bit by bit from the lowest up: a 1 gives 1, a 0 gives -1; int8."""
-    keys = rng.keys(4, Stream.DIRECTIONS_REALS, torch.arange(5))
+    keys = rng.keys(4, RngStream.DIRECTIONS_REALS, torch.arange(5))
     wanted = [
         [2 * (splitmix64(key, 3)[place // 64] >> place % 64 & 1) - 1 for place in range(count)]
         for key in unsigned(keys)
     ]
-    signs = rng.signs(keys, count)
+    signs = rng.rademacher(keys, count)
     assert signs.dtype == torch.int8 and signs.tolist() == wanted
 
 
 def test_signs_are_even_and_independent() -> None:
     """Each of a word's 64 places is -1 and 1 equally often, and tells nothing of its neighbours or the next image."""
-    signs = rng.signs(rng.keys(0, Stream.DIRECTIONS_FAKES, torch.arange(2000)), 192)
+    signs = rng.rademacher(rng.keys(0, RngStream.DIRECTIONS_FAKES, torch.arange(2000)), 192)
     assert set(signs.unique().tolist()) == {-1, 1}
     places = signs.double().view(2000, 3, 64)
     assert float(places.mean((0, 1)).abs().max()) < 4.5 / math.sqrt(6000)

@@ -43,7 +43,7 @@ def test_without_rows_there_is_no_picture(tmp_path):
 
 def test_undecided():
     """The line stands where D's loss is if it holds every image for as likely real as not."""
-    value, _ = loss_plot.UNDECIDED["nonsaturating"]
+    value, _ = loss_plot.CHANCE_LEVEL["nonsaturating"]
     assert value == pytest.approx(-2 * math.log(0.5))
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastgan.distributed import processes
+from fastgan.distributed import processes, zero
 from fastgan.distributed.heartbeat import EVENT_S
 from fastgan.runs.checkpoint import Checkpoints
 from fastgan.runs.rows import read_rows
@@ -170,9 +170,9 @@ def test_gradient_norm_of_zero_lies_where_the_weights_do(monkeypatch, norm):
 
     A device without memory stands for a GPU: whoever looks at its numbers fails.
     """
-    monkeypatch.setattr(processes, "_zero_engine", lambda *_: Stepped(norm))
+    monkeypatch.setattr(zero, "_zero_engine", lambda *_: Stepped(norm))
     net = torch.nn.Linear(2, 2, device="meta")
-    player = processes.ZeroPlayer(net, net, torch.optim.Adam(net.parameters()), stage=2, offload=True)
+    player = zero.ZeroEngine(net, net, torch.optim.Adam(net.parameters()), stage=2, offload=True)
     found = player.step(lr=1e-3, beta2=0.99)
     assert found.device.type == "meta" and found.shape == ()
 
@@ -181,13 +181,13 @@ GROUPS = r"""
 import sys
 import torch
 import torch.distributed as dist
-from fastgan.distributed import Processes
+from fastgan.distributed.processes import Processes
 
 processes = Processes(threads=1, limit_s=300.0)
-for group in (dist.group.WORLD, processes._voters):
+for group in (dist.group.WORLD, processes._cpu_group):
     options = group._get_backend(torch.device("cpu")).options
     sys.stdout.write(f"timeout {options._timeout.total_seconds()}\n")  # in one piece: both processes write
-processes.end()
+processes.close()
 """
 
 

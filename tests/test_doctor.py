@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fastgan import cli, presets, train
 from fastgan.commands import doctor, installation
-from fastgan.commands.doctor import Course, Diagnosis, diagnose
+from fastgan.commands.doctor import Diagnosis, RunHistory, diagnose
 from fastgan.commands.installation import Line
 from fastgan.config import Config
 from fastgan.data import named
@@ -35,7 +35,7 @@ D_WINS = {"health/d_accuracy_pairs": 1.0, "loss/D": 0.01}
 
 def course_of(
     *changes: dict[str, float], config: Config | None = None, count: int = 16, num_images: int = 60_000, **fields: Any
-) -> Course:
+) -> RunHistory:
     """A run of so many rows of health, 2,000 images apart, healthy but for the changes."""
     config = config or presets.get("mnist28-fast")
     log: list[dict[str, Any]] = []
@@ -46,10 +46,10 @@ def course_of(
         row["health/passes"] = images_seen / num_images
         log.append({"images_seen": images_seen} | {k: v for k, v in row.items() if k.startswith("health/")})
         log.append({"images_seen": images_seen} | {k: v for k, v in row.items() if not k.startswith("health/")})
-    return Course(config, log, fields.get("performance", []))
+    return RunHistory(config, log, fields.get("performance", []))
 
 
-def faults(course: Course) -> list[str]:
+def faults(course: RunHistory) -> list[str]:
     return [finding.fault for finding in diagnose(course).findings]
 
 
@@ -128,7 +128,7 @@ def test_losses_have_scales_of_their_own(loss: str) -> None:
     """D's loss is judged by what it is where D can't tell; that of the Wasserstein loss isn't."""
     config = presets.get("mnist28")
     config = replace(config, objective=replace(config.objective, loss=loss))
-    undecided = doctor.UNDECIDED[loss]
+    undecided = doctor.CHANCE_LEVEL[loss]
     assert faults(course_of({"loss/D": undecided}, config=config)) == []
     assert faults(course_of({"loss/D": 4 * undecided}, config=config)) == ["diverging"]
     assert faults(course_of(D_WINS | {"loss/D": undecided / 10}, config=config)) == ["D far too strong"]
@@ -198,7 +198,7 @@ def diagnosis_of(folder: Path, *options: str) -> Diagnosis:
     """What the doctor says of a run with these options."""
     train.main([*SMALL, *QUIET, "--run-dir", str(folder), *options])
     run = RunFolder(folder)
-    return diagnose(Course(run.read_config(), doctor.read_rows(run.log), doctor.read_rows(run.performance)))
+    return diagnose(RunHistory(run.read_config(), doctor.read_rows(run.log), doctor.read_rows(run.performance)))
 
 
 def put(folder: Path, images: Tensor, labels: list[int] | None = None) -> str:

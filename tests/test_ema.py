@@ -14,9 +14,9 @@ from fastgan import cli, networks, presets, train
 from fastgan.config import OptimizerConfig
 from fastgan.data import named
 from fastgan.data.loaders import build_loader
-from fastgan.evaluation.sampling import Which, open_run
+from fastgan.evaluation.sampling import CheckpointSelector, open_run
 from fastgan.runs import ema_profiles
-from fastgan.runs.ema_snapshots import Averages, read
+from fastgan.runs.ema_snapshots import EmaSnapshots, read
 from fastgan.runs.rows import read_rows
 from fastgan.training import schedules
 from fastgan.training.ema import Ema
@@ -135,10 +135,10 @@ def test_first_batch_is_the_average() -> None:
     """After the first batch nothing is left of the random first weights; then beta is (1 - B / t) ** (gamma + 1)."""
     config = presets.get("debug")
     config = replace(config, optimizer=replace(config.optimizer, ema_stds=STDS))
-    assert schedules.at(config, 0, 32, 0).power_betas == (0.0, 0.0)
+    assert schedules.evaluate(config, 0, 32, 0).power_betas == (0.0, 0.0)
     wanted = [(1 - 32 / 672) ** (ema_profiles.gamma_of(std) + 1) for std in STDS]
-    assert schedules.at(config, 640, 32, 20).power_betas == pytest.approx(wanted, rel=1e-12)
-    assert schedules.at(presets.get("debug"), 640, 32, 20).power_betas == ()
+    assert schedules.evaluate(config, 640, 32, 20).power_betas == pytest.approx(wanted, rel=1e-12)
+    assert schedules.evaluate(presets.get("debug"), 640, 32, 20).power_betas == ()
 
 
 @pytest.mark.parametrize("std", [0.05, 0.25])
@@ -196,7 +196,7 @@ def test_other_lengths_of_a_random_walk(tmp_path: Path) -> None:
     """Lengths that weren't stored come out of 20 snapshots of two that were as if they had been tracked."""
     lengths = (0.07, 0.08, 0.12, 0.15)
     walk = Walk(STDS + lengths)
-    averages = Averages(tmp_path, STDS)
+    averages = EmaSnapshots(tmp_path, STDS)
     for number in range(1, 1001):
         walk.step(32)
         if number % 50 == 0:
@@ -212,7 +212,7 @@ def test_other_lengths_of_a_random_walk(tmp_path: Path) -> None:
 
 def test_stored_length_bit_for_bit(tmp_path: Path) -> None:
     """A stored length comes out as it was stored, at the newest snapshot and at an earlier one; buffers too."""
-    walk, averages, then = Walk(STDS), Averages(tmp_path, STDS), []
+    walk, averages, then = Walk(STDS), EmaSnapshots(tmp_path, STDS), []
     for _ in range(5):
         walk.step(32)
         averages.save(walk.ema.nets, walk.images_seen)
@@ -225,7 +225,7 @@ def test_stored_length_bit_for_bit(tmp_path: Path) -> None:
 
 def test_buffers_of_the_newest_snapshot(tmp_path: Path) -> None:
     """Buffers of any length, whole numbers too, are those of the snapshot at that place, not a mix."""
-    walk, averages = Walk(STDS), Averages(tmp_path, STDS)
+    walk, averages = Walk(STDS), EmaSnapshots(tmp_path, STDS)
     for _ in range(4):
         walk.step(32)
         walk.net[1].num_batches_tracked += 1
@@ -237,7 +237,7 @@ def test_buffers_of_the_newest_snapshot(tmp_path: Path) -> None:
 
 def test_weights_that_never_moved(tmp_path: Path) -> None:
     """Weights that stay come out as they are, however bad the fit: it is told of, and what would help."""
-    walk, averages, said = Walk(STDS), Averages(tmp_path, STDS), list[str]()
+    walk, averages, said = Walk(STDS), EmaSnapshots(tmp_path, STDS), list[str]()
     for images_seen in (32, 64):
         averages.save([walk.net, walk.net], images_seen)
     made = averages.reconstruct(0.25, say=said.append)
@@ -250,7 +250,7 @@ def test_weights_that_never_moved(tmp_path: Path) -> None:
 
 def test_made_once(tmp_path: Path) -> None:
     """The same length of the same snapshots isn't made again; once there are more snapshots it is, and differs."""
-    walk, averages = Walk(STDS), Averages(tmp_path, STDS)
+    walk, averages = Walk(STDS), EmaSnapshots(tmp_path, STDS)
     for images_seen in (32, 64, 96):
         walk.step(32)
         averages.save(walk.ema.nets, images_seen)
@@ -268,7 +268,7 @@ def test_made_once(tmp_path: Path) -> None:
 
 def test_names_of_lengths(tmp_path: Path) -> None:
     """Lengths that differ, however little, are files that differ."""
-    averages = Averages(tmp_path, STDS)
+    averages = EmaSnapshots(tmp_path, STDS)
     averages.save([nn.Linear(2, 2)] * 2, 32)
     names = [averages.reconstruct(length).path.name for length in (0.08, 0.0801, 0.1, 1 / 12)]
     assert names[:3] == ["length-0.080.safetensors", "length-0.0801.safetensors", "length-0.100.safetensors"]
@@ -277,7 +277,7 @@ def test_names_of_lengths(tmp_path: Path) -> None:
 
 def test_killed_while_saving(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a killed process left half-written is never read, and is cleared away when asked."""
-    walk, averages = Walk(STDS), Averages(tmp_path, STDS)
+    walk, averages = Walk(STDS), EmaSnapshots(tmp_path, STDS)
     walk.step(32)
     averages.save(walk.ema.nets, 32)
 
@@ -300,7 +300,7 @@ def test_killed_while_saving(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_killed_between_two_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where only some averages have the newest snapshot the others' older ones serve."""
-    walk, averages = Walk(STDS), Averages(tmp_path, STDS)
+    walk, averages = Walk(STDS), EmaSnapshots(tmp_path, STDS)
     for images_seen in (32, 64, 96):
         walk.step(32)
         averages.save(walk.ema.nets, images_seen)
@@ -312,7 +312,7 @@ def test_killed_between_two_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_damaged_snapshot(tmp_path: Path) -> None:
     """A snapshot that was cut short is named in one line."""
-    averages = Averages(tmp_path, STDS)
+    averages = EmaSnapshots(tmp_path, STDS)
     for images_seen in (32, 64):
         averages.save([nn.Linear(2, 2)] * 2, images_seen)
     path = tmp_path / "000000032-0.100.safetensors"
@@ -323,7 +323,7 @@ def test_damaged_snapshot(tmp_path: Path) -> None:
 
 def test_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where a reconstruction can't be written nothing partial is left, and one line says what to do."""
-    averages = Averages(tmp_path, STDS)
+    averages = EmaSnapshots(tmp_path, STDS)
     averages.save([nn.Linear(2, 2)] * 2, 32)
     before = sorted(tmp_path.iterdir())
 
@@ -387,7 +387,11 @@ def test_nothing_without_stds(debug_run: Path) -> None:
 def test_number_of_an_average(run: Path) -> None:
     """Each half-life's average is had by its number, the first without one."""
     tensors = open_run(run)[2].tensors
-    for which, name in ((Which(), "G_ema"), (Which(average=0), "G_ema"), (Which(average=1), "G_ema1")):
+    for which, name in (
+        (CheckpointSelector(), "G_ema"),
+        (CheckpointSelector(average=0), "G_ema"),
+        (CheckpointSelector(average=1), "G_ema1"),
+    ):
         G = open_run(run, which)[3]
         assert not G.training
         assert all(torch.equal(value, tensors[name][key]) for key, value in G.state_dict().items())
@@ -413,7 +417,7 @@ def test_road(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert len(set(pictures.values())) == 4
     assert (run / "averages" / "length-0.060.safetensors").exists()
     assert (run / "averages" / "length-0.080-000000320.safetensors").exists()
-    G = open_run(run, Which(length=0.05))[3]
+    G = open_run(run, CheckpointSelector(length=0.05))[3]
     stored = read(run / "averages" / "000000640-0.050.safetensors")
     assert all(torch.equal(value, stored[name]) for name, value in G.state_dict().items())
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fastgan import networks, presets
-from fastgan.data.images import ImageSet
+from fastgan.data.images import ArrayDataset
 from fastgan.data.loaders import build_loader
 from fastgan.data.sampler import batch_positions, num_steps
 from fastgan.networks.keras128 import Discriminator128, Generator128
@@ -23,7 +23,7 @@ def pictures(num_images, channels=3):
     y = torch.linspace(-1, 1, 128, dtype=torch.float64)[:, None]
     radius = 0.3 + 0.4 * torch.frac(number * 0.618)
     distance = (y.square() + y.T.square()).sqrt()
-    return ImageSet("discs", (255 * torch.frac(number * 0.382) * (distance < radius)).to(torch.uint8))
+    return ArrayDataset("discs", (255 * torch.frac(number * 0.382) * (distance < radius)).to(torch.uint8))
 
 
 def make(num_images=40, batch_size=16, **optimizer):

@@ -35,8 +35,8 @@ def step(trainer: Trainer, **planted: float) -> None:
 def scaled() -> Trainer:
     """A trainer that scales its losses, as float16 wants it."""
     trainer = make()
-    trainer.G.scale_losses()
-    trainer.D.scale_losses()
+    trainer.G.enable_loss_scaling()
+    trainer.D.enable_loss_scaling()
     return trainer
 
 

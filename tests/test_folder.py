@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from fastgan import train
-from fastgan.data.folder import FolderSet
+from fastgan.data.folder import FolderDataset
 from fastgan.errors import UserError
 from fastgan.runs.rows import read_rows
 
@@ -24,17 +24,17 @@ def write_images(folder: Path, num: int, classes: tuple[str, ...] = ("",), size:
 def test_images_are_fitted_and_labelled(tmp_path):
     """Every image has the size and channels asked for; its class is its folder's number."""
     write_images(tmp_path / "set", 9, ("b", "a", "c"))
-    source = FolderSet(tmp_path / "set", (28, 20), 1)
+    source = FolderDataset(tmp_path / "set", (28, 20), 1)
     assert len(source) == 9 and source.pixels(torch.arange(9)).shape == (9, 1, 28, 20)
     assert source.labels.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
     write_images(tmp_path / "plain", 2)
-    assert FolderSet(tmp_path / "plain", (8, 8), 3).labels is None
+    assert FolderDataset(tmp_path / "plain", (8, 8), 3).labels is None
 
 
 def test_exact_pixels_pass(tmp_path):
     """Images that have the size already aren't resampled."""
     write_images(tmp_path / "set", 3)
-    source = FolderSet(tmp_path / "set", (30, 40), 3)
+    source = FolderDataset(tmp_path / "set", (30, 40), 3)
     wanted = np.asarray(Image.open(tmp_path / "set" / "001.png"))
     assert np.array_equal(source.pixels(torch.tensor([1]))[0].permute(1, 2, 0).numpy(), wanted)
 
@@ -43,7 +43,7 @@ def test_broken_file_is_told_of_and_stood_in_for(tmp_path, capsys):
     """A file that can't be read is named once; the next good image takes its place, wherever it is asked for."""
     write_images(tmp_path / "set", 4)
     (tmp_path / "set" / "001.png").write_bytes(b"no image")
-    source = FolderSet(tmp_path / "set", (30, 40), 3)
+    source = FolderDataset(tmp_path / "set", (30, 40), 3)
     images = source.pixels(torch.tensor([0, 1, 2, 1]))
     assert torch.equal(images[1], images[2]) and torch.equal(images[3], images[2])
     assert capsys.readouterr().out.count("001.png") == 1
@@ -53,20 +53,20 @@ def test_folders_without_images_are_refused(tmp_path):
     """An empty folder, and one whose images are all broken, are refused by name."""
     (tmp_path / "notes.txt").write_text("nothing")
     with pytest.raises(UserError, match="holds no images"):
-        FolderSet(tmp_path, (8, 8), 3)
+        FolderDataset(tmp_path, (8, 8), 3)
     (tmp_path / "a.png").write_bytes(b"broken")
     with pytest.raises(UserError, match="no image in"):
-        FolderSet(tmp_path, (8, 8), 3).pixels(torch.tensor([0]))
+        FolderDataset(tmp_path, (8, 8), 3).pixels(torch.tensor([0]))
 
 
 def test_content_hash_follows_the_files(tmp_path):
     """The hash changes when a file does, or the size that is asked for."""
     write_images(tmp_path / "set", 3)
-    before = FolderSet(tmp_path / "set", (8, 8), 3).content_hash()
-    assert FolderSet(tmp_path / "set", (8, 8), 3).content_hash() == before
-    assert FolderSet(tmp_path / "set", (8, 9), 3).content_hash() != before
+    before = FolderDataset(tmp_path / "set", (8, 8), 3).content_hash()
+    assert FolderDataset(tmp_path / "set", (8, 8), 3).content_hash() == before
+    assert FolderDataset(tmp_path / "set", (8, 9), 3).content_hash() != before
     (tmp_path / "set" / "000.png").write_bytes((tmp_path / "set" / "001.png").read_bytes() + b" ")
-    assert FolderSet(tmp_path / "set", (8, 8), 3).content_hash() != before
+    assert FolderDataset(tmp_path / "set", (8, 8), 3).content_hash() != before
 
 
 @pytest.mark.usefixtures("keep_signal_handlers")

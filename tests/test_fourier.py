@@ -13,8 +13,8 @@ from fastgan.networks import fourier
 MAKERS: dict[str, tuple[Callable[..., nn.Module], dict[str, int]]] = {
     "same": (fourier.Conv2d, {"kernel_size": 5, "padding": 2}),
     "small kernel": (fourier.Conv2d, {"kernel_size": 3, "padding": 1}),
-    "half": (fourier.Halve, {"kernel_size": 5, "stride": 2, "padding": 2}),
-    "double": (fourier.Double, {"kernel_size": 5, "stride": 2, "padding": 2, "output_padding": 1}),
+    "half": (fourier.DownConv, {"kernel_size": 5, "stride": 2, "padding": 2}),
+    "double": (fourier.UpConv, {"kernel_size": 5, "stride": 2, "padding": 2, "output_padding": 1}),
 }
 
 
@@ -67,7 +67,7 @@ def test_mnist28_computes_what_it_did() -> None:
     plain_G, plain_D = copy.deepcopy(G), copy.deepcopy(D)
     for net in (plain_G, plain_D):
         for layer in net.modules():
-            if isinstance(layer, fourier.Conv2d | fourier.Halve | fourier.Double):
+            if isinstance(layer, fourier.Conv2d | fourier.DownConv | fourier.UpConv):
                 layer.__class__ = type(layer).__bases__[0]
     with torch.no_grad():
         images, wanted = G(z), plain_G(z)
@@ -80,7 +80,7 @@ def test_mnist28_computes_what_it_did() -> None:
 
 def test_plain_where_it_does_not_pay() -> None:
     """A large picture, few channels, a single image, and a device that isn't a CPU get torch's own convolution."""
-    pays = fourier.pays
+    pays = fourier.is_faster
     assert pays(torch.empty(256, 1), (7, 7), 5, 25, (256, 128))
     assert not pays(torch.empty(256, 1), (64, 64), 5, 25, (256, 128))
     assert not pays(torch.empty(256, 1), (7, 7), 5, 25, (8, 8))
@@ -90,7 +90,7 @@ def test_plain_where_it_does_not_pay() -> None:
 
 def test_training_after_sampling() -> None:
     """A network that first drew samples in inference mode, as training's first grid does, can be trained afterwards."""
-    fourier._forms.cache_clear()
+    fourier._basis.cache_clear()
     layer = fourier.Conv2d(64, 64, kernel_size=5, padding=2)
     x = torch.randn(64, 64, 7, 7)
     with torch.inference_mode():
@@ -102,6 +102,6 @@ def test_training_after_sampling() -> None:
 def test_compiled_layers_are_whole_graphs() -> None:
     """Where it would pay, compiled code has torch's convolution, in one graph, with the same numbers to 1e-5."""
     layer, x = fourier.Conv2d(64, 64, kernel_size=5, padding=2), torch.randn(64, 64, 7, 7)
-    assert fourier.pays(x, (7, 7), 5, 25, (64, 64))
+    assert fourier.is_faster(x, (7, 7), 5, 25, (64, 64))
     compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(x), layer(x), rtol=0, atol=1e-5)

@@ -14,7 +14,7 @@ from fastgan.config import Config, DataConfig, NetworkConfig, ObjectiveConfig, O
 from fastgan.data.batch import Batch
 from fastgan.training.trainer import Trainer
 from fastgan.utils import rng
-from fastgan.utils.rng import Stream
+from fastgan.utils.rng import RngStream
 
 CENTRES = torch.tensor(list(itertools.product((-0.8, -0.4, 0.0, 0.4, 0.8), repeat=2)))
 STD = 0.04  # a tenth of the grid's spacing, and five of the 256 levels of a pixel
@@ -33,9 +33,9 @@ class Gaussians:
 
     def batch(self, images_seen: int) -> Batch:
         index = torch.arange(images_seen, images_seen + BATCH)
-        keys = rng.keys(self.seed, Stream.TOY, index)
+        keys = rng.keys(self.seed, RngStream.TOY, index)
         which = (len(CENTRES) * rng.uniform(keys, 1)[:, 0]).long()
-        points = CENTRES[which] + STD * rng.normal(rng.mix(keys), 2)
+        points = CENTRES[which] + STD * rng.normal(rng.splitmix64(keys), 2)
         pixels = ((points + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
         return Batch(pixels[:, :, None, None], None, index, BATCH)
 
@@ -108,7 +108,7 @@ def train(seed, objective):
 
 
 def sample(net, seed):
-    z = rng.normal(rng.keys(seed, Stream.SAMPLES, torch.arange(SAMPLES)), Z_DIM)
+    z = rng.normal(rng.keys(seed, RngStream.SAMPLES, torch.arange(SAMPLES)), Z_DIM)
     with torch.no_grad():
         return net(z).flatten(1)
 
@@ -143,5 +143,5 @@ def test_the_judge():
     assert quality == pytest.approx(1 - 2.718281828**-4.5, abs=0.005)
     few = true[torch.cdist(true, CENTRES).argmin(1) < 7]
     assert judge(few)[0] == 7
-    noise = 2 * rng.uniform(rng.keys(0, Stream.TOY, torch.arange(SAMPLES)), 2).float() - 1
+    noise = 2 * rng.uniform(rng.keys(0, RngStream.TOY, torch.arange(SAMPLES)), 2).float() - 1
     assert judge(noise)[1] < 0.32

@@ -15,12 +15,12 @@ import torch
 
 from fastgan import networks, presets
 from fastgan.config import Config
-from fastgan.data.images import ImageSet
+from fastgan.data.images import ArrayDataset
 from fastgan.data.loaders import build_loader
 from fastgan.networks.r3gan import stages_for
 from fastgan.training.trainer import Trainer
 from fastgan.utils import rng
-from fastgan.utils.rng import Stream
+from fastgan.utils.rng import RngStream
 
 FOLDER = Path(__file__).parent / "golden"
 STEPS, BATCH, NUM_IMAGES = 30, 8, 100  # an epoch ends in between, with a partial batch where the preset keeps it
@@ -54,14 +54,14 @@ def tiny(config: Config) -> Config:
     )
 
 
-def pictures(config: Config) -> ImageSet:
+def pictures(config: Config) -> ArrayDataset:
     """NUM_IMAGES pictures of noise that is brighter on one side, the same on every machine, with classes to match."""
     (height, width), channels = config.data.image_size, config.data.channels
-    keys = rng.keys(0, Stream.TOY, torch.arange(NUM_IMAGES))
+    keys = rng.keys(0, RngStream.TOY, torch.arange(NUM_IMAGES))
     noise = rng.bits(keys, channels * height * width).view(NUM_IMAGES, channels, height, width) >> 56
     slope = torch.arange(width) * 128 // width
     labels = torch.arange(NUM_IMAGES) % config.networks.num_classes if config.networks.num_classes else None
-    return ImageSet("noise", ((noise + 128) // 2 + slope).to(torch.uint8), labels)
+    return ArrayDataset("noise", ((noise + 128) // 2 + slope).to(torch.uint8), labels)
 
 
 def trainer_of(name: str) -> Trainer:

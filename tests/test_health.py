@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fastgan import networks, presets, train
 from fastgan.config import Config
-from fastgan.data.images import ImageSet
+from fastgan.data.images import ArrayDataset
 from fastgan.data.loaders import build_loader
 from fastgan.monitor import health, hooks
 from fastgan.monitor.health import Health
@@ -20,11 +20,11 @@ from fastgan.training.trainer import Trainer
 CPU = torch.device("cpu")
 
 
-def pictures(count: int = 100, classes: int = 2) -> ImageSet:
+def pictures(count: int = 100, classes: int = 2) -> ArrayDataset:
     """Noise, 12x12, brighter in the later classes."""
     noise = torch.randint(0, 100, (count, 1, 12, 12), generator=torch.Generator().manual_seed(0))
     labels = torch.arange(count) % classes
-    return ImageSet("noise", (noise + 50 * labels[:, None, None, None]).to(torch.uint8), labels)
+    return ArrayDataset("noise", (noise + 50 * labels[:, None, None, None]).to(torch.uint8), labels)
 
 
 def tiny(num_classes: int = 2, preset: str = "mnist28-fast") -> Config:
@@ -38,7 +38,7 @@ def tiny(num_classes: int = 2, preset: str = "mnist28-fast") -> Config:
     )
 
 
-def trainer_of(config: Config, source: ImageSet, steps: int = 3) -> Trainer:
+def trainer_of(config: Config, source: ArrayDataset, steps: int = 3) -> Trainer:
     trainer = Trainer(config, networks.build(config), build_loader(config, source, CPU))
     for _ in range(steps):
         trainer.train_step(trainer.loader.batch(trainer.images_seen))
@@ -165,7 +165,7 @@ def test_a_row_waits_once_and_decodes_nothing(monkeypatch: pytest.MonkeyPatch) -
     for name in READINGS:
         read = getattr(torch.Tensor, name)
         monkeypatch.setattr(torch.Tensor, name, lambda *args, read=read: (asked.append(1), read(*args))[1])
-    monkeypatch.setattr(ImageSet, "pixels", None)
+    monkeypatch.setattr(ArrayDataset, "pixels", None)
     assert measure(trainer) == first
     assert len(asked) == 1
 
@@ -185,7 +185,7 @@ def looked_at(images: Tensor) -> dict[str, float]:
     """The figures of samples that are given images, [B, 1, 12, 12] in [-1, 1]."""
     config, source = tiny(0), pictures()
     trainer = trainer_of(config, source, steps=1)
-    trainer.micro_batch = 64
+    trainer.micro_batch_size = 64
     trainer.ema.nets[0] = Fixed(images)
     return Health(config, source, CPU)(trainer)
 
@@ -206,7 +206,7 @@ def test_samples_that_are_one_image() -> None:
 
 def test_data_that_is_one_image() -> None:
     """A data set of one image many times has no spread, and no figure that is no number."""
-    source = ImageSet("alike", torch.full((20, 1, 12, 12), 7, dtype=torch.uint8))
+    source = ArrayDataset("alike", torch.full((20, 1, 12, 12), 7, dtype=torch.uint8))
     found = Health(tiny(0), source, CPU)(trainer_of(tiny(0), source))
     assert found["health/data_spread"] == 0 and all(map(math.isfinite, found.values()))
 
@@ -264,14 +264,14 @@ def test_rows_cost_a_hundredth(
         clock.now += row_s
         return {"health/diversity": 1.0}
 
-    step = hooks.Watch.step
+    step = hooks.Hooks.step
 
-    def timed(self: hooks.Watch, trainer: Trainer) -> None:
+    def timed(self: hooks.Hooks, trainer: Trainer) -> None:
         clock.now += 20.0
         step(self, trainer)
 
     monkeypatch.setattr(Health, "__call__", measure)
-    monkeypatch.setattr(hooks.Watch, "step", timed)
+    monkeypatch.setattr(hooks.Hooks, "step", timed)
     assert train.main([*TINY, "--images", "960", "--run-dir", str(tmp_path / "run"), "--eval-every", "0"]) == 0
     assert all(spent < now / 100 for _, now, spent in seen)
     every_place = [*range(32, 321, 32), 480, 640, 800, 960]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from fastgan.data.images import ImageSet, read_idx, to_bytes, to_unit_range
+from fastgan.data.images import ArrayDataset, read_idx, to_bytes, to_unit_range
 from fastgan.errors import UserError
 
 
@@ -99,21 +99,21 @@ def test_bad_idx_file(tmp_path: Path, kind: str) -> None:
 def test_content_hash() -> None:
     """Equal pixels have equal hashes, whatever the name and the place in memory; one other pixel, another hash."""
     images = torch.arange(2 * 3 * 4 * 5, dtype=torch.uint8).view(2, 3, 4, 5)
-    content = ImageSet("a", images).content_hash()
-    assert ImageSet("b", images.clone(), torch.tensor([0, 1])).content_hash() == content
-    assert ImageSet("a", images.to(memory_format=torch.channels_last)).content_hash() == content
+    content = ArrayDataset("a", images).content_hash()
+    assert ArrayDataset("b", images.clone(), torch.tensor([0, 1])).content_hash() == content
+    assert ArrayDataset("a", images.to(memory_format=torch.channels_last)).content_hash() == content
     changed = images.clone()
     changed[1, 2, 3, 4] += 1
-    assert ImageSet("a", changed).content_hash() != content
+    assert ArrayDataset("a", changed).content_hash() != content
 
 
 def test_content_hash_knows_the_shape() -> None:
     """The same bytes in another shape have another hash."""
     images = torch.arange(48, dtype=torch.uint8)
     shapes = [(1, 3, 4, 4), (3, 1, 4, 4), (1, 3, 2, 8), (1, 3, 8, 2), (4, 3, 2, 2)]
-    assert len({ImageSet("a", images.view(shape)).content_hash() for shape in shapes}) == len(shapes)
+    assert len({ArrayDataset("a", images.view(shape)).content_hash() for shape in shapes}) == len(shapes)
 
 
 def test_length_of_a_set() -> None:
     """A set is as long as it has images."""
-    assert len(ImageSet("a", torch.zeros(5, 1, 2, 2, dtype=torch.uint8))) == 5
+    assert len(ArrayDataset("a", torch.zeros(5, 1, 2, 2, dtype=torch.uint8))) == 5

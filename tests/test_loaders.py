@@ -17,9 +17,9 @@ from torch.utils._pytree import tree_leaves
 
 from fastgan import presets
 from fastgan.config import ObjectiveConfig
-from fastgan.data.images import ImageSet
-from fastgan.data.loaders import build_loader, check, choose_loader, open_source
-from fastgan.data.prepared import PreparedSet
+from fastgan.data.images import ArrayDataset
+from fastgan.data.loaders import build_loader, check, choose_loader, open_dataset
+from fastgan.data.prepared import PreparedDataset
 from fastgan.errors import UserError
 
 CPU = torch.device("cpu")
@@ -98,7 +98,7 @@ def sets(tmp_path_factory):
     for channels, encoding in ((1, "png"), (3, "png"), (4, "png"), (3, "jpeg"), (1, "jpeg")):
         path = folder / f"{channels}-{encoding}"
         images = write_prepared(path, channels, encoding)
-        made[channels, encoding] = (PreparedSet(path), images)
+        made[channels, encoding] = (PreparedDataset(path), images)
     return made
 
 
@@ -118,7 +118,7 @@ def test_pixels_are_those_of_the_files(sets, loader, channels, encoding):
         right = torch.from_numpy(np.stack([images[item] for item in items])).permute(0, 3, 1, 2)
         assert (found - right.int()).abs().max() <= (0 if encoding == "png" else 2)
         assert batch.labels.tolist() == [item % 7 for item in items]
-        assert torch.equal(batch.index, wanted.index) and batch.labels.tolist() == wanted.labels.tolist()
+        assert torch.equal(batch.sample_ids, wanted.sample_ids) and batch.labels.tolist() == wanted.labels.tolist()
         assert batch.global_size == wanted.global_size
 
 
@@ -139,7 +139,7 @@ def test_processes_and_resume_points_see_one_sequence(sets, loader, keep_partial
                 (found, whole[first + number]),
                 ([part.for_g for part in found], whole[first + number].for_g),
             ):
-                for name in ("pixels", "labels", "index"):
+                for name in ("pixels", "labels", "sample_ids"):
                     assert torch.equal(torch.cat([getattr(part, name) for part in parts]), getattr(wanted, name))
 
 
@@ -152,9 +152,9 @@ def test_gs_phase_has_reals_of_its_own(sets, loader):
     )
     for one, other in zip(plain, separate, strict=True):
         assert one.for_g is one
-        for name in ("pixels", "labels", "index", "mirror"):
+        for name in ("pixels", "labels", "sample_ids", "mirror"):
             assert torch.equal(getattr(one, name), getattr(other, name))
-        assert torch.equal(other.index, other.for_g.index) and other.global_size == other.for_g.global_size
+        assert torch.equal(other.sample_ids, other.for_g.sample_ids) and other.global_size == other.for_g.global_size
     item_of = {source.pixels(torch.tensor([item])).numpy().tobytes(): item for item in range(NUM)}
     orders, mirrors = [], []
     for batches_of in (separate, [batch.for_g for batch in separate]):
@@ -192,7 +192,7 @@ def test_mirroring_is_decided_by_the_images_number(sets, loader):
     assert 0.4 < sum(flips) / len(flips) < 0.6
     again = batches(config_for("resident", mirror=True, keep_partial=False), source, 0, 20)
     assert all(torch.equal(a.reals, b.reals) for a, b in zip(mirrored, again, strict=True))
-    parts = [mirrored[0].part(slice(start, start + 2)).reals for start in range(0, len(mirrored[0].pixels), 2)]
+    parts = [mirrored[0].micro_batch(slice(start, start + 2)).reals for start in range(0, len(mirrored[0].pixels), 2)]
     assert torch.equal(torch.cat(parts), mirrored[0].reals)
 
 
@@ -240,7 +240,7 @@ def test_batches_on_a_gpu_are_those_of_the_cpu(sets, loader):
             torch.cuda.set_sync_debug_mode("default")
     for batch, wanted in found:
         for part, other in ((batch, wanted), (batch.for_g, wanted.for_g)):
-            for name in ("pixels", "labels", "index", "mirror"):
+            for name in ("pixels", "labels", "sample_ids", "mirror"):
                 assert torch.equal(getattr(part, name).cpu(), getattr(other, name))
 
 
@@ -256,7 +256,7 @@ def test_worker_processes_do_not_change_the_batches(sets):
 
 def test_worker_processes_end_in_order():
     """Workers that a loader drops while they hand on batches end with exit code 0."""
-    source = ImageSet("memory", torch.zeros(50, 3, 256, 256, dtype=torch.uint8))
+    source = ArrayDataset("memory", torch.zeros(50, 3, 256, 256, dtype=torch.uint8))
     config = config_for("torch", workers=2)
     config = replace(config, data=replace(config.data, image_size=(256, 256)))
     workers = set()
@@ -275,7 +275,7 @@ def test_choice_of_loader(sets, monkeypatch):
     assert choose_loader(auto, source)[0] == "resident"
     tight = replace(auto, run=replace(auto.run, resident_gib=1e-9))
     assert choose_loader(tight, source)[0] == "dali"
-    in_memory = ImageSet("memory", torch.zeros(50, 3, *SIZE, dtype=torch.uint8))
+    in_memory = ArrayDataset("memory", torch.zeros(50, 3, *SIZE, dtype=torch.uint8))
     assert choose_loader(tight, in_memory)[0] == "torch"
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     name, reason = choose_loader(tight, source)
@@ -284,14 +284,14 @@ def test_choice_of_loader(sets, monkeypatch):
 
 def test_unprepared_set_is_refused_by_dali():
     """`--loader dali` on a set that isn't prepared says what to do."""
-    source = ImageSet("memory", torch.zeros(50, 3, *SIZE, dtype=torch.uint8))
+    source = ArrayDataset("memory", torch.zeros(50, 3, *SIZE, dtype=torch.uint8))
     with pytest.raises(UserError, match="`fastgan data prepare` it first"):
         build_loader(config_for("dali"), source, CPU)
 
 
 def test_batches_smaller_than_the_processes_are_refused(sets):
     """A last batch that can't give each process an image is refused before training."""
-    source = ImageSet("memory", torch.zeros(33, 3, *SIZE, dtype=torch.uint8))
+    source = ArrayDataset("memory", torch.zeros(33, 3, *SIZE, dtype=torch.uint8))
     check(config_for("auto"), source, num_processes=1)
     with pytest.raises(UserError, match="the smallest batch has 1 images for 2 processes"):
         check(config_for("auto"), source, num_processes=2)
@@ -312,17 +312,17 @@ def test_damaged_sets_are_refused(tmp_path):
         write_prepared(folder, 3, "png")
         damage(folder)
         with pytest.raises(UserError, match=said):
-            PreparedSet(folder)
+            PreparedDataset(folder)
 
 
 def test_changed_shard_is_noticed(tmp_path):
     """Pixels that can't be decoded any more are one line that names the set."""
     write_prepared(tmp_path / "set", 3, "png")
-    source = PreparedSet(tmp_path / "set")
+    source = PreparedDataset(tmp_path / "set")
     shard = tmp_path / "set" / "shard-000000.tar"
     shard.write_bytes(bytes(len(shard.read_bytes())))
     with pytest.raises(UserError, match="is damaged"):
-        PreparedSet(tmp_path / "set").pixels(torch.arange(3))
+        PreparedDataset(tmp_path / "set").pixels(torch.arange(3))
     assert len(source) == NUM
 
 
@@ -330,4 +330,4 @@ def test_unknown_data_says_what_there_is():
     """Data that is neither a folder nor a known name is refused with both ways."""
     config = config_for("auto")
     with pytest.raises(UserError, match=r"no data set 'imagnet'.*fastgan data prepare.*mnist, fashion-mnist, toy"):
-        open_source(replace(config, data=replace(config.data, data="imagnet")))
+        open_dataset(replace(config, data=replace(config.data, data="imagnet")))

@@ -5,13 +5,13 @@ import torch_fidelity
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 
-from fastgan.data.images import ImageSet
-from fastgan.data.sampler import Order
+from fastgan.data.images import ArrayDataset
+from fastgan.data.sampler import Sampler
 from fastgan.errors import UserError
 from fastgan.evaluation import distances, extractors, fidelity
 from fastgan.evaluation.distances import frechet
 from fastgan.evaluation.features import Collector, collect, gaussian_of, gaussian_of_few
-from fastgan.evaluation.reference import Part, real_statistics
+from fastgan.evaluation.reference import Subset, real_statistics
 
 CPU = torch.device("cpu")
 
@@ -90,7 +90,7 @@ def torch_fidelity_says(fakes, reals, registered=Registered, subsets=100):
         torch_fidelity.register_feature_extractor(registered.__name__, registered)
     found = torch_fidelity.calculate_metrics(
         input1=Plain(fakes),
-        input2=Plain(reals[Order(len(reals), seed=0).items(range(len(reals)))]),
+        input2=Plain(reals[Sampler(len(reals), seed=0).dataset_indices(range(len(reals)))]),
         feature_extractor=registered.__name__,
         cuda=False,
         isc=True,
@@ -120,7 +120,7 @@ def collected(images, extractor, batch_size=100):
 
 
 def measured(fakes, reals, extractor, batch_size=100):
-    statistics = real_statistics(ImageSet("strokes", reals), extractor, CPU, None, batch_size)
+    statistics = real_statistics(ArrayDataset("strokes", reals), extractor, CPU, None, batch_size)
     return fidelity.measure(collected(fakes, extractor, batch_size), statistics, extractor)
 
 
@@ -221,10 +221,10 @@ def test_kernel_by_brute_force():
 
 def test_few_images_are_said(extractor):
     """Where images are no more than features, one line a side says so; where they are more, nothing is said."""
-    assert fidelity.remarks(97, 97, extractor) == []
-    (line,) = fidelity.remarks(1000, 96, extractor)
+    assert fidelity.warnings(97, 97, extractor) == []
+    (line,) = fidelity.warnings(1000, 96, extractor)
     assert line.startswith("96 real images for 96 features of digits: their covariance is singular")
-    assert len(fidelity.remarks(5, 5, extractor)) == 2
+    assert len(fidelity.warnings(5, 5, extractor)) == 2
 
 
 def test_neighbours_by_brute_force():
@@ -260,16 +260,16 @@ def test_copies_lie_on_the_reals():
 
 def test_statistics_are_kept_by_content(cache, extractor, monkeypatch):
     """A second measurement of the same images extracts nothing; other images, weights or transforms are extracted."""
-    reals = ImageSet("strokes", strokes(200, seed=3))
+    reals = ArrayDataset("strokes", strokes(200, seed=3))
     first = real_statistics(reals, extractor, CPU)
     calls = []
     add = Collector.add
     monkeypatch.setattr(Collector, "add", lambda *args: calls.append(1) or add(*args))
-    again = real_statistics(ImageSet("other name", reals.images.clone()), extractor, CPU)
+    again = real_statistics(ArrayDataset("other name", reals.images.clone()), extractor, CPU)
     assert not calls and torch.equal(first.gaussian.root, again.gaussian.root)
     assert torch.equal(first.features, again.features) and torch.equal(first.radii, again.radii)
     others = (
-        (ImageSet("strokes", strokes(200, seed=4)), extractor),
+        (ArrayDataset("strokes", strokes(200, seed=4)), extractor),
         (reals, extractor._replace(version="other")),
         (reals, extractor._replace(transform="other")),
     )
@@ -285,13 +285,13 @@ def test_statistics_are_kept_by_content(cache, extractor, monkeypatch):
 def test_a_full_disk_is_no_error(cache, extractor, monkeypatch):
     """Where the cache can't be written the statistics are there all the same."""
     (cache / "statistics").write_text("in the way")
-    assert real_statistics(ImageSet("strokes", strokes(120, seed=3)), extractor, CPU).num_images == 120
+    assert real_statistics(ArrayDataset("strokes", strokes(120, seed=3)), extractor, CPU).num_images == 120
 
 
 def test_part_of_a_set(cache):
     """A class's images are those of the set, under a hash of their own."""
-    whole = ImageSet("strokes", strokes(30, seed=3), torch.arange(30) % 3)
-    parts = [Part(whole, (whole.labels == number).nonzero().flatten(), "part") for number in range(3)]
+    whole = ArrayDataset("strokes", strokes(30, seed=3), torch.arange(30) % 3)
+    parts = [Subset(whole, (whole.labels == number).nonzero().flatten(), "part") for number in range(3)]
     assert torch.equal(parts[1].pixels(torch.tensor([0, 9])), whole.images[[1, 28]])
     assert len({part.content_hash() for part in (whole, *parts)}) == 4 and [len(part) for part in parts] == [10] * 3
     assert set(parts[2].labels.tolist()) == {2}
@@ -301,7 +301,7 @@ def test_distance_orders_sets_sensibly(cache, extractor):
     """More images of the same kind are nearest; noisy ones, and others, are far."""
     same, noisy, other = strokes(600, seed=6), strokes(600, seed=7), strokes(600, seed=8, width=9)
     noisy = (noisy.int() + torch.randint(0, 60, noisy.shape)).clamp(0, 255).to(torch.uint8)
-    reals = real_statistics(ImageSet("strokes", strokes(600, seed=5)), extractor, CPU)
+    reals = real_statistics(ArrayDataset("strokes", strokes(600, seed=5)), extractor, CPU)
     found = [frechet(collected(images, extractor).gaussian, reals.gaussian) for images in (same, noisy, other)]
     assert found[0] < 0.2 * min(found[1:])
 
@@ -317,6 +317,6 @@ def test_generated_images_are_those_of_the_seeds():
 
 def test_too_few_images_are_refused(cache, extractor):
     """One image a side has no covariance: refused by name."""
-    reals = real_statistics(ImageSet("strokes", strokes(20, seed=1)), extractor, CPU)
+    reals = real_statistics(ArrayDataset("strokes", strokes(20, seed=1)), extractor, CPU)
     with pytest.raises(UserError, match="eval_images is 1, of 20 real ones"):
         fidelity.measure(collected(strokes(1, seed=2), extractor), reals, extractor)

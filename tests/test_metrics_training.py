@@ -17,11 +17,11 @@ from fastgan import cli, presets, train
 from fastgan.commands.report.page import plots_of
 from fastgan.commands.report.record import Record
 from fastgan.data import named
-from fastgan.data.images import ImageSet, to_bytes
+from fastgan.data.images import ArrayDataset, to_bytes
 from fastgan.errors import EXIT_USER_ERROR, UserError
 from fastgan.evaluation import extractors
-from fastgan.evaluation.evaluator import CURVE, Evaluator, best_of, load_together
-from fastgan.evaluation.features import Alone
+from fastgan.evaluation.evaluator import CURVE, Evaluator, best_of, load_on_all
+from fastgan.evaluation.features import SingleProcess
 from fastgan.evaluation.fidelity import latents
 from fastgan.monitor import chart_groups
 from fastgan.runs.checkpoint import BEST, Checkpoints
@@ -175,12 +175,12 @@ def test_a_run_without_a_checkpoint(tmp_path, capsys, told):
     assert "has no checkpoint yet" in capsys.readouterr().err
 
 
-class Two(Alone):
+class Two(SingleProcess):
     """A process whose fellow has nothing."""
 
     device = CPU
 
-    def smallest(self, number: int) -> int:
+    def all_reduce_min(self, number: int) -> int:
         return 0
 
 
@@ -191,7 +191,7 @@ def test_weights_missing_elsewhere():
     monkey = pytest.MonkeyPatch()
     with monkey.context() as patch:
         patch.setattr(extractors, "load", lambda *_: extractors._digits(CPU))
-        assert load_together(config, named.load("toy"), Two(), said.append) is None
+        assert load_on_all(config, named.load("toy"), Two(), said.append) is None
     assert said == ["training goes on without evaluation: a process has no extractor efficientnet"]
 
 
@@ -241,7 +241,7 @@ def test_distances_of_classes():
     seeds = torch.arange(500, 800)
     dark = to_bytes(OfTwoClasses()(latents(seeds, config.networks.z_dim), torch.zeros(300)))
     light = named.load("toy").images[:300]
-    source = ImageSet("two classes", torch.cat([dark, light]), torch.arange(2).repeat_interleave(300))
+    source = ArrayDataset("two classes", torch.cat([dark, light]), torch.arange(2).repeat_interleave(300))
     evaluator = Evaluator(config, source, extractors.load("digits", CPU), CPU)
     found = evaluator.per_class(OfTwoClasses(), 400)
     assert list(found) == ["fd_digits_class_0", "fd_digits_class_1"]

@@ -18,7 +18,7 @@ from fastgan.training import micro_batch
 from fastgan.training.trainer import Trainer
 
 CPU = torch.device("cpu")
-ALONE = SimpleNamespace(count=1, device=CPU, smallest=lambda number: number, say=print)
+ALONE = SimpleNamespace(world_size=1, device=CPU, all_reduce_min=lambda number: number, print=print)
 
 
 def build(size: int | None = None, **objective) -> Trainer:
@@ -48,7 +48,9 @@ def run_short_of_memory(trainer: Trainer, most: int) -> None:
 
 
 def weights(trainer: Trainer) -> dict[str, torch.Tensor]:
-    return {f"{side}/{name}": v for side, p in (("G", trainer.G), ("D", trainer.D)) for name, v in p.weights().items()}
+    return {
+        f"{side}/{name}": v for side, p in (("G", trainer.G), ("D", trainer.D)) for name, v in p.state_dict().items()
+    }
 
 
 @pytest.fixture
@@ -65,11 +67,11 @@ def test_training_goes_on_where_memory_runs_out(double, share_fakes):
     small, large = (build(share_fakes=share_fakes) for _ in range(2))
     run_short_of_memory(small, most=4)
     said = []
-    small.on_short_memory = said.append
+    small.on_out_of_memory = said.append
     for trainer in (small, large):
         for _ in range(3):
             trainer.train_step(trainer.loader.batch(trainer.images_seen))
-    assert said == [6, 3] and small.micro_batch == 3
+    assert said == [6, 3] and small.micro_batch_size == 3
     for name, value in weights(large).items():
         torch.testing.assert_close(weights(small)[name], value, rtol=1e-6, atol=1e-9)
 
@@ -98,7 +100,7 @@ def test_what_no_micro_batch_helps_is_the_users_to_fix(monkeypatch, where):
     monkeypatch.setattr(owner, name, fail)
     text = refusal(trainer.run)
     assert text.startswith("memory runs out with batch_size 12 where no micro_batch helps") and "2 GiB" in text
-    assert len(calls) == 1 and trainer.micro_batch is None and trainer.images_seen == 0
+    assert len(calls) == 1 and trainer.micro_batch_size is None and trainer.images_seen == 0
 
 
 def test_several_processes_end_and_remember():
@@ -107,7 +109,7 @@ def test_several_processes_end_and_remember():
     trainer.num_processes = 2
     run_short_of_memory(trainer, most=4)
     said = []
-    trainer.on_short_memory = said.append
+    trainer.on_out_of_memory = said.append
     with pytest.raises(UserError, match="the run has noted 3; give the same command again"):
         trainer.train_step(trainer.loader.batch(0))
     assert said == [3]
@@ -147,8 +149,8 @@ def test_the_run_remembers(tmp_path, asked, known, size):
     if known is not None:
         folder.micro_batch.write_text(json.dumps(place | {"micro_batch": known}))
     micro_batch.settle(trainer, folder, ALONE)
-    assert trainer.micro_batch == size
-    trainer.on_short_memory(1)
+    assert trainer.micro_batch_size == size
+    trainer.on_out_of_memory(1)
     assert json.loads(folder.micro_batch.read_text()) == place | {"micro_batch": 1}
 
 
@@ -159,7 +161,7 @@ def test_what_is_of_another_place_or_damaged_is_forgotten(tmp_path, kept):
     folder, trainer = RunFolder(tmp_path), build()
     folder.micro_batch.write_text(kept)
     micro_batch.settle(trainer, folder, ALONE)
-    assert trainer.micro_batch == 12
+    assert trainer.micro_batch_size == 12
 
 
 def test_batch_norm_in_d_wants_the_whole_batch():

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fastgan import networks, presets
 from fastgan.data import named
-from fastgan.data.stacked import StackedSet
+from fastgan.data.stacked import StackedDataset
 from fastgan.errors import UserError
 from fastgan.evaluation import extractors, fidelity, modes
 from fastgan.evaluation.evaluator import Evaluator
@@ -115,7 +115,7 @@ def test_real_stacked_images_are_recognised(digits: Extractor) -> None:
     """On unseen digits, stacked, the classifier finds the mode of at least 97 in 100 images (of all: 98.9)."""
     mnist_test()
     stacked = named.open_named("stacked-mnist", "test")
-    assert isinstance(stacked, StackedSet)
+    assert isinstance(stacked, StackedDataset)
     found = torch.cat([modes.stacked_modes(stacked.pixels(items), digits) for items in torch.arange(1000).split(250)])
     assert (found == stacked.labels[:1000]).double().mean() >= 0.97
 

@@ -84,7 +84,7 @@ def test_builders_refuse_what_they_cannot_make():
 
 def test_dropout_depends_on_the_image_alone():
     """An image loses the same activations in any batch; another layer, another image: others."""
-    keys = rng.keys(1, rng.Stream.NOISE_REALS, torch.arange(6))
+    keys = rng.keys(1, rng.RngStream.NOISE_REALS, torch.arange(6))
     x = torch.ones(6, 8, 5, 3)
     drop = Dropout(0.3, layer=1)
     whole = drop(x, keys)
@@ -97,7 +97,7 @@ def test_dropout_keeps_the_mean():
     """Each activation survives with probability 1 - p and is scaled by its inverse; without keys nothing happens."""
     x = torch.ones(64, 16, 8, 8)
     drop = Dropout(0.3, layer=1)
-    out = drop(x, rng.keys(1, rng.Stream.NOISE_REALS, torch.arange(64)))
+    out = drop(x, rng.keys(1, rng.RngStream.NOISE_REALS, torch.arange(64)))
     assert out.unique().tolist() == pytest.approx([0, 1 / 0.7])
     assert out.mean().item() == pytest.approx(1, abs=0.01)
     assert torch.equal(drop(x, None), x)

@@ -14,7 +14,7 @@ from fastgan.training.augment import augment
 from fastgan.training.losses import LOSSES
 from fastgan.training.objectives import DiscriminatorObjective, GeneratorObjective
 from fastgan.utils import rng
-from fastgan.utils.rng import Stream
+from fastgan.utils.rng import RngStream
 
 F64 = torch.float64
 BATCH = 6
@@ -82,7 +82,7 @@ def test_ds_objective_written_out(form, kind):
     gamma, p = 0.7, 0.5 * (kind != "none")
     objective, _ = make(loss=form, penalty="r1+r2", logit_centring=0.03, augment=kind)
     D, (reals, fakes) = objective.D, images()
-    keys = rng.keys(3, Stream.AUGMENT_D, INDEX)
+    keys = rng.keys(3, RngStream.AUGMENT_D, INDEX)
 
     def judge(x):
         return D(augment(x, keys, p, kind))
@@ -136,7 +136,7 @@ def test_wgan_gp_written_out():
     """WGAN-GP descends b - a + weight (|slope| - 1)^2 on mixes u x + (1 - u) G(z), u of each image's own number."""
     objective, _ = make(loss="wasserstein", penalty="wgan-gp")
     D, (reals, fakes) = objective.D, images()
-    u = rng.uniform(rng.keys(3, Stream.MIX, INDEX), 1)[:, :, None, None]
+    u = rng.uniform(rng.keys(3, RngStream.MIX, INDEX), 1)[:, :, None, None]
     assert 0 <= u.min() < u.max() < 1
     norm = squared_norm(slopes(D, u * reals + (1 - u) * fakes)).sqrt()
     wanted = (D(fakes) - D(reals) + 10 * (norm - 1) ** 2).mean()
@@ -164,7 +164,7 @@ def test_lazy_penalty_has_the_gradient_of_every_step():
     config = config_of(penalty="r1", gamma=0.7, penalty_every=4)
     D = discriminator(config)
     objective = DiscriminatorObjective(D, config)
-    gammas = [schedules.at(config, step * BATCH, BATCH, step).gamma for step in range(4)]
+    gammas = [schedules.evaluate(config, step * BATCH, BATCH, step).gamma for step in range(4)]
     assert gammas == [2.8, 0, 0, 0]
     found = [gradients(D, objective(*images(), None, INDEX, gamma)[0]) for gamma in gammas]
     wanted = gradients(D, objective(*images(), None, INDEX, 0.7)[0])

@@ -3,8 +3,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastgan.data.sampler import Order, batch_positions, num_steps, share
-from fastgan.utils.rng import Stream
+from fastgan.data.sampler import Sampler, batch_positions, local_shard, num_steps
+from fastgan.utils.rng import RngStream
 
 PINNED_ORDER = [5, 3, 4, 8, 1, 6, 9, 0, 2, 7, 5, 6, 1, 7, 4, 9, 0, 2, 8, 3]
 
@@ -22,9 +22,9 @@ def walk(total_images: int, num_images: int, batch_size: int, keep_partial: bool
 @pytest.mark.parametrize("num_images", [1, 2, 7, 100, 1000])
 def test_each_epoch_is_a_permutation(num_images: int) -> None:
     """Every epoch shows every image exactly once."""
-    order = Order(num_images, seed=3)
+    order = Sampler(num_images, seed=3)
     for epoch in range(4):
-        items = order.items(range(epoch * num_images, (epoch + 1) * num_images))
+        items = order.dataset_indices(range(epoch * num_images, (epoch + 1) * num_images))
         assert items.sort().values.tolist() == list(range(num_images))
 
 
@@ -33,26 +33,26 @@ def test_epochs_and_seeds_differ() -> None:
     positions = range(300)
     orders = [[*positions[:100]]]
     for seed in (0, 1, 2):
-        orders += [part.tolist() for part in Order(100, seed).items(positions).split(100)]
+        orders += [part.tolist() for part in Sampler(100, seed).dataset_indices(positions).split(100)]
     assert len({tuple(order) for order in orders}) == 10
 
 
 def test_order_is_spread_evenly() -> None:
     """Over many epochs each image comes in the first half of an epoch about half of the time."""
-    order, epochs = Order(20, seed=0), 400
-    items = order.items(range(20 * epochs)).view(epochs, 20)
+    order, epochs = Sampler(20, seed=0), 400
+    items = order.dataset_indices(range(20 * epochs)).view(epochs, 20)
     early = items[:, :10].flatten().bincount(minlength=20)
     assert (early - epochs / 2).abs().max() < 4 * (epochs / 4) ** 0.5
 
 
 def test_pinned_order() -> None:
     """The first orders of seed 0 are what they were in the first version, so that old runs can be resumed."""
-    assert Order(10, seed=0).items(range(20)).tolist() == PINNED_ORDER
+    assert Sampler(10, seed=0).dataset_indices(range(20)).tolist() == PINNED_ORDER
 
 
 def test_streams_have_orders_of_their_own() -> None:
     """One seed gives D's and G's reals two orders, each a permutation in every epoch."""
-    orders = [Order(100, 0, stream).items(range(300)) for stream in (Stream.ORDER, Stream.ORDER_G)]
+    orders = [Sampler(100, 0, stream).dataset_indices(range(300)) for stream in (RngStream.ORDER, RngStream.ORDER_G)]
     assert not torch.equal(*orders)
     for items in orders:
         assert all(part.sort().values.tolist() == list(range(100)) for part in items.split(100))
@@ -67,16 +67,20 @@ def test_streams_have_orders_of_their_own() -> None:
 )
 def test_batches_are_slices_of_one_sequence(num_images: int, seed: int, start: int, size: int) -> None:
     """Whatever was asked before, the items at some positions are that slice of the whole endless sequence."""
-    whole = Order(num_images, seed).items(range(270))
-    assert torch.equal(Order(num_images, seed).items(range(start, start + size)), whole[start : start + size])
+    whole = Sampler(num_images, seed).dataset_indices(range(270))
+    assert torch.equal(
+        Sampler(num_images, seed).dataset_indices(range(start, start + size)), whole[start : start + size]
+    )
 
 
 @settings(max_examples=30)
 @given(st.lists(st.integers(0, 500), min_size=1, max_size=20))
 def test_positions_may_come_in_any_order(positions: list[int]) -> None:
     """Whatever was asked before, a position's item stays the same: to and fro between epochs, and again."""
-    order, whole = Order(13, seed=5), Order(13, seed=5).items(range(501)).tolist()
-    assert [int(order.items(range(place, place + 1))) for place in positions] == [whole[place] for place in positions]
+    order, whole = Sampler(13, seed=5), Sampler(13, seed=5).dataset_indices(range(501)).tolist()
+    assert [int(order.dataset_indices(range(place, place + 1))) for place in positions] == [
+        whole[place] for place in positions
+    ]
 
 
 @settings(max_examples=60)
@@ -129,7 +133,7 @@ def test_partial_batch() -> None:
 def test_shares_make_up_the_batch(num_processes: int, size: int) -> None:
     """The processes' shares, one after the other, are the whole batch; their sizes differ by one at most."""
     batch = range(1000, 1000 + size)
-    shares = [share(batch, rank, num_processes) for rank in range(num_processes)]
+    shares = [local_shard(batch, rank, num_processes) for rank in range(num_processes)]
     assert [position for part in shares for position in part] == list(batch)
     sizes = [len(part) for part in shares]
     assert max(sizes) - min(sizes) <= 1

@@ -10,9 +10,14 @@ from torch import nn
 from fastgan import networks
 from fastgan.config import Config, DataConfig, NetworkConfig
 from fastgan.training.augment import augment
-from fastgan.training.penalties import exact_slopes, finite_difference_slopes, one_centred, zero_centred
+from fastgan.training.penalties import (
+    finite_difference_sq_norm,
+    gradient_sq_norm,
+    wgan_gp_penalty,
+    zero_centered_penalty,
+)
 from fastgan.utils import rng
-from fastgan.utils.rng import Stream
+from fastgan.utils.rng import RngStream
 
 SHAPE = (2, 3, 4)
 SIZE = math.prod(SHAPE)
@@ -96,15 +101,15 @@ def assert_same(found, wanted, **tolerance):
 def test_exact_slopes_by_hand(make):
     """The logits are the critic's, and the squared norms those of the slope that the formula gives."""
     critic, images = make(), draw(6, *SHAPE)
-    logits, norms = exact_slopes(critic, images)
+    logits, norms = gradient_sq_norm(critic, images)
     assert norms.shape == (6,)
     assert_same((logits, norms), (critic(images), by_hand(critic, images)))
 
 
 PENALTIES = {
-    "zero-centred": (lambda norms: zero_centred(norms, 1.7), lambda slope: 0.85 * (slope**2).sum((1, 2, 3))),
+    "zero-centred": (lambda norms: zero_centered_penalty(norms, 1.7), lambda slope: 0.85 * (slope**2).sum((1, 2, 3))),
     "one-centred": (
-        lambda norms: one_centred(norms, 10.0),
+        lambda norms: wgan_gp_penalty(norms, 10.0),
         lambda slope: 10 * ((slope**2).sum((1, 2, 3)) ** 0.5 - 1) ** 2,
     ),
 }
@@ -116,7 +121,7 @@ def test_penalties_and_their_weight_gradients_by_hand(make, penalty):
     """gamma / 2 |slope|^2 and weight (|slope| - 1)^2, and their gradients in every weight, are the formula's."""
     critic, images = make(), draw(6, *SHAPE)
     ours, formula = PENALTIES[penalty]
-    found, wanted = ours(exact_slopes(critic, images)[1]), formula(critic.slope(images))
+    found, wanted = ours(gradient_sq_norm(critic, images)[1]), formula(critic.slope(images))
     assert_same([found], [wanted])
     shares = torch.arange(1, 7, dtype=F64)  # each image with a weight of its own
     assert_same(weight_gradients(critic, (shares * found).sum()), weight_gradients(critic, (shares * wanted).sum()))
@@ -127,10 +132,10 @@ def test_a_steep_critic_pays_more():
     critic = Linear((1, 1, 2))
     with torch.no_grad():
         critic.v.copy_(torch.tensor([[[3.0, 4.0]]], dtype=F64))
-    _, norms = exact_slopes(critic, draw(2, 1, 1, 2))
+    _, norms = gradient_sq_norm(critic, draw(2, 1, 1, 2))
     assert norms.tolist() == [25, 25]
-    assert zero_centred(norms, 2.0).tolist() == [25, 25]
-    assert one_centred(norms, 10.0).tolist() == pytest.approx([160, 160])
+    assert zero_centered_penalty(norms, 2.0).tolist() == [25, 25]
+    assert wgan_gp_penalty(norms, 10.0).tolist() == pytest.approx([160, 160])
 
 
 def test_one_centred_at_a_flat_critic():
@@ -138,7 +143,7 @@ def test_one_centred_at_a_flat_critic():
     critic = Linear()
     with torch.no_grad():
         critic.v.zero_()
-    loss = one_centred(exact_slopes(critic, draw(3, *SHAPE))[1], 10.0)
+    loss = wgan_gp_penalty(gradient_sq_norm(critic, draw(3, *SHAPE))[1], 10.0)
     assert loss.tolist() == pytest.approx([10.0] * 3, rel=1e-5)
     assert all(g.isfinite().all() for g in weight_gradients(critic, loss.sum()))
 
@@ -146,8 +151,8 @@ def test_one_centred_at_a_flat_critic():
 def test_gamma_as_a_tensor():
     """A gamma given as a tensor weighs as the number does."""
     norms = draw(4).square()
-    assert torch.equal(zero_centred(norms, torch.tensor(0.3, dtype=F64)), zero_centred(norms, 0.3))
-    assert torch.equal(one_centred(norms, torch.tensor(0.3, dtype=F64)), one_centred(norms, 0.3))
+    assert torch.equal(zero_centered_penalty(norms, torch.tensor(0.3, dtype=F64)), zero_centered_penalty(norms, 0.3))
+    assert torch.equal(wgan_gp_penalty(norms, torch.tensor(0.3, dtype=F64)), wgan_gp_penalty(norms, 0.3))
 
 
 def r3gan_critic():
@@ -166,25 +171,25 @@ def r3gan_critic():
 def test_exact_slopes_are_autograds():
     """torch.func's slopes, and their weight gradients, are those of autograd.grad with create_graph, on R3GAN's D."""
     critic, images = r3gan_critic()
-    logits, norms = exact_slopes(critic, images)
+    logits, norms = gradient_sq_norm(critic, images)
     leaf = images.clone().requires_grad_()
     plain_logits = critic(leaf)
     (slope,) = torch.autograd.grad(plain_logits.sum(), leaf, create_graph=True)
     plain = slope.square().sum((1, 2, 3))
     assert_same((logits, norms), (plain_logits, plain))
-    ours = weight_gradients(critic, logits.sum() + zero_centred(norms, 3.0).sum())
+    ours = weight_gradients(critic, logits.sum() + zero_centered_penalty(norms, 3.0).sum())
     assert_same(ours, weight_gradients(critic, plain_logits.sum() + 1.5 * plain.sum()))
     assert all(g.abs().max() > 0 for g in ours)
 
 
 def signs(count, batch, shape=SHAPE):
-    keys = rng.keys(0, Stream.DIRECTIONS_REALS, torch.arange(batch))
-    return rng.signs(keys, count * math.prod(shape)).to(F64).unflatten(1, (count, *shape)).transpose(0, 1)
+    keys = rng.keys(0, RngStream.DIRECTIONS_REALS, torch.arange(batch))
+    return rng.rademacher(keys, count * math.prod(shape)).to(F64).unflatten(1, (count, *shape)).transpose(0, 1)
 
 
 MEASURES = {
-    "exact": lambda critic, images, directions: exact_slopes(critic, images),
-    "finite-difference": lambda critic, images, directions: finite_difference_slopes(critic, images, directions, 0.02),
+    "exact": lambda critic, images, directions: gradient_sq_norm(critic, images),
+    "finite-difference": lambda critic, images, directions: finite_difference_sq_norm(critic, images, directions, 0.02),
 }
 
 
@@ -216,7 +221,7 @@ def test_images_get_no_gradient(measure):
 def test_finite_differences_of_a_linear_critic(step):
     """For a linear critic the estimate is the mean over directions of (u . v)^2, at any step; its weights' too."""
     critic, images, directions = Linear(), draw(5, *SHAPE), draw(3, 5, *SHAPE, seed=1)
-    logits, norms = finite_difference_slopes(critic, images, directions, step)
+    logits, norms = finite_difference_sq_norm(critic, images, directions, step)
     wanted = (directions * critic.v).sum((2, 3, 4)).square().mean(0)
     assert_same((logits, norms), (critic(images), wanted))
     assert_same(weight_gradients(critic, norms.sum()), weight_gradients(critic, wanted.sum()))
@@ -227,7 +232,7 @@ def test_finite_differences_converge_as_the_square_of_the_step():
     critic, images, directions = Mlp(), draw(8, *SHAPE), signs(4, 8)
     wanted = (directions * critic.slope(images)).sum((2, 3, 4)).square().mean(0)
     errors = [
-        float((finite_difference_slopes(critic, images, directions, step)[1] - wanted).abs().mean().detach())
+        float((finite_difference_sq_norm(critic, images, directions, step)[1] - wanted).abs().mean().detach())
         for step in (0.08, 0.04, 0.02, 0.01)
     ]
     for longer, shorter in itertools.pairwise(errors):
@@ -244,7 +249,7 @@ def test_finite_differences_converge_as_directions_grow():
     slope = critic.slope(images).flatten(1)
     exact = slope.square().sum(1)
     error = (2 * (exact**2 - slope.pow(4).sum(1)) / count).sqrt().detach()
-    _, norms = finite_difference_slopes(critic, images, signs(count, 4), 1e-3)
+    _, norms = finite_difference_sq_norm(critic, images, signs(count, 4), 1e-3)
     assert ((norms - exact).abs() < 4 * error).all()
     assert (error < 0.03 * exact).all()  # which says something
     wanted = torch.cat([g.flatten() for g in weight_gradients(critic, exact.sum())])
@@ -260,7 +265,7 @@ def test_finite_differences_take_one_pass():
         asked.append(x)
         return critic(x)
 
-    logits, _ = finite_difference_slopes(ask, images, directions, 0.5)
+    logits, _ = finite_difference_sq_norm(ask, images, directions, 0.5)
     assert len(asked) == 1 and asked[0].shape == (35, *SHAPE)
     assert_same(
         [asked[0][:5], asked[0][5:10], asked[0][20:25]],
@@ -282,14 +287,14 @@ def test_slopes_are_those_of_the_images_before_augmentation(measure):
 def test_slopes_through_adas_warp():
     """Through ADA, geometry and colours, exact slopes are autograd's in the images that went in, weights' included."""
     critic, images = r3gan_critic()
-    keys = rng.keys(0, Stream.AUGMENT_D, torch.arange(4))
+    keys = rng.keys(0, RngStream.AUGMENT_D, torch.arange(4))
 
     def judge(x):
         return critic(augment(x, keys, 0.8, "ada"))
 
-    _, norms = exact_slopes(judge, images)
+    _, norms = gradient_sq_norm(judge, images)
     leaf = images.clone().requires_grad_()
     (slope,) = torch.autograd.grad(judge(leaf).sum(), leaf, create_graph=True)
     assert_same([norms], [slope.square().sum((1, 2, 3))])
-    assert not torch.allclose(norms, exact_slopes(critic, augment(images, keys, 0.8, "ada"))[1], rtol=0.05)
+    assert not torch.allclose(norms, gradient_sq_norm(critic, augment(images, keys, 0.8, "ada"))[1], rtol=0.05)
     assert_same(weight_gradients(critic, norms.sum()), weight_gradients(critic, slope.square().sum()))

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fastgan.data import pixels
-from fastgan.data.pixels import BadImage, count_channels, decode, digest, encode
+from fastgan.data.pixels import BadImage, count_channels, decode, digest, encode_array
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Pillow warns of what is then refused
 
@@ -112,7 +112,7 @@ def test_right_size_is_exact(height: int, width: int, channels: int, seed: int) 
     for fit in ("crop", "pad", "stretch"):
         assert np.array_equal(decode(png(array), (height, width), fit, channels), array)
     assert np.array_equal(decode(png(array), None, "crop", None), array)
-    assert np.array_equal(decode(encode(array, "png"), None, "crop", channels), array)
+    assert np.array_equal(decode(encode_array(array, "png"), None, "crop", channels), array)
 
 
 def blocks(*colours: tuple[int, ...], side: int = 40) -> np.ndarray:
@@ -172,7 +172,7 @@ def test_large_jpegs() -> None:
 def test_colours_of_jpegs() -> None:
     """A JPEG keeps the colour of each column, also where neighbours differ."""
     array = np.tile(np.array([RED, BLUE], np.uint8), (16, 8, 1))
-    assert abs(decode(encode(array, "jpeg", 95), None, "crop", 3).astype(int) - array).mean() < 8
+    assert abs(decode(encode_array(array, "jpeg", 95), None, "crop", 3).astype(int) - array).mean() < 8
 
 
 def test_hidden_colours_do_not_bleed() -> None:
@@ -432,10 +432,10 @@ def test_digest() -> None:
 def test_cooked() -> None:
     """A cooked image's digest is that of the pixels a reader gets, in both encodings; a bad one keeps its reason."""
     for encoding in ("png", "jpeg"):
-        recipe = pixels.Recipe((16, 16), "crop", 3, encoding, 90)
-        good, bad, drawn = pixels.cook(recipe, [png(noise(20, 30)), BadImage("gone"), noise(16, 16)])
+        recipe = pixels.Transform((16, 16), "crop", 3, encoding, 90)
+        good, bad, drawn = pixels.encode(recipe, [png(noise(20, 30)), BadImage("gone"), noise(16, 16)])
         for stored in (good, drawn):
-            assert isinstance(stored, pixels.Stored)
+            assert isinstance(stored, pixels.EncodedImage)
             assert digest(decode(stored.data, None, "crop", 3)) == stored.digest
         assert isinstance(bad, BadImage) and str(bad) == "gone"
-        assert isinstance(drawn, pixels.Stored) and (drawn.digest == digest(noise(16, 16))) == (encoding == "png")
+        assert isinstance(drawn, pixels.EncodedImage) and (drawn.digest == digest(noise(16, 16))) == (encoding == "png")

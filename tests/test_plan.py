@@ -12,15 +12,15 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from fastgan import cli, networks, presets, train
 from fastgan.config import Config, DataConfig, NetworkConfig, ObjectiveConfig, OptimizerConfig
 from fastgan.data.images import to_unit_range
-from fastgan.data.loaders import build_loader, open_source
+from fastgan.data.loaders import build_loader, open_dataset
 from fastgan.planning import hardware, op_counter
 from fastgan.planning.forecast import FLOAT, ROOM, Forecast, forecast, in_parts
-from fastgan.planning.hardware import GPUS, Cluster, Engine, all_reduce_bytes, num_messages, ring_s
+from fastgan.planning.hardware import GPUS, Cluster, EngineName, all_reduce_bytes, num_messages, ring_s
 from fastgan.training.objectives import DiscriminatorObjective
 from fastgan.training.trainer import Trainer
 from fastgan.utils import rng
 from fastgan.utils.memory import peak_memory_gib
-from fastgan.utils.rng import Stream
+from fastgan.utils.rng import RngStream
 
 TINY = Config(
     data=DataConfig(data="toy", image_size=(8, 8), channels=3, batch_size=8),
@@ -60,7 +60,7 @@ def test_flops_of_a_step_by_hand() -> None:
 @pytest.mark.parametrize("groups", [1, 4])
 def test_flops_of_a_penalty_by_hand(groups: int) -> None:
     """The double backward pass of a convolution, grouped or not, is five times its forward pass."""
-    with torch.device("meta"), op_counter.Ledger() as ledger:
+    with torch.device("meta"), op_counter.OpCounter() as ledger:
         layer = torch.nn.Conv2d(32, 16, 3, padding=1, groups=groups)
         images = torch.zeros(2, 32, 8, 8)
         slopes = torch.func.grad(lambda x: layer(x).square().sum())(images)
@@ -130,7 +130,7 @@ def gradient_bytes(nets: tuple[torch.nn.Module, ...]) -> int:
 def test_lasting_memory_is_what_is_allocated() -> None:
     """Weights, gradients, optimizer states and averages take the bytes that a trainer's tensors take."""
     config = replace(SMALL, data=replace(SMALL.data, channels=1, image_size=(28, 28)))
-    loader = build_loader(config, open_source(config), torch.device("cpu"))
+    loader = build_loader(config, open_dataset(config), torch.device("cpu"))
     trainer = Trainer(config, networks.build(config), loader)
     nets, gradients = (trainer.G.net, trainer.D.net), []
     for player in (trainer.G, trainer.D):
@@ -157,7 +157,7 @@ def kept_really(config: Config, images: int) -> int:
         pixels = torch.zeros(images, channels, height, width, dtype=torch.uint8)
         pixels, index = pixels.to(memory_format=torch.channels_last), torch.arange(images)
         with torch.no_grad():
-            fakes = G(rng.normal(rng.keys(0, Stream.LATENTS_D, index), config.networks.z_dim), None)
+            fakes = G(rng.normal(rng.keys(0, RngStream.LATENTS_D, index), config.networks.z_dim), None)
         reals = to_unit_range(pixels)
         loss, _ = objective(reals, fakes, None, index, 1.0, 0.0)
         with record_function("the end of the forward pass"):
@@ -187,7 +187,7 @@ def test_gs_own_reals_are_held_as_well() -> None:
 def test_zero_divides() -> None:
     """ZeRO's stages divide states, then gradients, then weights among the GPUs; averages and activations stay."""
     learned = FLOAT * sum(networks.sizes(SMALL))
-    engines: tuple[Engine, ...] = ("ddp", "zero1", "zero2", "zero3")
+    engines: tuple[EngineName, ...] = ("ddp", "zero1", "zero2", "zero3")
     parts = {engine: forecast(SMALL, Cluster(4, engine=engine), 0).memory for engine in engines}
     buffers = parts["ddp"]["weights"] - learned
     shares = ((1, 1, 1), (1, 1, 4), (1, 4, 4), (4, 4, 4))
@@ -245,10 +245,10 @@ def test_wire_bytes() -> None:
     G, D = networks.sizes(SMALL)
     for gpus in (1, 2, 8):
         ring = 2 * (gpus - 1) / gpus * 4 * (G + D)
-        divided: tuple[Engine, ...] = ("ddp", "zero1", "zero2")
+        divided: tuple[EngineName, ...] = ("ddp", "zero1", "zero2")
         for engine in divided:
-            assert forecast(SMALL, Cluster(gpus, engine=engine), 0).wire_bytes == pytest.approx(ring)
-        three = forecast(SMALL, Cluster(gpus, engine="zero3"), 0).wire_bytes
+            assert forecast(SMALL, Cluster(gpus, engine=engine), 0).communication_bytes == pytest.approx(ring)
+        three = forecast(SMALL, Cluster(gpus, engine="zero3"), 0).communication_bytes
         assert three == pytest.approx((gpus - 1) / gpus * 4 * (G + D + 4 * G + 7 * D))
     assert forecast(SMALL, Cluster(1), 0).messages == 0
 

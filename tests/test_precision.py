@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 from fastgan import networks, presets, train
 from fastgan.config import Config
-from fastgan.data.images import ImageSet
+from fastgan.data.images import ArrayDataset
 from fastgan.data.loaders import build_loader
-from fastgan.distributed.engines import Player
-from fastgan.distributed.zero import ZeroPlayer
+from fastgan.distributed.engines import Engine
+from fastgan.distributed.zero import ZeroEngine
 from fastgan.networks.r3gan import Conv2d, ConvTranspose2d, Downsample2, R3Block, Upsample2
-from fastgan.training.objectives import Terms
-from fastgan.training.penalties import exact_slopes
+from fastgan.training.objectives import Metrics
+from fastgan.training.penalties import gradient_sq_norm
 from fastgan.training.trainer import Trainer
 
 STAGES, NUM_CLASSES = (32, 16, 16), 3
@@ -65,7 +65,7 @@ def test_near_float32(float32_stages: int, stem: int, reduced: str, error: float
         G, D = nets_of(config_of(precision, float32_stages, stem))
         made = G(z, labels)
         images = made.detach() if precision == "float32" else images  # both D judge the same
-        logits, slopes = exact_slopes(lambda x, D=D: D(x, labels), images)
+        logits, slopes = gradient_sq_norm(lambda x, D=D: D(x, labels), images)
         (logits + slopes).mean().backward()
         assert all(p.dtype == torch.float32 for net in (G, D) for p in net.parameters())
         gradient = torch.cat([p.grad.flatten() for p in D.parameters()])
@@ -123,15 +123,17 @@ def test_filter_is_exact_in_bfloat16() -> None:
 
 def trainer_of(config: Config) -> Trainer:
     torch.manual_seed(0)
-    images = ImageSet("noise", torch.randint(0, 256, (24, 3, 16, 16)).to(torch.uint8), torch.arange(24) % NUM_CLASSES)
+    images = ArrayDataset(
+        "noise", torch.randint(0, 256, (24, 3, 16, 16)).to(torch.uint8), torch.arange(24) % NUM_CLASSES
+    )
     return Trainer(config, networks.build(config), build_loader(config, images, CPU))
 
 
-def steps(trainer: Trainer, count: int) -> list[Terms]:
+def steps(trainer: Trainer, count: int) -> list[Metrics]:
     return [trainer.train_step(trainer.loader.batch(trainer.images_seen)) for _ in range(count)]
 
 
-def set_scale(player: Player, scale: float) -> None:
+def set_scale(player: Engine, scale: float) -> None:
     assert player.scaler is not None
     player.scaler.load_state_dict(player.scaler.state_dict() | {"scale": scale})
 
@@ -158,7 +160,7 @@ def test_scaling_losses_changes_no_step(share_fakes: bool) -> None:
     config = config_of("float16")
     config = replace(config, objective=replace(config.objective, share_fakes=share_fakes, reuse_reals=share_fakes))
     scaled, plain = trainer_of(config), trainer_of(config)
-    for (_, player), (_, other) in zip(scaled._players(), plain._players(), strict=True):
+    for (_, player), (_, other) in zip(scaled._engines(), plain._engines(), strict=True):
         set_scale(player, 8192.0)
         other.scaler = None
     for found, wanted in zip(steps(scaled, 2), steps(plain, 2), strict=True):
@@ -171,11 +173,11 @@ def test_step_that_overflows_is_left_out() -> None:
     trainer = trainer_of(config_of("float16"))
     set_scale(trainer.G, 1024.0)
     set_scale(trainer.D, 2.0**60)
-    before = {side: [p.detach().clone() for p in player.net.parameters()] for side, player in trainer._players()}
+    before = {side: [p.detach().clone() for p in player.net.parameters()] for side, player in trainer._engines()}
     (terms,) = steps(trainer, 1)
     assert float(terms["grad_norm/D"]) == 0 < float(terms["grad_norm/G"])
     assert (float(terms["loss_scale/D"]), float(terms["loss_scale/G"])) == (2.0**59, 1024.0)
-    for side, player in trainer._players():
+    for side, player in trainer._engines():
         moved = [not torch.equal(x, y) for x, y in zip(player.net.parameters(), before[side], strict=True)]
         assert any(moved) == (side == "G")
     trainer.meter.add(terms, 0)
@@ -213,9 +215,9 @@ def test_refusals() -> None:
     config = presets.get("mnist28")
     text = refusal(lambda: networks.build(replace(config, networks=replace(config.networks, precision="bfloat16"))))
     assert text == "precision is 'bfloat16': dcgan28 has float32 only; give it, or --network r3gan"
-    player = object.__new__(ZeroPlayer)
+    player = object.__new__(ZeroEngine)
     player.stage = 2
-    assert refusal(player.scale_losses).startswith("precision is 'float16': engine zero2 doesn't scale")
+    assert refusal(player.enable_loss_scaling).startswith("precision is 'float16': engine zero2 doesn't scale")
     config = config_of()
     text = refusal(
         lambda: replace(config, objective=replace(config.objective, penalty_form="finite-difference")),

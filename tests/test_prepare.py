@@ -413,7 +413,7 @@ def test_two_at_once(tmp_path: Path) -> None:
     ready, go = context.Event(), context.Event()
 
     def child() -> None:
-        with shard_writer.alone(tmp_path / "out"):
+        with shard_writer.lock(tmp_path / "out"):
             ready.set()
             go.wait(30)
 
@@ -656,7 +656,7 @@ def test_class_folders(names: list[str], wanted: list[str]) -> None:
 @given(values=st.lists(st.one_of(st.integers(-5, 20), st.sampled_from(["cat", "Ärger", "7", "07", "z"])), min_size=1))
 def test_class_numbers(values: list[int | str]) -> None:
     """Classes are numbered from 0 without gaps, equal labels equally; numbers by value, also of digits."""
-    source = archives.Source("test")
+    source = archives.ArchiveReader("test")
     source.entries = [archives.Entry(f"{n}.png", 0, bytes, value) for n, value in enumerate(values)]
     found = labels.label_entries(source, None)
     assert found.numbers is not None and found.classes is not None

@@ -10,7 +10,7 @@ import torch
 
 from fastgan import networks, presets, train
 from fastgan.config import flat
-from fastgan.data.images import ImageSet
+from fastgan.data.images import ArrayDataset
 from fastgan.data.loaders import build_loader
 from fastgan.training import schedules
 from fastgan.training.augment import KINDS
@@ -109,7 +109,7 @@ def test_ema_ramp_never_binds(name: str) -> None:
     burn_in = int(row.burn_in.replace(",", ""))
     for images_seen in range(row.batch, 2 * burn_in, burn_in // 50):
         half_life = schedules.cosine(0, config.optimizer.ema_half_lives[0], images_seen, burn_in)
-        beta = schedules.at(config, images_seen, row.batch, 0).ema_betas[0]
+        beta = schedules.evaluate(config, images_seen, row.batch, 0).ema_betas[0]
         assert beta == pytest.approx(0.5 ** (row.batch / half_life), abs=1e-12)
 
 
@@ -204,7 +204,7 @@ def small(name: str) -> Trainer:
     config = replace(config, networks=nets, data=replace(config.data, batch_size=2))
     height, width = config.data.image_size
     pixels = torch.randint(0, 256, (6, 3, height, width), generator=torch.Generator().manual_seed(0))
-    images = ImageSet("noise", pixels.to(torch.uint8), torch.arange(6) % 2)
+    images = ArrayDataset("noise", pixels.to(torch.uint8), torch.arange(6) % 2)
     return Trainer(config, networks.build(config), build_loader(config, images, torch.device("cpu")))
 
 

@@ -12,7 +12,7 @@ from fastgan import networks
 from fastgan.config import Config
 from fastgan.data.batch import Batch
 from fastgan.presets import parse_config
-from fastgan.training.cuda_graphs import RecordedSteps
+from fastgan.training.cuda_graphs import CudaGraphSteps
 from fastgan.training.optimizers import ScheduledAdam
 from fastgan.training.trainer import Trainer
 
@@ -49,7 +49,7 @@ class Drawn:
         return Batch(pixels, labels, index, size, index % 2 == 0 if config.data.mirror else None)
 
 
-class Repeated(RecordedSteps):
+class Repeated(CudaGraphSteps):
     """Recorded as by a CUDA graph, on any device: done again from the same tensors, results in the same places."""
 
     recorded = 0
@@ -93,7 +93,7 @@ def test_repeated_steps_are_eager_steps(double, monkeypatch, run):
     eager, recorded = make(RUNS[run]), make(RUNS[run])
     recorded.use_graphs()
     monkeypatch.setattr(Repeated, "recorded", 0)
-    recorded.runner = Repeated(recorded.play, DEVICE, recorded._forget_gradients)
+    recorded.runner = Repeated(recorded.play, DEVICE, recorded._zero_grad)
     assert losses(recorded, 12) == pytest.approx(losses(eager, 12), rel=1e-6)
     assert 0 < Repeated.recorded <= 4
     assert recorded.images_seen == eager.images_seen
@@ -105,7 +105,7 @@ def test_repeated_steps_are_eager_steps(double, monkeypatch, run):
 def test_a_step_that_cannot_be_recorded_runs_as_it_is(double, monkeypatch):
     """Where recording fails half-way, what it left behind is cleared, and training goes on eagerly."""
     eager, recorded = make(RUNS["lazy penalties"]), make(RUNS["lazy penalties"])
-    recorded.runner = steps = RecordedSteps(recorded.play, DEVICE, recorded._forget_gradients)
+    recorded.runner = steps = CudaGraphSteps(recorded.play, DEVICE, recorded._zero_grad)
 
     def fail(work):
         for parameter in recorded.D.net.parameters():

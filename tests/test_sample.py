@@ -8,7 +8,7 @@ from PIL import Image
 from fastgan import cli, networks, train
 from fastgan.commands.sample import SampleOptions, sample
 from fastgan.errors import UserError
-from fastgan.evaluation.sampling import Which, images_of, open_run, parse_seeds, to_device
+from fastgan.evaluation.sampling import CheckpointSelector, images_of, open_run, parse_seeds, to_device
 from fastgan.runs.checkpoint import BEST, Checkpoints
 from fastgan.runs.run_folder import RunFolder
 
@@ -119,7 +119,7 @@ def test_best_checkpoint(run_with_best: Path, tmp_path: Path, capsys: pytest.Cap
     best = make(run_with_best, tmp_path / "best", "--seeds", "5", "--best")
     assert capsys.readouterr().out.splitlines()[-1].startswith("1 images after 64 images seen")
     assert newest.keys() == best.keys() and newest != best
-    snapshot, G = open_run(run_with_best, Which(best=True))[2:]
+    snapshot, G = open_run(run_with_best, CheckpointSelector(best=True))[2:]
     assert snapshot.state["images_seen"] == 64
     wanted = images_of(G.to(to_device()), [5], 100, to_device())[0, 0].numpy().astype(int)
     assert np.abs(pixels(tmp_path / "best" / "seed-000005.png") - wanted).max() <= 1

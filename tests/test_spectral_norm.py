@@ -12,9 +12,9 @@ from fastgan import networks, presets
 from fastgan.config import Config
 from fastgan.data import named
 from fastgan.data.loaders import build_loader
-from fastgan.networks.layers import SpectralNorm, add_spectral_norm, follow_singular_values
+from fastgan.networks.layers import SpectralNorm, add_spectral_norm, power_iteration
 from fastgan.runs.checkpoint import Checkpoints
-from fastgan.training.penalties import exact_slopes
+from fastgan.training.penalties import gradient_sq_norm
 from fastgan.training.trainer import Trainer
 
 CPU = torch.device("cpu")
@@ -102,7 +102,7 @@ def test_penalty_inside_func_grad() -> None:
     _, D = networks.build(config_of("r3gan"))
     before = {name: value.clone() for name, value in D.state_dict().items()}
     images = torch.randn(4, 1, 28, 28)
-    _, slopes = exact_slopes(D, images)
+    _, slopes = gradient_sq_norm(D, images)
     x = images.clone().requires_grad_()
     (gradient,) = torch.autograd.grad(D(x).sum(), x, create_graph=True)
     torch.testing.assert_close(slopes, gradient.square().sum([1, 2, 3]))
@@ -118,10 +118,10 @@ def test_follow_finds_the_largest_singular_value() -> None:
     """Many power iterations end at the singular value that a decomposition finds; a net without norms is left alone."""
     torch.manual_seed(0)
     layer = nn.Sequential(nn.Linear(9, 7), nn.ReLU())
-    follow_singular_values(layer)
+    power_iteration(layer)
     add_spectral_norm(layer)
     for _ in range(300):
-        follow_singular_values(layer)
+        power_iteration(layer)
     assert largest(layer[0].weight) == pytest.approx(1, abs=1e-4)
 
 

@@ -13,24 +13,24 @@ from torch import Tensor
 
 from fastgan import cli, presets, train
 from fastgan.data import named
-from fastgan.data.images import ImageSet
-from fastgan.data.loaders import build_loader, choose_loader, num_images, open_source
-from fastgan.data.named import IDX_FILES, IdxSource
+from fastgan.data.images import ArrayDataset
+from fastgan.data.loaders import build_loader, choose_loader, num_images, open_dataset
+from fastgan.data.named import IDX_FILES, IdxDataset
 from fastgan.data.preparation import inputs
-from fastgan.data.stacked import NAME, StackedSet
+from fastgan.data.stacked import NAME, StackedDataset
 from fastgan.runs.rows import read_rows
 
 CPU = torch.device("cpu")
 COUNTS = [3, 9, 5, 4, 7, 1, 6, 8, 2, 5]  # of the ten digits: far from balanced
 
 
-def fake_digits(seed: int = 0) -> ImageSet:
+def fake_digits(seed: int = 0) -> ArrayDataset:
     """Fifty shuffled images: all pixels of an image are its number, but for the first row, which is its label."""
     random = np.random.default_rng(seed)
     labels = random.permutation(np.repeat(np.arange(10), COUNTS))
     images = np.broadcast_to(np.arange(1, 51, dtype=np.uint8)[:, None, None], (50, 28, 28)).copy()
     images[:, 0] = labels[:, None]
-    return ImageSet("mnist", torch.from_numpy(images)[:, None], torch.from_numpy(labels))
+    return ArrayDataset("mnist", torch.from_numpy(images)[:, None], torch.from_numpy(labels))
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name, data in files.items():
         (folder / name).write_bytes(data)
     md5s = {name: md5(data).hexdigest() for name, data in files.items()}
-    monkeypatch.setattr(named, "IDX_SOURCES", {"mnist": IdxSource("mnist", md5s, torchvision_class="MNIST")})
+    monkeypatch.setattr(named, "IDX_SOURCES", {"mnist": IdxDataset("mnist", md5s, torchvision_class="MNIST")})
     monkeypatch.setenv("FASTGAN_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
 
@@ -66,7 +66,7 @@ def config(**run: object):
 def test_pixels_are_three_padded_digits() -> None:
     """Each channel is a digit of the class that the label names, in the middle of zeros; channels last in memory."""
     digits = fake_digits()
-    stacked = StackedSet(digits, 5000)
+    stacked = StackedDataset(digits, 5000)
     items = torch.randint(5000, (700,), generator=torch.Generator().manual_seed(1))
     images = stacked.pixels(items)
     assert images.shape == (700, 3, 32, 32) and images.dtype == torch.uint8
@@ -85,17 +85,17 @@ def test_pixels_are_three_padded_digits() -> None:
 
 def test_modes_are_exactly_uniform() -> None:
     """Of a thousand times n images each mode has n, though the digits' own frequencies differ."""
-    assert StackedSet(fake_digits(), 7000).labels.bincount().tolist() == [7] * 1000
+    assert StackedDataset(fake_digits(), 7000).labels.bincount().tolist() == [7] * 1000
 
 
-def chosen(stacked: StackedSet, items: Tensor) -> Tensor:
+def chosen(stacked: StackedDataset, items: Tensor) -> Tensor:
     """Which of the fake digits make each image, [B, 3]."""
     return stacked.pixels(items)[:, :, 3, 2].long() - 1
 
 
 def test_digits_are_uniform_in_their_class() -> None:
     """In every channel each digit is drawn as often as the others of its class, within five sigma."""
-    stacked = StackedSet(fake_digits(), 100_000)
+    stacked = StackedDataset(fake_digits(), 100_000)
     numbers = chosen(stacked, torch.arange(100_000))
     labels = fake_digits().labels
     assert labels is not None
@@ -109,9 +109,9 @@ def test_digits_are_uniform_in_their_class() -> None:
 
 def test_channels_are_independent() -> None:
     """The digit of a channel tells nothing of another channel's, nor of the next image's of the same mode."""
-    stacked = StackedSet(fake_digits(), 200_000)
+    stacked = StackedDataset(fake_digits(), 200_000)
     same_mode = torch.arange(111, 200_000, 1000)  # nine digits each to choose from
-    large = StackedSet(fake_digits(), 9_000_000).pixels(torch.arange(111, 9_000_000, 1000))[:, :, 3, 2].double()
+    large = StackedDataset(fake_digits(), 9_000_000).pixels(torch.arange(111, 9_000_000, 1000))[:, :, 3, 2].double()
     assert stacked.labels[same_mode].unique().tolist() == [111]
     pairs = torch.corrcoef(torch.cat([large[:-1].T, large[1:].T]))  # [6, 6]
     assert (pairs - torch.eye(6)).abs().max() < 5 / len(large) ** 0.5
@@ -119,18 +119,18 @@ def test_channels_are_independent() -> None:
 
 def test_image_is_a_function_of_its_number() -> None:
     """An image doesn't depend on the batch, on the set's size, or on torch's random state."""
-    stacked = StackedSet(fake_digits(), 3000)
+    stacked = StackedDataset(fake_digits(), 3000)
     whole = stacked.pixels(torch.arange(3000))
     torch.manual_seed(99)
     items = torch.randperm(3000)[:40]
     assert torch.equal(stacked.pixels(items), whole[items])
-    assert torch.equal(StackedSet(fake_digits(), 9000).pixels(items), whole[items])
+    assert torch.equal(StackedDataset(fake_digits(), 9000).pixels(items), whole[items])
     assert stacked.pixels(torch.arange(0)).shape == (0, 3, 32, 32)
 
 
 def test_pinned_images() -> None:
     """The fake digits that make the first images are what they were in the first version."""
-    found = chosen(StackedSet(fake_digits(), 3000), torch.tensor([0, 1, 789, 2999]))
+    found = chosen(StackedDataset(fake_digits(), 3000), torch.tensor([0, 1, 789, 2999]))
     assert found.tolist() == [[4, 27, 10], [27, 27, 40], [20, 34, 42], [29, 29, 30]]
 
 
@@ -138,12 +138,12 @@ def test_content_hash() -> None:
     """The hash is stable, and another for other digits, other labels of them, or another number of images."""
     digits = fake_digits()
     assert digits.labels is not None
-    first = StackedSet(digits, 3000).content_hash()
-    assert first == StackedSet(fake_digits(), 3000).content_hash() and len(first) == 16
+    first = StackedDataset(digits, 3000).content_hash()
+    assert first == StackedDataset(fake_digits(), 3000).content_hash() and len(first) == 16
     others = {
-        StackedSet(digits, 4000).content_hash(),
-        StackedSet(ImageSet("mnist", digits.images ^ 1, digits.labels), 3000).content_hash(),
-        StackedSet(ImageSet("mnist", digits.images, 9 - digits.labels), 3000).content_hash(),
+        StackedDataset(digits, 4000).content_hash(),
+        StackedDataset(ArrayDataset("mnist", digits.images ^ 1, digits.labels), 3000).content_hash(),
+        StackedDataset(ArrayDataset("mnist", digits.images, 9 - digits.labels), 3000).content_hash(),
     }
     assert len(others) == 3 and first not in others
 
@@ -156,23 +156,23 @@ def test_named_set_is_drawn_of_cached_mnist(cache: Path) -> None:
     before = sorted(cache.rglob("*"))
     assert named.get(NAME) == cache / "mnist"
     assert num_images(config()) == named.num_images(NAME) == 1_000_000
-    source = open_source(config())
-    assert isinstance(source, StackedSet) and len(source) == 1_000_000
+    source = open_dataset(config())
+    assert isinstance(source, StackedDataset) and len(source) == 1_000_000
     items = torch.arange(999_000, 1_000_000)
-    assert torch.equal(source.pixels(items), StackedSet(fake_digits()).pixels(items))
+    assert torch.equal(source.pixels(items), StackedDataset(fake_digits()).pixels(items))
     assert len(named.open_named(NAME, "test")) == 100_000
-    assert isinstance(named.open_named("mnist"), ImageSet)
+    assert isinstance(named.open_named("mnist"), ArrayDataset)
     assert sorted(cache.rglob("*")) == before
 
 
 def test_it_is_not_prepared(cache: Path, tmp_path: Path) -> None:
     """Asked to prepare it, one line says that it needs none."""
-    assert "give --data stacked-mnist" in refusal(lambda: inputs.open_source(NAME, tmp_path / "set"))
+    assert "give --data stacked-mnist" in refusal(lambda: inputs.open_archive(NAME, tmp_path / "set"))
 
 
 def test_loader_draws_in_the_training_process(cache: Path) -> None:
     """The loader chosen keeps nothing and starts no processes; another one that is asked for gives the same batches."""
-    source = StackedSet(fake_digits(), 2000)
+    source = StackedDataset(fake_digits(), 2000)
     assert choose_loader(config(), source) == ("torch", "drawn batch by batch")
     drawn, kept = (build_loader(config(loader=loader), source, CPU) for loader in ("auto", "resident"))
     assert drawn._num_workers == 0

@@ -13,7 +13,7 @@ from fastgan import cli, presets, train
 from fastgan.commands import sweep
 from fastgan.runs.rows import append_row, read_rows
 from fastgan.runs.run_folder import RunFolder
-from fastgan.training.objectives import DiscriminatorObjective, penalty_share
+from fastgan.training.objectives import DiscriminatorObjective, penalty_ratio
 
 pytestmark = pytest.mark.usefixtures("keep_signal_handlers", "here")
 TINY = ("--preset", "debug", "--penalty", "r1", "--gamma", "0.4", "--images", "64")
@@ -224,14 +224,14 @@ def test_penalty_share(penalty: str) -> None:
         loss, terms = DiscriminatorObjective(D, config)(reals, fakes, None, torch.arange(8), 0.5)
         means = {name: term.item() for name, term in terms.items()}
         wanted = loss.item() / means["loss/D"] - 1
-        assert penalty_share(config, 0, means) == pytest.approx(wanted) and wanted > 1e-3
+        assert penalty_ratio(config, 0, means) == pytest.approx(wanted) and wanted > 1e-3
 
 
 def test_penalty_share_follows_gamma() -> None:
     """Where gamma moves, the share's does; without r1 and r2, or with a loss below 0, there is none."""
     config = presets.get("ffhq64")
     means = {"loss/D": 0.5, "penalty/r1": 0.1, "penalty/r2": 0.3}
-    assert penalty_share(config, 0, means) == pytest.approx(2 / 2 * 0.4 / 0.5)
-    assert penalty_share(config, 10**9, means) == pytest.approx(0.2 / 2 * 0.4 / 0.5)
-    assert penalty_share(config, 0, {"loss/D": 0.5}) is None
-    assert penalty_share(config, 0, means | {"loss/D": -0.5}) is None
+    assert penalty_ratio(config, 0, means) == pytest.approx(2 / 2 * 0.4 / 0.5)
+    assert penalty_ratio(config, 10**9, means) == pytest.approx(0.2 / 2 * 0.4 / 0.5)
+    assert penalty_ratio(config, 0, {"loss/D": 0.5}) is None
+    assert penalty_ratio(config, 0, means | {"loss/D": -0.5}) is None

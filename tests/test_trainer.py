@@ -6,12 +6,12 @@ import torch
 from fastgan import networks, presets
 from fastgan.config import NetworkConfig, ObjectiveConfig
 from fastgan.data import named
-from fastgan.data.images import ImageSet
+from fastgan.data.images import ArrayDataset
 from fastgan.data.loaders import build_loader, check
 from fastgan.errors import Diverged, Stopped, UserError
 from fastgan.training import schedules
-from fastgan.training.trainer import Event, Trainer
-from fastgan.utils.rng import Stream
+from fastgan.training.trainer import Hook, Trainer
+from fastgan.utils.rng import RngStream
 
 CPU = torch.device("cpu")
 TOY = named.load("toy")
@@ -43,11 +43,11 @@ def test_discriminator_phase_leaves_g_as_it_was():
     """After D's phase D has moved, and G has its old weights, statistics and no gradients."""
     trainer = make()
     batch = trainer.loader.batch(0)
-    knobs = schedules.at(trainer.config, 0, 32, 0)
-    fakes = trainer.fakes(trainer.G.module, batch, Stream.LATENTS_D)
+    hparams = schedules.evaluate(trainer.config, 0, 32, 0)
+    fakes = trainer.generate(trainer.G.module, batch, RngStream.LATENTS_D)
     G, D = trainer.G.net, trainer.D.net
     g_before, d_before = {k: v.clone() for k, v in G.state_dict().items()}, weights(D)
-    trainer.discriminator_phase(batch, fakes, knobs)
+    trainer.discriminator_phase(batch, fakes, hparams)
     assert same(G.state_dict().values(), g_before.values())
     assert all(p.grad is None for p in G.parameters())
     assert not any(torch.equal(x, y) for x, y in zip(weights(D), d_before, strict=True))
@@ -57,10 +57,10 @@ def test_generator_phase_leaves_d_as_it_was():
     """After G's phase every weight of G has moved; D has its old weights, gets no gradients, and is trainable again."""
     trainer = make()
     batch = trainer.loader.batch(0)
-    knobs = schedules.at(trainer.config, 0, 32, 0)
-    fakes = trainer.fakes(trainer.G.module, batch, Stream.LATENTS_D)
+    hparams = schedules.evaluate(trainer.config, 0, 32, 0)
+    fakes = trainer.generate(trainer.G.module, batch, RngStream.LATENTS_D)
     before, d_before = weights(trainer.G.net), weights(trainer.D.net)
-    trainer.generator_phase(batch, fakes, knobs)
+    trainer.generator_phase(batch, fakes, hparams)
     assert not any(torch.equal(x, y) for x, y in zip(weights(trainer.G.net), before, strict=True))
     assert same(weights(trainer.D.net), d_before)
     assert all(p.grad is None and p.requires_grad for p in trainer.D.net.parameters())
@@ -69,8 +69,8 @@ def test_generator_phase_leaves_d_as_it_was():
 def test_shared_fakes_are_those_of_a_second_pass(monkeypatch):
     """One pass of G for both phases gives the weights that two passes over the same latents give."""
     shared, separate = make(share_fakes=True), make(share_fakes=False)
-    original = separate.fakes
-    monkeypatch.setattr(separate, "fakes", lambda G, batch, stream: original(G, batch, Stream.LATENTS_D))
+    original = separate.generate
+    monkeypatch.setattr(separate, "generate", lambda G, batch, stream: original(G, batch, RngStream.LATENTS_D))
     for trainer in (shared, separate):
         for _ in range(3):
             step(trainer)
@@ -82,7 +82,7 @@ def test_separate_phases_draw_their_own_latents():
     """Without sharing, D and G see fakes of different latents."""
     trainer = make(share_fakes=False)
     batch = trainer.loader.batch(0)
-    a, b = (trainer.fakes(trainer.G.net, batch, stream) for stream in (Stream.LATENTS_D, Stream.LATENTS_G))
+    a, b = (trainer.generate(trainer.G.net, batch, stream) for stream in (RngStream.LATENTS_D, RngStream.LATENTS_G))
     assert not torch.equal(a, b)
 
 
@@ -97,7 +97,7 @@ def test_g_compares_with_its_own_reals(reuse_reals, micro_batch):
         networks=NetworkConfig(network="dcgan", z_dim=8, stages=(8, 4), num_classes=10),
         objective=ObjectiveConfig(loss="relativistic", reuse_reals=reuse_reals),
     )
-    source = ImageSet("toy", TOY.images, torch.arange(len(TOY)) % 10)
+    source = ArrayDataset("toy", TOY.images, torch.arange(len(TOY)) % 10)
     trainer = Trainer(config, networks.build(config), build_loader(config, source, CPU), micro_batch=micro_batch)
     seen = {"D": [], "G": [], "classes": []}
     trainer.d_objective.register_forward_pre_hook(lambda _, given: seen["D"].append(given[0]))
@@ -120,9 +120,9 @@ def test_terms_are_those_of_the_formulas():
     trainer = make(batch_size=16)
     trainer.D.net.eval()  # no dropout, so that the logits can be taken again
     batch = trainer.loader.batch(0)
-    fakes = trainer.fakes(trainer.G.net, batch, Stream.LATENTS_D)
+    fakes = trainer.generate(trainer.G.net, batch, RngStream.LATENTS_D)
     real_logits, fake_logits = trainer.D.net(batch.reals), trainer.D.net(fakes)
-    terms = trainer.discriminator_phase(batch, fakes, schedules.at(trainer.config, 0, 16, 0))
+    terms = trainer.discriminator_phase(batch, fakes, schedules.evaluate(trainer.config, 0, 16, 0))
     bce = torch.nn.functional.binary_cross_entropy_with_logits
     wanted = bce(real_logits, torch.ones(16)) + bce(fake_logits, torch.zeros(16))
     torch.testing.assert_close(terms["loss/D"], wanted.detach())
@@ -185,8 +185,8 @@ def test_events_happen_when_their_multiple_is_passed():
     seen = []
     trainer.run(
         [
-            Event(64, lambda t: seen.append(("a", t.images_seen))),
-            Event(50, lambda t: seen.append(("b", t.images_seen))),
+            Hook(64, lambda t: seen.append(("a", t.images_seen))),
+            Hook(50, lambda t: seen.append(("b", t.images_seen))),
         ]
     )
     assert seen == [("a", 64), ("b", 64), ("a", 128), ("b", 128), ("b", 160)]

@@ -14,11 +14,11 @@ from fastgan.config import Config
 from fastgan.data import named
 from fastgan.data.loaders import build_loader
 from fastgan.networks.r3gan import R3Discriminator, R3Generator, Shape
-from fastgan.runs.checkpoint import Checkpoints, Snapshot
+from fastgan.runs.checkpoint import Checkpoint, Checkpoints
 from fastgan.runs.run_folder import RunFolder
 from fastgan.training import schedules
 from fastgan.training.trainer import Trainer
-from fastgan.training.warm_start import compare, take_over
+from fastgan.training.warm_start import compare, load_matching
 
 pytestmark = pytest.mark.usefixtures("keep_signal_handlers")
 
@@ -43,22 +43,22 @@ def step(trainer: Trainer) -> None:
 
 
 @pytest.fixture(scope="module")
-def start() -> Snapshot:
+def start() -> Checkpoint:
     """The state after two steps of `debug` with another seed, of which the averages aren't G."""
     trainer = trainer_of(replace(config_of((500.0, 50.0)), seed=7))
     step(trainer)
-    trainer.warm = True
+    trainer.warm_started = True
     step(trainer)
     tensors, state = trainer.state()
-    return Snapshot(
+    return Checkpoint(
         Path("RUN"), {file: {name: value.clone() for name, value in group.items()} for file, group in tensors.items()},
         state,
     )  # fmt: skip
 
 
-def begun(start: Snapshot, **nets: object) -> Trainer:
+def begun(start: Checkpoint, **nets: object) -> Trainer:
     trainer = trainer_of(config_of(**nets))
-    take_over(trainer, start, compare(trainer.config, (trainer.G.net, trainer.D.net), start))
+    load_matching(trainer, start, compare(trainer.config, (trainer.G.net, trainer.D.net), start))
     return trainer
 
 
@@ -66,7 +66,7 @@ def tensors_of(trainer: Trainer) -> dict[str, dict[str, torch.Tensor]]:
     return trainer.state()[0]
 
 
-def test_everything_is_taken_over(start: Snapshot) -> None:
+def test_everything_is_taken_over(start: Checkpoint) -> None:
     """From equal networks come all weights of G, D and, of the first average, the average; optimizers start anew."""
     trainer = begun(start)
     ours = tensors_of(trainer)
@@ -77,7 +77,7 @@ def test_everything_is_taken_over(start: Snapshot) -> None:
     assert not torch.equal(ours["G"]["dense.weight"], ours["G_ema"]["dense.weight"])
 
 
-def test_only_equal_shapes_are_taken_over(start: Snapshot) -> None:
+def test_only_equal_shapes_are_taken_over(start: Checkpoint) -> None:
     """Where shapes differ a tensor is as the seed makes it, in the averages too; it is named with both shapes."""
     trainer = begun(start, z_dim=50)
     ours, fresh = tensors_of(trainer), tensors_of(trainer_of(config_of(z_dim=50)))
@@ -87,28 +87,28 @@ def test_only_equal_shapes_are_taken_over(start: Snapshot) -> None:
             assert torch.equal(value, wanted[name]), name
     found = compare(trainer.config, networks.build(trainer.config), start)
     units = ours["G"]["dense.weight"].shape[0]
-    assert found.G.anew == {"dense.weight": f"{units}x50, not {units}x100"} and found.D.anew == {}
+    assert found.G.from_scratch == {"dense.weight": f"{units}x50, not {units}x100"} and found.D.from_scratch == {}
     dense, total = ours["G"]["dense.weight"].numel(), networks.num_parameters(trainer.G.net)
     assert found.G.share == pytest.approx(1 - dense / total) and found.D.share == 1
-    assert f"anew: G.dense.weight ({units}x50, not {units}x100)" in str(found)
+    assert f"from scratch: G.dense.weight ({units}x50, not {units}x100)" in str(found)
     assert f"G {len(ours['G']) - 1} of {len(ours['G'])} tensors ({100 * found.G.share:.3g}% " in str(found)
 
 
-def test_averages_are_kept_with_all_of_g(start: Snapshot) -> None:
+def test_averages_are_kept_with_all_of_g(start: Checkpoint) -> None:
     """After a step with all of G taken over the average is nearly RUN's; where a part is anew it has forgotten it."""
     for trainer, kept in ((begun(start), True), (begun(start, z_dim=50), False)):
         step(trainer)
         ours, name = tensors_of(trainer), "conv7.weight"
-        assert trainer.warm == kept and torch.equal(ours["G_ema"][name], ours["G"][name]) != kept
+        assert trainer.warm_started == kept and torch.equal(ours["G_ema"][name], ours["G"][name]) != kept
         near, far = (ours["G_ema"][name] - start.tensors["G_ema"][name], ours["G"][name] - ours["G_ema"][name])
         assert not kept or near.norm() < 0.01 * far.norm()
 
 
 def test_whole_half_lives() -> None:
     """Warm half-lives are whole at 0 images; cold ones are what the ramp makes of them."""
-    warm, cold = (schedules.at(config_of((640.0,)), 0, 32, 0, warm).ema_betas for warm in (True, False))
+    warm, cold = (schedules.evaluate(config_of((640.0,)), 0, 32, 0, warm).ema_betas for warm in (True, False))
     assert warm == pytest.approx((0.5**0.05,)) and cold == (0.0,)
-    assert schedules.at(config_of(()), 0, 32, 0, warm=True).ema_betas == (0.0,)
+    assert schedules.evaluate(config_of(()), 0, 32, 0, warm_started=True).ema_betas == (0.0,)
 
 
 def test_names_across_resolutions() -> None:
@@ -129,11 +129,11 @@ def test_higher_resolution_of_r3gan() -> None:
     low = replace(low, data=replace(low.data, image_size=(14, 14)))
     high = replace(low, data=replace(low.data, image_size=(28, 28)), networks=replace(low.networks, stages=(32,) * 3))
     G, D = networks.build(low)
-    start = Snapshot(Path("RUN"), {"G": G.state_dict(), "D": D.state_dict()}, {"images_seen": 5})
+    start = Checkpoint(Path("RUN"), {"G": G.state_dict(), "D": D.state_dict()}, {"images_seen": 5})
     found = compare(high, networks.build(high), start)
     for side in (found.G, found.D):
-        assert len(side.taken) == len(G.state_dict()) and side.anew
-        assert all(name.startswith("trunk.stage2_") and why == "not there" for name, why in side.anew.items())
+        assert len(side.loaded) == len(G.state_dict()) and side.from_scratch
+        assert all(name.startswith("trunk.stage2_") and why == "not there" for name, why in side.from_scratch.items())
 
 
 def options(folder: Path, run: Path, *more: str) -> list[str]:
@@ -146,12 +146,16 @@ def test_road(debug_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
     shutil.copytree(debug_run, run)
     assert train.main([*options(folder, run, "--z-dim", "50"), "--dry-run"]) == 0
     (planned,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("transfer from"))
-    assert f"transfer from {run} at 64 images: G " in planned and "anew: G.dense.weight" in planned
+    assert f"transfer from {run} at 64 images: G " in planned and "from scratch: G.dense.weight" in planned
     assert not folder.exists()
     assert train.main(options(folder, run, "--z-dim", "50", "--checkpoint-every", "64")) == 0
     assert planned in capsys.readouterr().out.splitlines()
     listed = json.loads((folder / "transfer.json").read_text())
-    assert listed["run"] == str(run) and listed["images_seen"] == 64 and list(listed["G"]["anew"]) == ["dense.weight"]
+    assert (
+        listed["run"] == str(run)
+        and listed["images_seen"] == 64
+        and list(listed["G"]["from_scratch"]) == ["dense.weight"]
+    )
     wanted = Checkpoints(folder / "checkpoints").latest().tensors
     names = [path.name for path in Checkpoints(folder / "checkpoints").paths()]
     assert names == ["000000000000", "000000000064", "000000000096"]

@@ -10,8 +10,8 @@ from conftest import refusal
 from PIL import Image, ImageSequence
 
 from fastgan import cli
-from fastgan.commands import walk
 from fastgan.commands.walk import WalkOptions, gif_durations_ms
+from fastgan.evaluation import interpolation
 from fastgan.evaluation.fidelity import latents
 from fastgan.evaluation.interpolation import Walk, slerp
 from fastgan.evaluation.sampling import images_of, open_run
@@ -121,9 +121,9 @@ def test_batches_do_not_show(debug_run: Path, monkeypatch: pytest.MonkeyPatch, p
     """However many frames go through G together, each is itself."""
     _, config, _, G = open_run(debug_run)
     way = Walk([0, 1], 3, [], count=4)
-    whole = list(walk.pictures(way, G, config.networks.z_dim, CPU))
-    monkeypatch.setattr(walk, "BATCH_SIZE", 4 * per_batch)
-    parts = list(walk.pictures(way, G, config.networks.z_dim, CPU))
+    whole = list(interpolation.pictures(way, G, config.networks.z_dim, CPU))
+    monkeypatch.setattr(interpolation, "BATCH_SIZE", 4 * per_batch)
+    parts = list(interpolation.pictures(way, G, config.networks.z_dim, CPU))
     assert len(parts) == len(whole) == len(way)
     assert max(np.abs(a.astype(int) - b).max() for a, b in zip(whole, parts, strict=True)) <= 1
 
@@ -132,7 +132,7 @@ def test_strip(debug_run: Path) -> None:
     """A strip's rows begin and end at the images of their seeds."""
     _, config, _, G = open_run(debug_run)
     with torch.inference_mode():
-        steps = walk.strip(G, 2, 5, config.networks.z_dim, 0, CPU)
+        steps = interpolation.strip(G, 2, 5, config.networks.z_dim, 0, CPU)
     ends = images_of(G, [0, 1, 2, 3], config.networks.z_dim, CPU)
     assert (steps[[0, 4, 5, 9]].int() - ends.int()).abs().max() <= 1
 

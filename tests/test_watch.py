@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fastgan import train
 from fastgan.evaluation.evaluator import Evaluator
 from fastgan.monitor.health import Health
-from fastgan.monitor.hooks import Watch
+from fastgan.monitor.hooks import Hooks
 from fastgan.runs.rows import read_rows
 from fastgan.training.ema import Ema
 
@@ -27,7 +27,7 @@ def short_of_memory(*_: Any, **__: Any) -> Any:
 
 @pytest.mark.parametrize(
     ("what", "owner", "method"),
-    [("grid", Watch, "_draw"), ("health", Health, "__call__"), ("evaluation", Evaluator, "__call__")],
+    [("grid", Hooks, "_draw"), ("health", Health, "__call__"), ("evaluation", Evaluator, "__call__")],
 )
 def test_training_does_without(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, what: str, owner: Any, method: str
@@ -79,8 +79,8 @@ def test_all_is_done_in_smaller_parts(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_evaluation_of_several_processes_is_not_left_out_on_one() -> None:
     """The others would wait for its part: the run ends with one line."""
-    watch = object.__new__(Watch)
-    watch.processes = SimpleNamespace(count=2)  # type: ignore[assignment]
+    watch = object.__new__(Hooks)
+    watch.processes = SimpleNamespace(world_size=2)  # type: ignore[assignment]
     watch._aside_s = watch._total_s = {"evaluation": 0.0}
 
     def evaluate() -> None:

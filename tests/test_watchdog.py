@@ -24,7 +24,8 @@ import os, sys, time
 from datetime import timedelta
 import torch
 import torch.distributed as dist
-from fastgan.watchdog import EXIT_LOST, Watchdog
+from fastgan.distributed.heartbeat import Watchdog
+from fastgan.errors import EXIT_LOST
 
 rank, port, fate, victim = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], int(sys.argv[4])
 store = dist.TCPStore("127.0.0.1", port, 2, False, timedelta(seconds=20), wait_for_workers=False)
@@ -32,7 +33,7 @@ dog = Watchdog(store, rank, 2, 2.0, preparing_s=2.0).start()
 dist.init_process_group("gloo", store=store, rank=rank, world_size=2, timeout=timedelta(seconds=60))
 try:
     for step in range(100):
-        dog.at("reading a batch", 100 * step)
+        dog.set_phase("reading a batch", 100 * step)
         if rank == victim and step == 3:
             print("fate", flush=True)
             if fate == "sleeps":
@@ -40,13 +41,13 @@ try:
             if fate == "fails":
                 raise ValueError("a broken disk")
             time.sleep(60)  # until the test kills or stops it
-        dog.at("D's phase", 100 * step)
+        dog.set_phase("D's phase", 100 * step)
         dist.all_reduce(torch.ones(4))
-        dog.saved(100 * step)
+        dog.report_saved(100 * step)
 except Exception as error:
-    text = dog.explain(error)
+    text = dog.diagnose(error)
     if text is None:
-        dog.leave(str(error))
+        dog.report_exit(str(error))
         os._exit(1)
     print(f"fastgan: error: {text}", file=sys.stderr, flush=True)
     os._exit(EXIT_LOST)
@@ -156,7 +157,7 @@ def test_store_out_of_reach_is_named(monkeypatch, capsys):
     client = TCPStore("127.0.0.1", int(host.stdout.readline()), 2, False, timedelta(20), wait_for_workers=False)
     codes: list[int] = []
     dog = Watchdog(client, 1, 2, 1.0, preparing_s=1.0, end=codes.append).start()
-    dog.at("G's phase", 500)
+    dog.set_phase("G's phase", 500)
     host.send_signal(signal.SIGSTOP)  # answers nothing, closes nothing
     end = time.monotonic() + 10
     while not codes and time.monotonic() < end:
@@ -173,15 +174,15 @@ def test_busy_process_is_waited_for(store):
     """A process may be in a phase for as long as the phase's own limit says: nobody gives up on it before."""
     codes: list[int] = []
     dogs = [Watchdog(store, rank, 2, 0.6, preparing_s=0.6, end=codes.append).start() for rank in range(2)]
-    dogs[0].at("an evaluation", 100, limit_s=30.0)
-    dogs[1].at("an evaluation", 100, limit_s=30.0)
-    dogs[1].at("D's phase", 100)
+    dogs[0].set_phase("an evaluation", 100, limit_s=30.0)
+    dogs[1].set_phase("an evaluation", 100, limit_s=30.0)
+    dogs[1].set_phase("D's phase", 100)
     time.sleep(2)
     assert codes == []
-    dogs[0].at("D's phase", 100)
+    dogs[0].set_phase("D's phase", 100)
     time.sleep(0.2)
     for dog in dogs:
-        dog.at("G's phase", 200)
+        dog.set_phase("G's phase", 200)
         dog.close()
     assert codes == []
 
@@ -191,7 +192,7 @@ def test_exchange_that_hangs_for_all_blames_nobody(store, capsys):
     codes: list[int] = []
     dogs = [Watchdog(store, rank, 2, 0.8, preparing_s=0.8, end=codes.append).start() for rank in range(2)]
     for dog in dogs:
-        dog.at("D's phase", 100)
+        dog.set_phase("D's phase", 100)
     end = time.monotonic() + 10
     while not codes and time.monotonic() < end:
         time.sleep(0.05)
@@ -219,7 +220,9 @@ def test_hundreds_of_ranks_make_few_store_calls():
     store, count = CountingStore(), 300
     dogs = [Watchdog(store, rank, count, 1e-6, preparing_s=1e-6) for rank in range(count)]
     for dog in dogs:
-        dog.at("reading a batch" if dog.rank in (200, 250) else "D's phase", 100 if dog.rank in (200, 250) else 200)
+        dog.set_phase(
+            "reading a batch" if dog.rank in (200, 250) else "D's phase", 100 if dog.rank in (200, 250) else 200
+        )
     time.sleep(0.01)
     for number in (1, 2, 3):  # in the first, rank 0 finds out who has come
         before = store.num_calls
@@ -241,8 +244,8 @@ def test_hundreds_of_ranks_make_few_store_calls():
 def test_alone_there_is_nothing_to_watch():
     """A single process has no threads and no limits."""
     dog = Watchdog(None, 0, 1, 0.1).start()
-    dog.at("D's phase", 0)
-    dog.leave("it ends")
+    dog.set_phase("D's phase", 0)
+    dog.report_exit("it ends")
     dog.close()
     assert not any(thread.is_alive() for thread in dog._threads)
 
@@ -252,15 +255,15 @@ def test_place_costs_nothing(store):
     dog = Watchdog(store, 0, 2)
     began = time.perf_counter()
     for step in range(10_000):
-        dog.at("D's phase", step)
+        dog.set_phase("D's phase", step)
     assert (time.perf_counter() - began) / 10_000 < 50e-6
 
 
 def test_only_failures_of_the_exchange_are_explained():
     """Errors of other kinds go on as they are."""
-    assert Watchdog(None, 0, 1).explain(ValueError("no")) is None
+    assert Watchdog(None, 0, 1).diagnose(ValueError("no")) is None
     closed = RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer [10.0.0.2]:1")
-    assert "Connection closed by peer" in Watchdog(None, 0, 1).explain(closed)
+    assert "Connection closed by peer" in Watchdog(None, 0, 1).diagnose(closed)
 
 
 NCCL_AT = "NCCL error in: /pytorch/torch/csrc/distributed/c10d/ProcessGroupNCCL.cpp:3690, "
@@ -324,6 +327,6 @@ def test_groups_wait_longer_than_any_phase_may_take():
 def test_status_file_holds_checkpoints_and_exit_codes(tmp_path, monkeypatch):
     """Who started the process can read what launchers hide."""
     monkeypatch.setenv(exit_status.STATUS, str(tmp_path / "status"))
-    Watchdog(None, 0, 1).saved(1200)
+    Watchdog(None, 0, 1).report_saved(1200)
     exit_status.report("exit 69")
     assert (tmp_path / "status").read_text() == "checkpoint 1200\nexit 69\n"

@@ -15,9 +15,9 @@ from weights import load_into
 
 import fastgan
 from fastgan import networks, presets
-from fastgan.data.images import ImageSet
+from fastgan.data.images import ArrayDataset
 from fastgan.data.loaders import build_loader
-from fastgan.distributed.processes import keep_freed_memory
+from fastgan.distributed.processes import tune_malloc
 from fastgan.training.trainer import Trainer
 
 
@@ -31,7 +31,7 @@ class FastganPeer:
             data=replace(config.data, keep_partial_batch=False),  # as the others: every step has a whole batch
             objective=replace(config.objective, share_fakes=not twice),
         )
-        source = ImageSet("digits", torch.from_numpy(images)[:, None], None)
+        source = ArrayDataset("digits", torch.from_numpy(images)[:, None], None)
         device = torch.device("cpu")
         self.trainer = Trainer(config, networks.build(config, device), build_loader(config, source, device))
 
@@ -61,7 +61,7 @@ def main() -> None:
     parser.add_argument("--twice", action="store_true", help="G generates twice a round")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    keep_freed_memory()  # as training does
+    tune_malloc()  # as training does
     peer = FastganPeer(np.load(options.images, allow_pickle=False), options.twice)
     serve(peer, f"fastgan {fastgan.__version__}, PyTorch {torch.__version__}")
 

@@ -21,7 +21,7 @@ from fastgan.runs.run_folder import RunFolder
 EXIT_FAULT = 1
 
 # D's loss where it can't tell: all logits 0, for least-squares 0.5. The Wasserstein loss has no such value.
-UNDECIDED = {"nonsaturating": 2 * math.log(2), "relativistic": math.log(2), "hinge": 2.0, "least-squares": 0.25}
+CHANCE_LEVEL = {"nonsaturating": 2 * math.log(2), "relativistic": math.log(2), "hinge": 2.0, "least-squares": 0.25}
 LAST = 2 / 3  # judged is what is after this share of the rows: first rows are those of networks that know nothing
 MIN_ROWS = 4  # of health: the last third of fewer is one row, which may be chance
 EARLY = 20_000  # images before which a fault may show, but good health can't, and labels aren't learned
@@ -29,7 +29,7 @@ UNSTABLE = 2.0  # times the undecided loss: D does far worse than not looking; h
 COLLAPSED = 0.05  # of the data's diversity: collapsed runs had 0.01 and less, networks without any training 0.15
 WINS_PAIRS = 0.99  # of pairs of real and fake in the right order, in the mean; healthy runs have 0.6 to 0.95
 WINS_LOSS = 0.2  # of the undecided loss: D is sure and right; healthy runs have 0.8 and more
-BY_HEART = 0.5  # held_out_gap, moved_gap: three pairs in four have the seen image above; healthy runs stay below 0.2
+OVERFITTING = 0.5  # held_out_gap, moved_gap: three pairs in four have the seen image above; healthy runs stay below 0.2
 MEMORISED = 0.5  # nearest_real: samples are half as far from training images as new images are; healthy ones 1 and more
 FEW_IMAGES = 2_000  # below it D learns unchanged images by heart (ADA, 2006.06676)
 OFTEN = 20  # times that each image was seen: nothing is learned by heart at once
@@ -58,7 +58,7 @@ class Diagnosis:
     remedy: tuple[str, ...] = ()
 
 
-class Course:
+class RunHistory:
     """The figures of a run by name, in the order of the images seen."""
 
     def __init__(self, config: Config, log: Sequence[dict[str, Any]], performance: Sequence[dict[str, Any]]) -> None:
@@ -86,14 +86,14 @@ class Course:
         return value
 
     @property
-    def undecided(self) -> float | None:
-        return UNDECIDED.get(self.config.objective.loss)
+    def chance_level(self) -> float | None:
+        return CHANCE_LEVEL.get(self.config.objective.loss)
 
     @property
     def loss_share(self) -> float | None:
         """D's loss as a share of what it is where D can't tell; None where the loss has no such value."""
         loss = self.mean("loss/D")
-        return None if self.undecided is None or loss is None else loss / self.undecided
+        return None if self.chance_level is None or loss is None else loss / self.chance_level
 
     @property
     def d_wins(self) -> bool:
@@ -122,7 +122,7 @@ class Course:
         return f"{name} {self.health_of(name.removeprefix('health/')):.3g} {meaning}"
 
 
-def find_divergence(course: Course) -> Finding | None:
+def find_divergence(course: RunHistory) -> Finding | None:
     config, place = course.config, f"after {course.since:,} images"
     share = course.loss_share
     if course.diverged_at is not None:
@@ -141,7 +141,7 @@ def find_divergence(course: Course) -> Finding | None:
     return Finding("diverging", tuple(evidence), tuple(remedy))
 
 
-def find_collapse(course: Course) -> Finding | None:
+def find_collapse(course: RunHistory) -> Finding | None:
     if course.health_of("data_spread") == 0:
         said = "health/data_spread 0: all training images that were looked at are alike"
         return Finding("collapse", (said,), ("look at the images: fastgan data info FOLDER shows a contact sheet",))
@@ -161,12 +161,12 @@ def find_collapse(course: Course) -> Finding | None:
     return Finding("collapse", tuple(evidence), tuple(remedy))
 
 
-def find_overfitting(course: Course) -> Finding | None:
+def find_overfitting(course: RunHistory) -> Finding | None:
     evidence = []
     held_out = course.mean("health/held_out_gap")
-    if held_out is not None and held_out >= BY_HEART:
+    if held_out is not None and held_out >= OVERFITTING:
         evidence.append(course.told("health/held_out_gap", "D knows seen images from unseen: 0 is none, 1 by heart"))
-    if held_out is None and course.passes >= OFTEN and course.health_of("moved_gap") >= BY_HEART:
+    if held_out is None and course.passes >= OFTEN and course.health_of("moved_gap") >= OVERFITTING:
         evidence.append(
             course.told("health/moved_gap", "D knows seen images from copies moved by one pixel: 0 is none, 1 by heart")
         )
@@ -183,7 +183,7 @@ def find_overfitting(course: Course) -> Finding | None:
     return Finding("D overfits", tuple(evidence), tuple(remedy))
 
 
-def find_strong_d(course: Course) -> Finding | None:
+def find_strong_d(course: RunHistory) -> Finding | None:
     if not course.d_wins:
         return None
     evidence = [
@@ -206,7 +206,7 @@ def find_strong_d(course: Course) -> Finding | None:
     return Finding("D far too strong", tuple(evidence), tuple(remedy))
 
 
-def find_weak_d(course: Course) -> Finding | None:
+def find_weak_d(course: RunHistory) -> Finding | None:
     optimizer = course.config.optimizer
     if course.lr_ratio > 1 / LR_RATIO or course.health_of("d_accuracy_pairs") >= WEAK_PAIRS:
         return None
@@ -224,7 +224,7 @@ def _mean_labels(rows: list[dict[str, float]]) -> tuple[float, float]:
     return real, fake
 
 
-def find_broken_labels(course: Course) -> Finding | None:
+def find_broken_labels(course: RunHistory) -> Finding | None:
     rows = [row for row in course.health if "health/label_real" in row]
     if len(rows) < LABEL_ROWS or course.images_seen < EARLY:
         return None
@@ -246,7 +246,7 @@ def find_broken_labels(course: Course) -> Finding | None:
 
 
 # The most serious first: what comes after may only follow from it.
-FAULTS: tuple[Callable[[Course], Finding | None], ...] = (
+FAULTS: tuple[Callable[[RunHistory], Finding | None], ...] = (
     find_collapse,
     find_overfitting,
     find_strong_d,
@@ -255,7 +255,7 @@ FAULTS: tuple[Callable[[Course], Finding | None], ...] = (
 )
 
 
-def diagnose(course: Course) -> Diagnosis:
+def diagnose(course: RunHistory) -> Diagnosis:
     """What the figures say."""
     if not course.log and course.diverged_at is None:
         return Diagnosis("too short to tell", ("log.jsonl has no rows yet: let the run go on",))
@@ -276,7 +276,7 @@ def diagnose(course: Course) -> Diagnosis:
     return Diagnosis("healthy", _well(course))
 
 
-def _well(course: Course) -> tuple[str, ...]:
+def _well(course: RunHistory) -> tuple[str, ...]:
     evidence = [
         course.told("health/d_accuracy_pairs", "of pairs of real and fake are told apart: neither blind nor sure")
     ]
@@ -291,7 +291,7 @@ def _well(course: Course) -> tuple[str, ...]:
     return tuple(evidence)
 
 
-def text(name: str, course: Course, diagnosis: Diagnosis) -> str:
+def text(name: str, course: RunHistory, diagnosis: Diagnosis) -> str:
     """The diagnosis as the command prints it."""
     head = f"{name}: {diagnosis.verdict}"
     if not course.log and course.diverged_at is None:
@@ -317,7 +317,7 @@ class DoctorOptions:
 def examine(path: Path) -> int:
     """The run's diagnosis is printed; 1 where there is a fault, else 0. Raises UserError where there is no run."""
     folder = RunFolder(path)
-    course = Course(folder.read_config(), read_rows(folder.log), read_rows(folder.performance))
+    course = RunHistory(folder.read_config(), read_rows(folder.log), read_rows(folder.performance))
     diagnosis = diagnose(course)
     print(text(str(path), course, diagnosis))
     return EXIT_FAULT if diagnosis.findings else EXIT_DONE

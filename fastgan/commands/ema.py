@@ -8,8 +8,8 @@ import tyro
 
 from fastgan.commands.evaluate import EvaluateOptions, evaluate
 from fastgan.errors import UserError
-from fastgan.evaluation.sampling import Which
-from fastgan.runs.ema_snapshots import Averages, Reconstruction
+from fastgan.evaluation.sampling import CheckpointSelector
+from fastgan.runs.ema_snapshots import EmaSnapshots, Reconstruction
 from fastgan.runs.run_folder import RunFolder
 
 
@@ -35,7 +35,7 @@ def ema(options: EmaOptions) -> list[Reconstruction]:
     Raises UserError for a folder without a run or without snapshots, and for lengths outside (0, 0.25].
     """
     folder = RunFolder(options.run)
-    averages = Averages(folder.averages, folder.read_config().optimizer.ema_stds)
+    averages = EmaSnapshots(folder.averages, folder.read_config().optimizer.ema_stds)
     if not options.length:
         raise UserError("length has no value: give one or more, like --length 0.05 0.10")
     made = []
@@ -53,7 +53,9 @@ def ema(options: EmaOptions) -> list[Reconstruction]:
 
 def _print_table(options: EmaOptions) -> None:
     rows = {
-        length: evaluate(EvaluateOptions(options.run, options.images, which=Which(length=length, at=options.at)))
+        length: evaluate(
+            EvaluateOptions(options.run, options.images, which=CheckpointSelector(length=length, at=options.at))
+        )
         for length in options.length
     }
     names = list(next(iter(rows.values())))

@@ -8,12 +8,12 @@ from typing import Annotated, Literal
 import torch
 import tyro
 
-from fastgan.data.loaders import check, open_source
+from fastgan.data.loaders import check, open_dataset
 from fastgan.distributed.processes import Processes
 from fastgan.evaluation import extractors
 from fastgan.evaluation.evaluator import Evaluator
-from fastgan.evaluation.features import Alone, Group
-from fastgan.evaluation.sampling import Which, open_run, to_device
+from fastgan.evaluation.features import Group, SingleProcess
+from fastgan.evaluation.sampling import CheckpointSelector, open_run, to_device
 from fastgan.runs.rows import append_row
 from fastgan.runs.run_folder import session
 
@@ -33,7 +33,7 @@ class EvaluateOptions:
     """Measure the distance of each class by itself, too, of a run with classes."""
     inception_weights: Path | None = None
     """The Inception weights' file; without it, torch-fidelity's cache or its download."""
-    which: Which = field(default_factory=Which)
+    which: CheckpointSelector = field(default_factory=CheckpointSelector)
 
 
 def evaluate(options: EvaluateOptions) -> dict[str, float]:
@@ -44,10 +44,10 @@ def evaluate(options: EvaluateOptions) -> dict[str, float]:
     folder without a run, a checkpoint, or the extractor's weights.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return _evaluate(options, Alone(), to_device())
+        return _evaluate(options, SingleProcess(), to_device())
     processes = Processes()
     metrics = _evaluate(options, processes, processes.device)
-    processes.end()
+    processes.close()
     return metrics
 
 
@@ -55,7 +55,7 @@ def _evaluate(options: EvaluateOptions, group: Group, device: torch.device) -> d
     folder, config, snapshot, G = open_run(options.run, options.which)
     name = extractors.choose(options.extractor, config, options.inception_weights)
     extractor = extractors.load(name, device, options.inception_weights)
-    source = open_source(config)
+    source = open_dataset(config)
     check(config, source)
     evaluator = Evaluator(config, source, extractor, device, group)
     metrics = evaluator(G.to(device), options.images)
@@ -67,7 +67,7 @@ def _evaluate(options: EvaluateOptions, group: Group, device: torch.device) -> d
         seen = snapshot.state["images_seen"]
         row = {"images_seen": seen, "which": asdict(options.which), "metrics": metrics, "protocol": protocol}
         append_row(folder.evaluation, row | {"session": session()})
-        for remark in evaluator.remarks(options.images):
+        for remark in evaluator.warnings(options.images):
             print(remark)
         print(f"{seen:,} images seen; {options.images:,} generated, {len(source):,} real; features of {name}")
         for metric, value in metrics.items():

@@ -11,7 +11,7 @@ from torch import Tensor
 from fastgan.config import Config
 from fastgan.errors import UserError
 from fastgan.evaluation.fidelity import labels_for
-from fastgan.evaluation.sampling import Which, images_of, open_run, parse_classes, parse_seeds, to_device
+from fastgan.evaluation.sampling import CheckpointSelector, images_of, open_run, parse_classes, parse_seeds, to_device
 from fastgan.utils.pngs import grid, save_png
 
 
@@ -32,10 +32,10 @@ class SampleOptions:
     grid, a row a class and a column a seed. Without it, classes take turns: seed % classes."""
     truncation: float | None = None
     """For networks with a mapping to truncate; fastgan's have none."""
-    which: Which = field(default_factory=Which)
+    which: CheckpointSelector = field(default_factory=CheckpointSelector)
 
 
-def _asked(options: SampleOptions, config: Config) -> tuple[list[int], Tensor | None, list[str], int | None]:
+def _resolve(options: SampleOptions, config: Config) -> tuple[list[int], Tensor | None, list[str], int | None]:
     """The seeds, classes and file names of all images, and the columns of their grid where classes have rows."""
     if options.truncation is not None:
         raise UserError(f"truncation is {options.truncation:g}: this run's G has no mapping to truncate; leave it out")
@@ -54,7 +54,7 @@ def sample(options: SampleOptions) -> list[Path]:
     parse_seeds(options.seeds)  # what is wrong with them is said before anything is read
     _, config, snapshot, G = open_run(options.run, options.which)
     device = to_device()
-    seeds, labels, names, columns = _asked(options, config)
+    seeds, labels, names, columns = _resolve(options, config)
     images = images_of(G.to(device), seeds, config.networks.z_dim, device, labels)
     try:
         if options.grid:

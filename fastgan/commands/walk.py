@@ -17,7 +17,7 @@ from PIL import Image
 from fastgan.config import MAX_SEED, Config
 from fastgan.errors import UserError
 from fastgan.evaluation.interpolation import Walk, pictures
-from fastgan.evaluation.sampling import Which, open_run, parse_classes, parse_seeds, to_device
+from fastgan.evaluation.sampling import CheckpointSelector, open_run, parse_classes, parse_seeds, to_device
 from fastgan.utils.pictures import enlarge, to_image
 from fastgan.utils.pngs import write_gif
 
@@ -45,7 +45,7 @@ class WalkOptions:
     """Frames a second."""
     out: Path = Path("walk.gif")
     """The file, .gif or .mp4 (extra `video`)."""
-    which: Which = field(default_factory=Which)
+    which: CheckpointSelector = field(default_factory=CheckpointSelector)
 
     def __post_init__(self) -> None:
         for name in ("frames", "grid", "fps"):

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple, Self
 
-from fastgan.data.pixels import BadImage, Raw
+from fastgan.data.pixels import BadImage, RawImage
 from fastgan.data.skipped import Skipped, name_bytes
 
 # The last five can't be read: such files are told, not passed over.
@@ -44,13 +44,13 @@ class Entry(NamedTuple):
 
     name: str  # relative to the source, parts joined by /
     size: int
-    read: Callable[[], Raw]  # bytes, or pixels in a set that is drawn; raises BadImage
+    read: Callable[[], RawImage]  # bytes, or pixels in a set that is drawn; raises BadImage
     label: int | str | None = None
     path: Path | None = None  # where it lies as a file of its own, to be read elsewhere
 
 
 @dataclass
-class Source:
+class ArchiveReader:
     """The images of a data set, in the order of their names' bytes; open until its `with` block ends."""
 
     kind: str
@@ -68,11 +68,11 @@ class Source:
     def __exit__(self, *_: object) -> None:
         self.handles.close()
 
-    def offer(
+    def add(
         self,
         raw_name: str,
         size: int,
-        read: Callable[[], Raw],
+        read: Callable[[], RawImage],
         fault: str | None = None,
         path: Path | None = None,
     ) -> None:
@@ -92,7 +92,7 @@ class Source:
         self.names.add(name)
         self.entries.append(Entry(name, size, read, path=path))
 
-    def note(self, name: str, size: int, read: Callable[[], Raw]) -> None:
+    def add_sidecar(self, name: str, size: int, read: Callable[[], RawImage]) -> None:
         """A file beside the images that may say labels is kept. Sidecars count in archives only."""
         if name in self.notes or size > MAX_NOTE_BYTES:
             return
@@ -141,16 +141,16 @@ def walk(root: Path, without: Path | None = None) -> Iterator[tuple[str, os.DirE
                 waiting.append(name)
 
 
-def list_folder(root: Path, without: Path | None) -> Source:
+def list_folder(root: Path, without: Path | None) -> ArchiveReader:
     """The images under a folder, those under `without` left out."""
-    source = Source("folder")
+    source = ArchiveReader("folder")
     for name, entry, fault in walk(root, without):
         if entry is None:
             source.skipped.append(Skipped(name, fault))
         elif name == "dataset.json" and entry.is_file(follow_symlinks=False):
-            source.note(name, entry.stat().st_size, partial(_file_bytes, root / name))
+            source.add_sidecar(name, entry.stat().st_size, partial(_file_bytes, root / name))
         elif is_image(name) or entry.is_symlink():
-            _offer_file(source, root, name)
+            _add_file(source, root, name)
     source.sort()
     return source
 
@@ -162,7 +162,7 @@ def _file_bytes(path: Path) -> bytes:
         raise BadImage(f"cannot be read: {error.strerror}") from None
 
 
-def _offer_file(source: Source, root: Path, name: str) -> None:
+def _add_file(source: ArchiveReader, root: Path, name: str) -> None:
     path = root / name
     try:
         status = path.stat()
@@ -178,12 +178,12 @@ def _offer_file(source: Source, root: Path, name: str) -> None:
         fault = CLIMBS
     elif not stat.S_ISREG(status.st_mode):
         fault = "no plain file"
-    source.offer(name, status.st_size, partial(_file_bytes, path), fault, path)
+    source.add(name, status.st_size, partial(_file_bytes, path), fault, path)
 
 
-def list_zip(path: Path) -> Source:
+def list_zip(path: Path) -> ArchiveReader:
     """The images in a zip."""
-    source = Source("zip")
+    source = ArchiveReader("zip")
     try:
         archive = source.handles.enter_context(zipfile.ZipFile(path))
     except BROKEN as error:
@@ -195,8 +195,8 @@ def list_zip(path: Path) -> Source:
         if info.is_dir():
             continue
         if clean(name) == "dataset.json":
-            source.note("dataset.json", info.file_size, read)
-        source.offer(name, info.file_size, read, _zip_fault(info))
+            source.add_sidecar("dataset.json", info.file_size, read)
+        source.add(name, info.file_size, read, _zip_fault(info))
     source.sort()
     return source
 

@@ -7,37 +7,37 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastgan.data.batch import Dealer
-from fastgan.data.prefetch import AheadLoader
-from fastgan.data.prepared import PreparedSet
+from fastgan.data.batch import BatchSampler
+from fastgan.data.prefetch import PrefetchLoader
+from fastgan.data.prepared import PreparedDataset
 
 PREFETCH = 2
 
 
-class DaliLoader(AheadLoader):
+class DaliLoader(PrefetchLoader):
     """Batches from a prepared set, decoded ahead by DALI; a jump starts the pipeline anew."""
 
-    def __init__(self, dealer: Dealer, source: PreparedSet, num_threads: int) -> None:
-        super().__init__(dealer)
+    def __init__(self, sampler: BatchSampler, source: PreparedDataset, num_threads: int) -> None:
+        super().__init__(sampler)
         self._source, self._num_threads = source, num_threads
 
     def _read(self, images_seen: int) -> Iterator[Sequence[Tensor]]:
-        pipeline, device = self._pipeline(images_seen), self._dealer.device
+        pipeline, device = self._pipeline(images_seen), self._sampler.device
         for items in self._items_from(images_seen):
             if not len(items):
-                yield self._dealer.labelled(items, self._source.pixels(items))
+                yield self._sampler.labelled(items, self._source.pixels(items))
                 continue
             # Bound to the stream that copies them: there DALI's decoding is waited for, and in that stream's order
             # their memory goes back to DALI. The host waits for nothing.
             (images,) = pipeline.run(torch.cuda.current_stream(device) if device.type == "cuda" else None)
             pixels: Tensor = torch.from_dlpack(images.as_tensor())
-            yield self._dealer.labelled(items, pixels.permute(0, 3, 1, 2))
+            yield self._sampler.labelled(items, pixels.permute(0, 3, 1, 2))
 
     def _items_from(self, images_seen: int) -> Iterator[Tensor]:
         """Yield the items of every batch from `images_seen` on."""
         while True:
-            yield self._dealer.items(images_seen)
-            images_seen = self._dealer.whole(images_seen).stop
+            yield self._sampler.dataset_indices(images_seen)
+            images_seen = self._sampler.global_positions(images_seen).stop
 
     def _encoded_from(self, images_seen: int) -> Iterator[list[np.ndarray]]:
         """Yield the encoded images of every batch from `images_seen` on that has any."""
@@ -48,11 +48,11 @@ class DaliLoader(AheadLoader):
     def _pipeline(self, images_seen: int) -> Any:
         from nvidia.dali import Pipeline, fn, types
 
-        on_gpu = self._dealer.device.type == "cuda"
+        on_gpu = self._sampler.device.type == "cuda"
         pipeline = Pipeline(
-            batch_size=self._dealer.most_items,
+            batch_size=self._sampler.max_images,
             num_threads=self._num_threads,
-            device_id=(self._dealer.device.index or 0) if on_gpu else None,
+            device_id=(self._sampler.device.index or 0) if on_gpu else None,
             prefetch_queue_depth=PREFETCH,
             exec_dynamic=True,  # outputs are the caller's: later runs don't write over them
         )

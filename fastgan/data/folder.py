@@ -10,11 +10,11 @@ from torch import Tensor
 from fastgan.data.archives import IMAGE_SUFFIXES, list_folder
 from fastgan.data.images import decoded
 from fastgan.data.labels import label_entries
-from fastgan.data.pixels import BadImage, Recipe, pixels_of
+from fastgan.data.pixels import BadImage, Transform, pixels_of
 from fastgan.errors import UserError
 
 
-class FolderSet:
+class FolderDataset:
     """Every image below `folder`, its middle fitted to `image_size`; its folders are the classes.
 
     A file that turns out broken is told of, once, and the next good one stands in for it.
@@ -23,7 +23,7 @@ class FolderSet:
 
     def __init__(self, folder: Path, image_size: tuple[int, int], channels: int) -> None:
         self.folder, self.name, self.image_size, self.channels = folder, folder.name, image_size, channels
-        self._recipe = Recipe(image_size, "crop", channels)
+        self._recipe = Transform(image_size, "crop", channels)
         labelled = label_entries(list_folder(folder.resolve(), without=None), option=None)
         self._entries = labelled.entries
         if not self._entries:
@@ -47,9 +47,9 @@ class FolderSet:
                     print(f"{self.folder / entry.name}: {bad}; the next image stands in for it", flush=True)
         raise UserError(f"no image in {self.folder} can be read: name another folder")
 
-    def pixels(self, items: Tensor) -> Tensor:
+    def pixels(self, indices: Tensor) -> Tensor:
         """The images of the given numbers, uint8 [B, C, H, W], channels last in memory."""
-        return decoded(self._decode, items, (*self.image_size, self.channels))
+        return decoded(self._decode, indices, (*self.image_size, self.channels))
 
     def content_hash(self) -> str:
         """A hash of names, sizes and times of change: the files themselves may be too many to read for it."""

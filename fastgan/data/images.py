@@ -17,7 +17,7 @@ from fastgan.errors import UserError
 IDX_UBYTE = 0x08
 
 
-class ImageSource(Protocol):
+class ImageDataset(Protocol):
     """A data set whose images can be asked for by number, in any order."""
 
     @property
@@ -34,13 +34,13 @@ class ImageSource(Protocol):
 
     def __len__(self) -> int: ...
 
-    def pixels(self, items: Tensor) -> Tensor: ...
+    def pixels(self, indices: Tensor) -> Tensor: ...
 
     def content_hash(self) -> str: ...
 
 
 @dataclass(frozen=True)
-class ImageSet:
+class ArrayDataset:
     """A whole data set, decoded."""
 
     name: str
@@ -58,9 +58,9 @@ class ImageSet:
     def image_size(self) -> tuple[int, int]:
         return self.images.shape[2], self.images.shape[3]
 
-    def pixels(self, items: Tensor) -> Tensor:
+    def pixels(self, indices: Tensor) -> Tensor:
         """The images of the given numbers, uint8 [B, C, H, W]."""
-        return self.images[items]
+        return self.images[indices]
 
     def content_hash(self) -> str:
         """A hash of shape and pixels: equal sets have equal ones, wherever they came from."""

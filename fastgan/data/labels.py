@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from fastgan.data.archives import Entry, Source, clean
+from fastgan.data.archives import ArchiveReader, Entry, clean
 from fastgan.data.skipped import Skipped, name_bytes
 from fastgan.errors import UserError
 
@@ -31,7 +31,7 @@ class Labelled:
     skipped: list[Skipped]
 
 
-def label_entries(source: Source, option: str | None) -> Labelled:
+def label_entries(source: ArchiveReader, option: str | None) -> Labelled:
     """The source's images with their classes; in a set with labels, images without one are skipped.
 
     `option` is a file of labels, "none" for a set without, or None: then the source says it. Classes are numbered in
@@ -54,7 +54,7 @@ def label_entries(source: Source, option: str | None) -> Labelled:
     )
 
 
-def _find(source: Source, option: str | None) -> tuple[list[Label | None] | None, str]:
+def _find(source: ArchiveReader, option: str | None) -> tuple[list[Label | None] | None, str]:
     """A label or None for each entry, and where they are from; None for a set without."""
     if option == NO_LABELS:
         return None, NO_LABELS
@@ -104,7 +104,7 @@ def by_folder(names: list[str]) -> list[Label | None]:
     return []
 
 
-def _by_sidecar(source: Source) -> list[Label | None]:
+def _by_sidecar(source: ArchiveReader) -> list[Label | None]:
     """By KEY.cls or KEY.json beside an image KEY.png, as WebDataset has it; a key ends at a name's first dot."""
     labels: dict[str, Label] = {}
     for name, data in source.notes.items():

@@ -8,18 +8,18 @@ import torch
 
 from fastgan.config import Config
 from fastgan.data import named
-from fastgan.data.batch import Dealer, Loader
+from fastgan.data.batch import BatchSampler, Loader
 from fastgan.data.dali import DaliLoader
-from fastgan.data.folder import FolderSet
-from fastgan.data.images import ImageSource
-from fastgan.data.prepared import PreparedSet, is_prepared
-from fastgan.data.resident import ResidentLoader
-from fastgan.data.stacked import StackedSet
-from fastgan.data.torch_loader import WorkersLoader
+from fastgan.data.folder import FolderDataset
+from fastgan.data.images import ImageDataset
+from fastgan.data.prepared import PreparedDataset, is_prepared
+from fastgan.data.resident import InMemoryLoader
+from fastgan.data.stacked import StackedDataset
+from fastgan.data.torch_loader import TorchLoader
 from fastgan.errors import UserError
 
 
-def open_source(config: Config) -> ImageSource:
+def open_dataset(config: Config) -> ImageDataset:
     """The data set that the config names: a known one (got first if need be), a prepared one, or a folder of images.
 
     Raises UserError where there is no such set, or what is there can't be used.
@@ -33,17 +33,17 @@ def open_source(config: Config) -> ImageSource:
             f"(it takes archives too), or one of {', '.join(named.NAMES)}"
         )
     if is_prepared(folder):
-        return PreparedSet(folder)
-    return FolderSet(folder, config.data.image_size, config.data.channels)
+        return PreparedDataset(folder)
+    return FolderDataset(folder, config.data.image_size, config.data.channels)
 
 
 def num_images(config: Config) -> int:
     """Images in the config's data set; a known one need not be here yet. Raises UserError as `open_source` does."""
     name = config.data.data
-    return named.NUM_IMAGES[name] if name in named.NUM_IMAGES else len(open_source(config))
+    return named.NUM_IMAGES[name] if name in named.NUM_IMAGES else len(open_dataset(config))
 
 
-def check(config: Config, source: ImageSource, num_processes: int = 1) -> None:
+def check(config: Config, source: ImageDataset, num_processes: int = 1) -> None:
     """The set is one that the config can train on. Raises UserError that says what disagrees."""
     (height, width), batch_size = source.image_size, config.data.batch_size
     if (source.channels, source.image_size) != (config.data.channels, config.data.image_size):
@@ -63,7 +63,7 @@ def check(config: Config, source: ImageSource, num_processes: int = 1) -> None:
         )
 
 
-def _check_classes(num_classes: int, source: ImageSource) -> None:
+def _check_classes(num_classes: int, source: ImageDataset) -> None:
     if source.labels is None:
         raise UserError(
             f"num_classes is {num_classes}: the images of {source.name} have no labels; "
@@ -73,16 +73,16 @@ def _check_classes(num_classes: int, source: ImageSource) -> None:
         raise UserError(f"num_classes is {num_classes}: the data set {source.name} has {found}; give that number, or 0")
 
 
-def choose_loader(config: Config, source: ImageSource) -> tuple[str, str]:
+def choose_loader(config: Config, source: ImageDataset) -> tuple[str, str]:
     """The loader's name, and why."""
     if config.run.loader != "auto":
         return config.run.loader, "asked for"
-    if isinstance(source, StackedSet):
+    if isinstance(source, StackedDataset):
         return "torch", "drawn batch by batch"
     gib = len(source) * source.channels * source.image_size[0] * source.image_size[1] / 2**30
     if gib <= config.run.resident_gib:
         return "resident", f"{gib:.2f} GiB decoded, of the {config.run.resident_gib:g} that --resident-gib allows"
-    if not isinstance(source, PreparedSet):
+    if not isinstance(source, PreparedDataset):
         return "torch", f"{gib:.1f} GiB decoded are too much to keep, and the set isn't prepared"
     if importlib.util.find_spec("nvidia") and importlib.util.find_spec("nvidia.dali"):
         return "dali", f"{gib:.1f} GiB decoded are too much to keep"
@@ -91,7 +91,7 @@ def choose_loader(config: Config, source: ImageSource) -> tuple[str, str]:
 
 def build_loader(
     config: Config,
-    source: ImageSource,
+    source: ImageDataset,
     device: torch.device,
     rank: int = 0,
     num_processes: int = 1,
@@ -101,13 +101,13 @@ def build_loader(
     check(config, source, num_processes)
     kind, reason = choose_loader(config, source)
     say(f"data: {len(source):,} images of {source.name}; loader {kind} ({reason})")
-    drawn = isinstance(source, StackedSet)  # which is quicker than to hand it over
+    drawn = isinstance(source, StackedDataset)  # which is quicker than to hand it over
     workers = config.run.workers if config.run.workers is not None else 0 if drawn else torch.get_num_threads()
     if kind == "resident":
-        return ResidentLoader(Dealer(config, source, device, rank, num_processes, items_on=device))
-    dealer = Dealer(config, source, device, rank, num_processes)
+        return InMemoryLoader(BatchSampler(config, source, device, rank, num_processes, indices_on=device))
+    sampler = BatchSampler(config, source, device, rank, num_processes)
     if kind == "torch":
-        return WorkersLoader(dealer, workers)
-    if not isinstance(source, PreparedSet):
+        return TorchLoader(sampler, workers)
+    if not isinstance(source, PreparedDataset):
         raise UserError(f"loader is 'dali': the set {source.name} isn't prepared; `fastgan data prepare` it first")
-    return DaliLoader(dealer, source, max(1, workers))
+    return DaliLoader(sampler, source, max(1, workers))

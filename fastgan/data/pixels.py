@@ -43,11 +43,13 @@ class BadImage(ValueError):
     """A file that gives no image. Its text is the reason; what is left of a colon is the same for all of a kind."""
 
 
-Raw = bytes | Path | np.ndarray | BadImage  # a file's bytes, the file, uint8 pixels [H, W, C], or why there is none
+RawImage = (
+    bytes | Path | np.ndarray | BadImage
+)  # a file's bytes, the file, uint8 pixels [H, W, C], or why there is none
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Transform:
     """What becomes of every image."""
 
     size: Size
@@ -57,7 +59,7 @@ class Recipe:
     quality: int = 95
 
 
-class Stored(NamedTuple):
+class EncodedImage(NamedTuple):
     """An image as it is stored."""
 
     data: bytes
@@ -86,7 +88,7 @@ def decode(data: bytes, size: Size | None, fit: str, channels: int | None) -> np
         raise _reason(error) from None
 
 
-def encode(pixels: np.ndarray, encoding: str, quality: int = 95) -> bytes:
+def encode_array(pixels: np.ndarray, encoding: str, quality: int = 95) -> bytes:
     """uint8 pixels [H, W, C] as a PNG or JPEG file, the same bytes for the same pixels."""
     if encoding == "png":
         return _encode_png(pixels)
@@ -120,28 +122,28 @@ def digest(pixels: np.ndarray) -> bytes:
     return hashed.digest()
 
 
-def cook(recipe: Recipe, raws: list[Raw]) -> list[Stored | BadImage]:
+def encode(recipe: Transform, raws: list[RawImage]) -> list[EncodedImage | BadImage]:
     """Each image as it is to be stored, or why it can't be."""
-    return [_cook(recipe, raw) for raw in raws]
+    return [_encode(recipe, raw) for raw in raws]
 
 
-def count_channels(raws: list[Raw]) -> list[int]:
+def count_channels(raws: list[RawImage]) -> list[int]:
     """The channels that each image needs (1, 3 or 4) by its header alone; 0 where it has none that can be read."""
     return [_count_channels(raw) for raw in raws]
 
 
-def _cook(recipe: Recipe, raw: Raw) -> Stored | BadImage:
+def _encode(recipe: Transform, raw: RawImage) -> EncodedImage | BadImage:
     try:
         pixels = pixels_of(recipe, raw)
     except BadImage as bad:
         return bad
-    stored = encode(pixels, recipe.encoding, recipe.quality)
+    stored = encode_array(pixels, recipe.encoding, recipe.quality)
     if recipe.encoding != "png":  # the digest is of what a reader will see
         pixels = decode(stored, None, recipe.fit, recipe.channels)
-    return Stored(stored, digest(pixels))
+    return EncodedImage(stored, digest(pixels))
 
 
-def pixels_of(recipe: Recipe, raw: Raw) -> np.ndarray:
+def pixels_of(recipe: Transform, raw: RawImage) -> np.ndarray:
     """The image as the recipe wants it, uint8 [H, W, C]. Raises BadImage."""
     if isinstance(raw, BadImage):
         raise raw
@@ -155,7 +157,7 @@ def pixels_of(recipe: Recipe, raw: Raw) -> np.ndarray:
     return decode(raw, recipe.size, recipe.fit, recipe.channels)
 
 
-def _count_channels(raw: Raw) -> int:
+def _count_channels(raw: RawImage) -> int:
     if isinstance(raw, BadImage):
         return 0
     if isinstance(raw, np.ndarray):

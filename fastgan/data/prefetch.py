@@ -7,25 +7,25 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fastgan.data.batch import Batch, Dealer
+from fastgan.data.batch import Batch, BatchSampler
 
 
-class AheadLoader(ABC):
+class PrefetchLoader(ABC):
     """Batches that are read in their order, ahead of the step; a jump starts reading again at the place asked for."""
 
-    def __init__(self, dealer: Dealer) -> None:
-        self._dealer, self.num_images = dealer, dealer.num_images
+    def __init__(self, sampler: BatchSampler) -> None:
+        self._sampler, self.num_images = sampler, sampler.num_images
         self._batches: Iterator[Sequence[Tensor]] = iter(())
         self._next = -1  # where the next batch begins that comes without a jump
 
     def batch(self, images_seen: int) -> Batch:
         """Return this process's share of the batch that starts at `images_seen`."""
         if images_seen != self._next:
-            batches, device = self._read(images_seen), self._dealer.device
+            batches, device = self._read(images_seen), self._sampler.device
             self._batches = Prefetcher(batches, device) if device.type == "cuda" else batches
         pixels, *labels = next(self._batches)
-        self._next = self._dealer.whole(images_seen).stop
-        return self._dealer.batch(images_seen, pixels, *labels)
+        self._next = self._sampler.global_positions(images_seen).stop
+        return self._sampler.batch(images_seen, pixels, *labels)
 
     @abstractmethod
     def _read(self, images_seen: int) -> Iterator[Sequence[Tensor]]:

@@ -23,7 +23,7 @@ def is_prepared(folder: Path) -> bool:
     return (folder / INDEX).is_file()
 
 
-class PreparedSet:
+class PreparedDataset:
     """The set that `fastgan data prepare` left in `folder`. Raises UserError where a part of it is missing."""
 
     def __init__(self, folder: Path) -> None:
@@ -66,9 +66,9 @@ class PreparedSet:
             raise UserError(f"image {item} of {self.folder} is damaged ({error}): prepare the data set again") from None
         return pixels[:, :, None] if pixels.ndim == 2 else pixels
 
-    def pixels(self, items: Tensor) -> Tensor:
+    def pixels(self, indices: Tensor) -> Tensor:
         """The images of the given numbers, uint8 [B, C, H, W], channels last in memory."""
-        return decoded(self.decode, items, (*self.image_size, self.channels))
+        return decoded(self.decode, indices, (*self.image_size, self.channels))
 
     def content_hash(self) -> str:
         return self._content_hash

@@ -4,36 +4,36 @@ import math
 
 import torch
 
-from fastgan.data.batch import Batch, Dealer
+from fastgan.data.batch import Batch, BatchSampler
 
 CHUNK = 1024  # images decoded at a time
 WORD = 8
 
 
-class ResidentLoader:
+class InMemoryLoader:
     """Batches by position: nothing is kept between two calls, so any position may be asked for at any time.
 
     An image is a row of whole 8-byte words, which are gathered twice as fast as bytes. Its number, its label and its
     pixels are looked up on the device, so that the device has nothing to wait for.
     """
 
-    def __init__(self, dealer: Dealer) -> None:
-        self._dealer, self.num_images = dealer, dealer.num_images
-        source = dealer.source
+    def __init__(self, sampler: BatchSampler) -> None:
+        self._sampler, self.num_images = sampler, sampler.num_images
+        source = sampler.source
         self._shape = (*source.image_size, source.channels)
         self._num_bytes = math.prod(self._shape)
         words = -(-self._num_bytes // WORD)
-        self._rows = torch.empty((len(source), words), dtype=torch.int64, device=dealer.device)
-        self._labels = None if source.labels is None else source.labels.to(dealer.device)
+        self._rows = torch.empty((len(source), words), dtype=torch.int64, device=sampler.device)
+        self._labels = None if source.labels is None else source.labels.to(sampler.device)
         bytes_ = self._rows.view(torch.uint8)
         for items in torch.arange(len(source)).split(CHUNK):
             images = source.pixels(items).permute(0, 2, 3, 1).flatten(1)
-            bytes_[items[0] : items[-1] + 1, : self._num_bytes] = images.to(dealer.device)
+            bytes_[items[0] : items[-1] + 1, : self._num_bytes] = images.to(sampler.device)
 
     def batch(self, images_seen: int) -> Batch:
         """This process's share of the batch that starts at `images_seen`."""
-        items = self._dealer.items(images_seen)
+        items = self._sampler.dataset_indices(images_seen)
         rows = self._rows.index_select(0, items)  # several times as fast as indexing
         labels = None if self._labels is None else self._labels.index_select(0, items)
         pixels = rows.view(torch.uint8)[:, : self._num_bytes].unflatten(1, self._shape)
-        return self._dealer.batch(images_seen, pixels.permute(0, 3, 1, 2), labels)
+        return self._sampler.batch(images_seen, pixels.permute(0, 3, 1, 2), labels)

@@ -4,18 +4,20 @@ import torch
 from torch import Tensor
 
 from fastgan.utils import rng
-from fastgan.utils.rng import Stream
+from fastgan.utils.rng import RngStream
 
 CPU = torch.device("cpu")
 
 
-class Order:
+class Sampler:
     """An endless sequence of item numbers in which every epoch is a permutation of its own.
 
     It is computed and kept on `device`, from integers, so that it is the same on every device.
     """
 
-    def __init__(self, num_images: int, seed: int, stream: Stream = Stream.ORDER, device: torch.device = CPU) -> None:
+    def __init__(
+        self, num_images: int, seed: int, stream: RngStream = RngStream.ORDER, device: torch.device = CPU
+    ) -> None:
         self.num_images, self.seed, self.stream, self.device = num_images, seed, stream, device
         self._epochs: dict[int, Tensor] = {}
 
@@ -27,7 +29,7 @@ class Order:
             self._epochs = dict([*kept, (epoch, rng.bits(key, self.num_images)[0].argsort(stable=True))])
         return self._epochs[epoch]
 
-    def items(self, positions: range) -> Tensor:
+    def dataset_indices(self, positions: range) -> Tensor:
         """Return the items at the given positions since the start of training, int64, on the order's device."""
         parts = []
         start = positions.start
@@ -56,12 +58,12 @@ def num_steps(total_images: int, num_images: int, batch_size: int, keep_partial:
     return epochs * -(-num_images // batch_size) + -(-rest // batch_size)
 
 
-def largest_share(batch_size: int, num_processes: int) -> int:
+def largest_local_batch(batch_size: int, num_processes: int) -> int:
     """The most images of a batch that one process has."""
     return -(-batch_size // num_processes)
 
 
-def share(positions: range, rank: int, num_processes: int) -> range:
+def local_shard(positions: range, rank: int, num_processes: int) -> range:
     """One process's contiguous part of a batch; the parts differ in length by one at most."""
     start, stop = (len(positions) * part // num_processes for part in (rank, rank + 1))
     return positions[start:stop]

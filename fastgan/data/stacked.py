@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastgan.data.images import ImageSet
+from fastgan.data.images import ArrayDataset
 from fastgan.utils import rng
-from fastgan.utils.rng import Stream
+from fastgan.utils.rng import RngStream
 
 NAME = "stacked-mnist"
 NUM_MODES = 1000
@@ -18,7 +18,7 @@ PADDING, DIGIT_SIZE, SIZE = 2, 28, 32
 DEFINITION = "v1: mode = item % 1000, digits drawn uniformly in their class, padded 2"
 
 
-class StackedSet:
+class StackedDataset:
     """Images of three digits, one each in R, G and B, padded to 32x32, drawn when they are asked for.
 
     Image i has mode i % 1000 = 100 a + 10 b + c, its label, so that all modes are equally frequent in every epoch,
@@ -29,7 +29,7 @@ class StackedSet:
     channels = 3
     image_size = (SIZE, SIZE)
 
-    def __init__(self, digits: ImageSet, num_images: int = NUM_IMAGES) -> None:
+    def __init__(self, digits: ArrayDataset, num_images: int = NUM_IMAGES) -> None:
         """Of labelled gray 28x28 digits, at least one of each class."""
         assert digits.labels is not None and digits.images.shape[1:] == (1, DIGIT_SIZE, DIGIT_SIZE)
         self._sizes = digits.labels.bincount(minlength=10)  # [10]
@@ -43,10 +43,10 @@ class StackedSet:
     def __len__(self) -> int:
         return self._num_images
 
-    def pixels(self, items: Tensor) -> Tensor:
+    def pixels(self, indices: Tensor) -> Tensor:
         """The images of the given numbers, uint8 [B, 3, 32, 32], channels last in memory."""
-        classes = self.labels[items, None] // torch.tensor([100, 10, 1]) % 10  # [B, 3]
-        draws = rng.uniform(rng.keys(0, Stream.STACKED, items), 3)
+        classes = self.labels[indices, None] // torch.tensor([100, 10, 1]) % 10  # [B, 3]
+        draws = rng.uniform(rng.keys(0, RngStream.STACKED, indices), 3)
         chosen = self._starts[classes] + (draws * self._sizes[classes]).long()
         layers = [self._digits.index_select(0, digit) for digit in chosen.T]  # whole rows: twice as fast as indexing
         return torch.stack(layers, dim=2).view(-1, SIZE, SIZE, 3).permute(0, 3, 1, 2)

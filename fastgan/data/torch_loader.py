@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from fastgan.data.batch import Dealer
-from fastgan.data.prefetch import AheadLoader
+from fastgan.data.batch import BatchSampler
+from fastgan.data.prefetch import PrefetchLoader
 
 # Forks of a threaded process hang, and a spawned worker that ends while torch hands on a batch aborts: the interpreter
 # unwinds that thread through C++. A fork server has one thread, and its workers end without such a farewell.
@@ -18,8 +18,8 @@ START_METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_met
 class _Decoded(IterableDataset[Sequence[Tensor]]):
     """Every batch from `start` on; of n workers each decodes every n-th."""
 
-    def __init__(self, dealer: Dealer, start: int) -> None:
-        self.dealer, self.start = dealer, start
+    def __init__(self, sampler: BatchSampler, start: int) -> None:
+        self.sampler, self.start = sampler, start
 
     def __iter__(self) -> Iterator[Sequence[Tensor]]:
         info = get_worker_info()
@@ -27,27 +27,27 @@ class _Decoded(IterableDataset[Sequence[Tensor]]):
         place, turn = self.start, 0
         while True:
             if turn % count == number:
-                items = self.dealer.items(place)
-                pixels = self.dealer.source.pixels(items).contiguous(memory_format=torch.channels_last)
-                yield self.dealer.labelled(items, pixels)
-            place, turn = self.dealer.whole(place).stop, turn + 1
+                items = self.sampler.dataset_indices(place)
+                pixels = self.sampler.source.pixels(items).contiguous(memory_format=torch.channels_last)
+                yield self.sampler.labelled(items, pixels)
+            place, turn = self.sampler.global_positions(place).stop, turn + 1
 
 
-class WorkersLoader(AheadLoader):
+class TorchLoader(PrefetchLoader):
     """Batches decoded ahead by `num_workers` processes (0: by this one, when they are asked for)."""
 
-    def __init__(self, dealer: Dealer, num_workers: int) -> None:
-        super().__init__(dealer)
+    def __init__(self, sampler: BatchSampler, num_workers: int) -> None:
+        super().__init__(sampler)
         self._num_workers = num_workers
 
     def _read(self, images_seen: int) -> Iterator[Sequence[Tensor]]:
         multiprocessing.set_forkserver_preload([__name__])  # torch is imported once, not by each worker
         return iter(
             DataLoader(
-                _Decoded(self._dealer, images_seen),
+                _Decoded(self._sampler, images_seen),
                 batch_size=None,
                 num_workers=self._num_workers,
-                pin_memory=self._dealer.device.type == "cuda",
+                pin_memory=self._sampler.device.type == "cuda",
                 multiprocessing_context=START_METHOD if self._num_workers else None,
             )
         )

@@ -5,28 +5,28 @@ import torch.distributed as dist
 from torch import Tensor
 
 
-def several_processes() -> bool:
+def is_distributed() -> bool:
     return dist.is_initialized() and dist.get_world_size() > 1
 
 
 @torch.no_grad()
-def sum_over_processes(x: Tensor) -> Tensor:
+def all_reduce_sum(x: Tensor) -> Tensor:
     """The sum of all processes' tensors, who must all ask."""
-    if several_processes():
+    if is_distributed():
         x = x.clone()
         dist.all_reduce(x)
     return x
 
 
-def place() -> tuple[int, int]:
+def rank_and_world_size() -> tuple[int, int]:
     """This process's number, and how many there are."""
-    return (dist.get_rank(), dist.get_world_size()) if several_processes() else (0, 1)
+    return (dist.get_rank(), dist.get_world_size()) if is_distributed() else (0, 1)
 
 
 @torch.no_grad()
-def all_values(x: Tensor) -> Tensor:
+def all_gather(x: Tensor) -> Tensor:
     """All processes' tensors, who must all ask, in their order: [...] -> [processes, ...]."""
-    if not several_processes():
+    if not is_distributed():
         return x[None]
     values = x.new_empty(dist.get_world_size(), *x.shape)
     dist.all_gather(list(values), x.contiguous())

@@ -25,10 +25,10 @@ from fastgan.errors import EXIT_USER_ERROR, Lost, UserError
 if TYPE_CHECKING:
     from torch.distributed import Store
 
-    from fastgan.data.images import ImageSource
+    from fastgan.data.images import ImageDataset
 
 T = TypeVar("T")
-Facts = Mapping[str, Mapping[str, object]]  # by kind, then by name
+Fingerprint = Mapping[str, Mapping[str, object]]  # by kind, then by name
 
 LIMIT_S = 120.0  # for the processes of a launch to come: launchers start them at the same time, but imports take time
 ANSWER_S = 10.0  # for a store to answer where something listens at its port
@@ -50,18 +50,18 @@ class Absent(Lost):
     """A process hasn't come, or is gone: the same command may go well the next time."""
 
 
-class Agreement:
+class ConsistencyCheck:
     """What rank `rank` of `count` settles with the others through `store`; a process that is alone agrees."""
 
     def __init__(self, store: "Store | None" = None, rank: int = 0, count: int = 1, limit_s: float = WORK_S) -> None:
         self.store = None if store is None or count == 1 else store
-        self.rank, self.count, self.limit_s = rank, count, limit_s
+        self.rank, self.world_size, self.limit_s = rank, count, limit_s
 
-    def make(
+    def run_on_all(
         self,
         name: str,
         work: Callable[[], T],
-        facts: Callable[[T], Facts] = lambda made: {},
+        facts: Callable[[T], Fingerprint] = lambda made: {},
         main_first: bool = False,
     ) -> T:
         """What `work` returns, with the same facts on every process; with `main_first` rank 0 works before the others.
@@ -70,7 +70,7 @@ class Agreement:
         OSError, or the facts differ, every process raises the same UserError.
         """
         if main_first and self.rank != 0 and self._failed_before(name):
-            self.settle(name, {})
+            self.verify(name, {})
         made, found, error = None, None, None
         try:
             made = work()
@@ -79,10 +79,10 @@ class Agreement:
             error = str(reason)
         except OSError as reason:
             error = f"{reason.strerror or reason}{f' ({reason.filename})' if reason.filename else ''}"
-        self.settle(name, found or {}, error)
+        self.verify(name, found or {}, error)
         return made  # type: ignore[return-value]
 
-    def settle(self, name: str, facts: Facts, error: str | None = None) -> None:
+    def verify(self, name: str, facts: Fingerprint, error: str | None = None) -> None:
         """All processes have the same facts, and none an error. Raises the same UserError on all where it isn't so.
 
         Raises Absent where a process doesn't come, or the store has gone.
@@ -109,11 +109,11 @@ class Agreement:
         assert self.store is not None
         self.store.set(self._key(name, self.rank), mine)
         if self.rank == 0:
-            verdict = self._judge(name)
+            verdict = self._verdict(name)
             self.store.set(self._key(name, "verdict"), verdict)
             if verdict:
                 end = time.monotonic() + GRACE_S
-                while self.store.add(self._key(name, "read"), 0) < self.count - 1 and time.monotonic() < end:
+                while self.store.add(self._key(name, "read"), 0) < self.world_size - 1 and time.monotonic() < end:
                     time.sleep(0.05)
             return verdict
         if not self._wait_for(self._key(name, "verdict")):
@@ -122,23 +122,23 @@ class Agreement:
         self.store.add(self._key(name, "read"), 1)
         return verdict
 
-    def _judge(self, name: str) -> str:
+    def _verdict(self, name: str) -> str:
         """Waits for all, or until one has an error."""
         assert self.store is not None
         said: dict[int, dict[str, Any]] = {}
         end = time.monotonic() + self.limit_s
         while True:
-            for rank in range(self.count):
+            for rank in range(self.world_size):
                 if rank not in said and self.store.check([self._key(name, rank)]):
                     said[rank] = json.loads(self.store.get(self._key(name, rank)))
             failed = any(entry["error"] for entry in said.values())
             if failed:
                 end = min(end, time.monotonic() + ERRORS_S)
             over = time.monotonic() >= end
-            if len(said) == self.count or (over and failed):
-                return judge(said)
+            if len(said) == self.world_size or (over and failed):
+                return compare(said)
             if over:
-                absent = ", ".join(str(rank) for rank in range(self.count) if rank not in said)
+                absent = ", ".join(str(rank) for rank in range(self.world_size) if rank not in said)
                 return (
                     f"{ABSENT}rank {absent} has not come to agree on the {name} in {self.limit_s:g} s: see its console"
                 )
@@ -170,7 +170,7 @@ class Agreement:
         return f"agreement/{name}/{what}"
 
 
-def of_launch(limit_s: float = LIMIT_S) -> Agreement:
+def of_launch(limit_s: float = LIMIT_S) -> ConsistencyCheck:
     """The agreement of the processes that a launcher started with this one, as their environment tells.
 
     Raises Absent where the main process can't be reached within the limit, another program has its port, or a
@@ -178,7 +178,7 @@ def of_launch(limit_s: float = LIMIT_S) -> Agreement:
     """
     count, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
     if count == 1:
-        return Agreement()
+        return ConsistencyCheck()
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     hosts_it = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     if not hosts_it and not _is_open(host, port, limit_s):
@@ -187,7 +187,7 @@ def of_launch(limit_s: float = LIMIT_S) -> Agreement:
     if isinstance(store, str):
         fault = f"{host}:{port} can't be the launch's store for rank {rank} ({store})"
         raise Absent(f"{fault}: another program has the port; give another --main_process_port")
-    return Agreement(_meet(store, rank, count, limit_s), rank, count)
+    return ConsistencyCheck(_meet(store, rank, count, limit_s), rank, count)
 
 
 def _join(host: str, port: int, count: int, hosts_it: bool, limit_s: float) -> "Store | str":
@@ -261,7 +261,7 @@ def announce(error: UserError, limit_s: float = LIMIT_S) -> UserError:
     For a process that hasn't come to the first agreement, named "launch".
     """
     try:
-        of_launch(limit_s).settle("launch", {}, str(error))
+        of_launch(limit_s).verify("launch", {}, str(error))
     except UserError as agreed:
         return agreed
     except RuntimeError:  # the others aren't there to hear of it
@@ -269,7 +269,7 @@ def announce(error: UserError, limit_s: float = LIMIT_S) -> UserError:
     return error
 
 
-def launch_facts(config: Config) -> Facts:
+def launch_fingerprint(config: Config) -> Fingerprint:
     """What has to be equal before anything is made: settings and versions."""
     from fastgan.runs.run_folder import session
 
@@ -280,18 +280,18 @@ def launch_facts(config: Config) -> Facts:
     return {"setting": settings, "version": versions | {package: _version(package) for package in PACKAGES}}
 
 
-def data_facts(source: "ImageSource") -> Facts:
+def data_fingerprint(source: "ImageDataset") -> Fingerprint:
     """What has to be equal of the images: how many, of which kind, their classes, and their bytes where that is known.
 
     A folder's hash holds its files' times, in which equal copies differ.
     """
-    from fastgan.data.folder import FolderSet
+    from fastgan.data.folder import FolderDataset
 
     height, width = source.image_size
     facts: dict[str, object] = {"images": len(source), "channels": source.channels, "size": f"{height}x{width}"}
     if source.labels is not None:
         facts["classes"] = sha256(source.labels.cpu().numpy().tobytes()).hexdigest()[:16]
-    if not isinstance(source, FolderSet):
+    if not isinstance(source, FolderDataset):
         facts["content"] = source.content_hash()
     return {"data set": facts}
 
@@ -303,7 +303,7 @@ def _version(package: str) -> str | None:
         return None
 
 
-def judge(said: Mapping[int, Mapping[str, Any]]) -> str:
+def compare(said: Mapping[int, Mapping[str, Any]]) -> str:
     """The line that says what is wrong with what each rank said, "" where nothing is; rank 0's facts are the measure.
 
     An error goes before a difference, since it may be the reason of one.
@@ -332,7 +332,7 @@ def judge(said: Mapping[int, Mapping[str, Any]]) -> str:
     return f"the processes don't agree: {'; '.join(parts[:3] + more)}: {remedy}"
 
 
-def differences(mine: Facts, others: Facts) -> list[tuple[str, str, str]]:
+def differences(mine: Fingerprint, others: Fingerprint) -> list[tuple[str, str, str]]:
     """(kind, name, my value) of every fact that isn't equal; commits are compared where both are known."""
     found = []
     for kind in others:

@@ -8,24 +8,24 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 
-class Player:
+class Engine:
     """A network, the module through which it is trained, and its optimizer: in one process, or in several by DDP."""
 
     def __init__(self, net: nn.Module, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         self.net, self.module, self.optimizer = net, module, optimizer
         self.scaler: torch.amp.GradScaler | None = None
 
-    def scale_losses(self) -> None:
+    def enable_loss_scaling(self) -> None:
         """From now on gradients are those of a scaled loss, which float16 holds; the scale follows their size."""
         self.scaler = torch.amp.GradScaler(next(self.net.parameters()).device.type)
 
-    def scaled(self, loss: Tensor) -> Tensor:
+    def scale(self, loss: Tensor) -> Tensor:
         """The loss in the scale in which `step` expects its gradients."""
         return loss if self.scaler is None else self.scaler.scale(loss)
 
-    def accumulating(self, is_last: bool) -> AbstractContextManager[None]:
+    def accumulate(self, sync: bool) -> AbstractContextManager[None]:
         """In it, a forward and backward pass adds to the gradients; after the step's last one they are shared."""
-        if is_last or not isinstance(self.module, DistributedDataParallel):
+        if sync or not isinstance(self.module, DistributedDataParallel):
             return contextlib.nullcontext()
         alone: AbstractContextManager[None] = self.module.no_sync()
         return alone
@@ -34,11 +34,11 @@ class Player:
         """The loss's gradients are added to those of the weights."""
         loss.backward()
 
-    def forget_gradients(self) -> None:
+    def zero_grad(self) -> None:
         """What backward passes since the last step left behind is gone."""
         self.optimizer.zero_grad()
 
-    def settings_on_device(self, wanted: bool) -> None:
+    def make_capturable(self, wanted: bool) -> None:
         """Let the optimizer take its settings, and count its steps, on the parameters' device."""
         for group in self.optimizer.param_groups:
             group["capturable"] = wanted
@@ -72,15 +72,15 @@ class Player:
             if "betas" in group:
                 group["betas"] = (group["betas"][0], beta2)
 
-    def whole(self) -> AbstractContextManager[None]:
+    def gathered_params(self) -> AbstractContextManager[None]:
         """In it, the network's weights are whole on every process; all processes must enter."""
         return contextlib.nullcontext()
 
     def frozen(self) -> AbstractContextManager[None]:
         """Let others compute through the network, whole as in `whole`, without gradients of its weights."""
-        return self.whole()
+        return self.gathered_params()
 
-    def weights(self) -> dict[str, Tensor]:
+    def state_dict(self) -> dict[str, Tensor]:
         """The network's whole state, parameters and buffers by name; all processes must ask."""
         return dict(self.net.state_dict())
 
@@ -89,7 +89,7 @@ class Player:
         found = self.optimizer.state_dict()["state"]
         return {f"{number}/{name}": value for number, values in found.items() for name, value in values.items()}
 
-    def load(self, weights: dict[str, Tensor], optimizer_state: dict[str, Tensor]) -> None:
+    def load_state_dict(self, weights: dict[str, Tensor], optimizer_state: dict[str, Tensor]) -> None:
         """The network and its optimizer are as they were when these were taken, by any engine on any processes."""
         self.net.load_state_dict(weights)
         parameters = list(self.net.parameters())

@@ -46,7 +46,7 @@ LOST = re.compile(
 )
 
 
-class Place(NamedTuple):
+class Phase(NamedTuple):
     """Where this process is: in which phase, at which image, since when, for how long it may be there."""
 
     phase: str
@@ -57,7 +57,7 @@ class Place(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Beat:
+class Heartbeat:
     """What a process last said of itself."""
 
     rank: int
@@ -107,7 +107,7 @@ class Watchdog:
         preparing_s: float = PREPARING_S,
         end: Callable[[int], object] = os._exit,
     ) -> None:
-        self.rank, self.count, self.limit_s, self.preparing_s = rank, count, limit_s, preparing_s
+        self.rank, self.world_size, self.limit_s, self.preparing_s = rank, count, limit_s, preparing_s
         self.beat_s = min(BEAT_S, limit_s / 10)
         self._store = None if store is None or count == 1 else store.clone()
         self._host, self._end = socket.gethostname(), end
@@ -115,9 +115,9 @@ class Watchdog:
         self._told: str | None = None
         self._checkpoint: int | None = None
         self._first: int | None = None  # images seen when the first step began
-        self._place = Place("starting", 0, 0, time.monotonic(), max(limit_s, preparing_s))
+        self._place = Phase("starting", 0, 0, time.monotonic(), max(limit_s, preparing_s))
         self._reached = time.monotonic()
-        self._beats: dict[int, tuple[Beat, float]] = {}  # rank 0 alone has them, each with when it was new
+        self._beats: dict[int, tuple[Heartbeat, float]] = {}  # rank 0 alone has them, each with when it was new
         self._began = self._asked_since = self._digest_heard = self._reached
         self._digest: Digest | None = None
         self._asked = self._explaining = self._closed = False
@@ -138,7 +138,7 @@ class Watchdog:
         if self._store is not None and self._threads[0].is_alive():
             self._threads[0].join(timeout=self.beat_s)
 
-    def at(self, phase: str, images_seen: int, limit_s: float | None = None) -> None:
+    def set_phase(self, phase: str, images_seen: int, limit_s: float | None = None) -> None:
         """This process begins `phase`, in which it may be for `limit_s` (None: the run's limit; longer before step 2).
 
         All processes say the same phases in the same order. Nothing is sent from here.
@@ -150,14 +150,14 @@ class Watchdog:
                 self._first = images_seen
             begins = self._first is None or images_seen == self._first
             limit_s = max(self.limit_s, self.preparing_s) if begins else self.limit_s
-        self._place = Place(phase, images_seen, moves, time.monotonic(), limit_s)
+        self._place = Phase(phase, images_seen, moves, time.monotonic(), limit_s)
 
-    def saved(self, images_seen: int) -> None:
+    def report_saved(self, images_seen: int) -> None:
         """There is a checkpoint of so many images: the last line names it."""
         self._checkpoint = images_seen
         report(f"checkpoint {images_seen}")
 
-    def leave(self, reason: str) -> None:
+    def report_exit(self, reason: str) -> None:
         """This process ends for the reason; the others needn't wait to find out. Takes a beat at most."""
         self._tell(f"rank {self.rank} on {self._host} ended: {reason}")
 
@@ -169,7 +169,7 @@ class Watchdog:
             while self._told != self._ended and time.monotonic() < end:
                 time.sleep(0.01)
 
-    def explain(self, error: BaseException) -> str | None:
+    def diagnose(self, error: BaseException) -> str | None:
         """One line that says why a collective failed; None where `error` is something else.
 
         Takes a few beats where the partner hasn't said why it ended.
@@ -225,7 +225,7 @@ class Watchdog:
     def _send(self, number: int) -> None:
         assert self._store is not None
         place, in_phase_s, ended = self._place, self._waited(), self._ended
-        beat = Beat(
+        beat = Heartbeat(
             self.rank,
             self._host,
             place.phase,
@@ -243,9 +243,9 @@ class Watchdog:
     def _publish(self, number: int) -> None:
         """Read what all say now, in one call once all have come, and write down what matters of it."""
         assert self._store is not None
-        come = [rank for rank in range(self.count) if rank in self._beats or self._store.check([self._key(rank)])]
+        come = [rank for rank in range(self.world_size) if rank in self._beats or self._store.check([self._key(rank)])]
         for words in self._store.multi_get([self._key(rank) for rank in come]):
-            beat = Beat(**json.loads(words))
+            beat = Heartbeat(**json.loads(words))
             before = self._beats.get(beat.rank)
             if before is None or before[0].number != beat.number:
                 self._beats[beat.rank] = beat, time.monotonic()
@@ -256,7 +256,7 @@ class Watchdog:
     def _summary(self, number: int) -> Digest:
         beats = [self._beats[rank][0] for rank in sorted(self._beats)]
         now, heard = time.monotonic(), {rank: at for rank, (_, at) in self._beats.items()}
-        silences = [now - heard.get(rank, self._began) for rank in range(self.count)]
+        silences = [now - heard.get(rank, self._began) for rank in range(self.world_size)]
         silent_s = max(silences)
         rank, others = silences.index(silent_s), sum(s > MISSED_BEATS * self.beat_s for s in silences) - 1
         if rank in self._beats:
@@ -277,7 +277,7 @@ class Watchdog:
             ended=next((beat.ended for beat in beats if beat.ended is not None), None),
             silent=silent,
             silent_s=silent_s,
-            num_behind=len(behind) if len(beats) == self.count else 0,
+            num_behind=len(behind) if len(beats) == self.world_size else 0,
             behind=(
                 f"rank {first.rank} on {first.host}{_more(len(behind) - 1)} is stuck in {first.where} "
                 f"for {first.in_phase_s:.0f} s"
@@ -351,9 +351,9 @@ class Watchdog:
         digest, mine = self._digest, self._place
         if digest is None or digest.num_behind == 0 or digest.left_s > 0:
             return None
-        if digest.num_behind == self.count:
+        if digest.num_behind == self.world_size:
             return (
-                f"all {self.count} ranks wait in {mine.phase} at {mine.images_seen:,} images for {waited:.0f} s: "
+                f"all {self.world_size} ranks wait in {mine.phase} at {mine.images_seen:,} images for {waited:.0f} s: "
                 "the exchange between them hangs; look at the network between the hosts"
             )
         return f"{digest.behind}, and the others wait for it"

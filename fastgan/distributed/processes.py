@@ -17,10 +17,10 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 from torch import Tensor, nn
 
-from fastgan.distributed.consistency import Agreement
-from fastgan.distributed.engines import Player, fix_ddp_bucket_order
+from fastgan.distributed.consistency import ConsistencyCheck
+from fastgan.distributed.engines import Engine, fix_ddp_bucket_order
 from fastgan.distributed.heartbeat import LIMIT_S, collective_timeout
-from fastgan.distributed.zero import ZeroPlayer
+from fastgan.distributed.zero import ZeroEngine
 
 
 class Processes:
@@ -31,16 +31,16 @@ class Processes:
         threads: int | None = None,
         engine: str = "auto",
         offload: bool = False,
-        together: Agreement | None = None,
+        agreement: ConsistencyCheck | None = None,
         limit_s: float = LIMIT_S,
     ) -> None:
         asked, asked_offload = _asked_by_launcher()
-        self.engine = asked if engine == "auto" else engine
+        self.engine_name = asked if engine == "auto" else engine
         self.offload = offload or (engine == "auto" and asked_offload)
         _set_threads(threads)
-        keep_freed_memory()
-        if together is not None and together.store is not None:
-            _open_group(together, limit_s)
+        tune_malloc()
+        if agreement is not None and agreement.store is not None:
+            _open_group(agreement, limit_s)
         patience = InitProcessGroupKwargs(timeout=collective_timeout(limit_s))
         in_place = DistributedDataParallelKwargs(gradient_as_bucket_view=True)  # exchanged where they lie
         # What these two say, of layouts and of DeepSpeed's own calls, no user can mend.
@@ -51,25 +51,25 @@ class Processes:
         cpu = not torch.cuda.is_available()
         self._accelerator = Accelerator(cpu=cpu, kwargs_handlers=[patience, in_place], **off)
         self.rank: int = self._accelerator.process_index
-        self.count: int = self._accelerator.num_processes
+        self.world_size: int = self._accelerator.num_processes
         self.device: torch.device = self._accelerator.device
         self.is_main: bool = self._accelerator.is_main_process
         for name, option in zip(off, ("--precision", "--compile"), strict=True):
             if (asked := os.environ.get(f"ACCELERATE_{name.upper()}", "no").lower()) != "no":
-                self.say(f"Accelerate's {name} is {asked}: it isn't used, fastgan's own {option} decides")
-        self._vote: tuple[dist.Work, Tensor] | None = None
-        self._voters: dist.ProcessGroup | None = None
-        if self.count > 1:
+                self.print(f"Accelerate's {name} is {asked}: it isn't used, fastgan's own {option} decides")
+        self._pending_max: tuple[dist.Work, Tensor] | None = None
+        self._cpu_group: dist.ProcessGroup | None = None
+        if self.world_size > 1:
             group = dist.new_group(backend="gloo", timeout=collective_timeout(limit_s))
             assert isinstance(group, dist.ProcessGroup)
-            self._voters = group
+            self._cpu_group = group
 
-    def player(self, net: nn.Module, module: nn.Module, optimizer: torch.optim.Optimizer) -> Player:
+    def make_engine(self, net: nn.Module, module: nn.Module, optimizer: torch.optim.Optimizer) -> Engine:
         """The network's player, by the run's engine; one process needs none."""
-        if self.count == 1:
-            return Player(net, module, optimizer)
-        if self.engine.startswith("zero"):
-            return ZeroPlayer(net, module, optimizer, int(self.engine.removeprefix("zero")), self.offload)
+        if self.world_size == 1:
+            return Engine(net, module, optimizer)
+        if self.engine_name.startswith("zero"):
+            return ZeroEngine(net, module, optimizer, int(self.engine_name.removeprefix("zero")), self.offload)
         # Dynamo would cut a compiled module's graph where DDP's buckets end, and fails at a penalty's torch.func.grad.
         # Uncut, the backward pass is one node of autograd: DDP exchanges all gradients after it, and nothing beside it.
         # Where nothing is compiled, each bucket is exchanged while the backward pass goes on.
@@ -78,88 +78,88 @@ class Processes:
         shared.broadcast_buffers = False  # they are functions of what all processes have: the same on all
         fix_ddp_bucket_order(shared, module)
         optimizer.zero_grad()
-        return Player(net, shared, optimizer)
+        return Engine(net, shared, optimizer)
 
-    def vote(self, number: int) -> int:
+    def delayed_max(self, number: int) -> int:
         """The largest number of all processes when they last asked, 0 the first time: all must ask, after each step.
 
         It is the same on all, and nobody waits: this time's numbers are gathered while the next step runs.
         """
-        if self._voters is None:
+        if self._cpu_group is None:
             return number
-        last, votes = self._vote, torch.tensor(number)
-        work = dist.all_reduce(votes, dist.ReduceOp.MAX, group=self._voters, async_op=True)
+        last, votes = self._pending_max, torch.tensor(number)
+        work = dist.all_reduce(votes, dist.ReduceOp.MAX, group=self._cpu_group, async_op=True)
         assert work is not None
-        self._vote = work, votes
+        self._pending_max = work, votes
         if last is None:
             return 0
         last[0].wait()
         return int(last[1])
 
-    def mean(self, values: dict[str, float]) -> dict[str, float]:
+    def all_reduce_mean(self, values: dict[str, float]) -> dict[str, float]:
         """Each value's mean over all processes, who must all ask, with the same names."""
-        if self.count == 1 or not values:
+        if self.world_size == 1 or not values:
             return values
         mine = torch.tensor(list(values.values()), dtype=torch.float64, device=self.device)
         return dict(zip(values, self._accelerator.reduce(mine, reduction="mean").tolist(), strict=True))
 
-    def smallest(self, number: int) -> int:
+    def all_reduce_min(self, number: int) -> int:
         """The smallest of all processes' numbers; all must ask."""
-        if self.count == 1:
+        if self.world_size == 1:
             return number
         mine = torch.tensor(number)
-        dist.all_reduce(mine, dist.ReduceOp.MIN, group=self._voters)
+        dist.all_reduce(mine, dist.ReduceOp.MIN, group=self._cpu_group)
         return int(mine)
 
-    def gather(self, mine: Tensor) -> Tensor:
+    def all_gather(self, mine: Tensor) -> Tensor:
         """All processes' tensors [N, ...], on the CPU, in a row by rank, the same on all; N may differ."""
-        if self.count == 1:
+        if self.world_size == 1:
             return mine
-        sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.count)]
-        dist.all_gather(sizes, torch.tensor([len(mine)]), group=self._voters)
+        sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.world_size)]
+        dist.all_gather(sizes, torch.tensor([len(mine)]), group=self._cpu_group)
         most = int(torch.cat(sizes).max())
         padded = torch.cat([mine, mine.new_zeros(most - len(mine), *mine.shape[1:])])
-        parts = [torch.empty_like(padded) for _ in range(self.count)]
-        dist.all_gather(parts, padded, group=self._voters)
+        parts = [torch.empty_like(padded) for _ in range(self.world_size)]
+        dist.all_gather(parts, padded, group=self._cpu_group)
         return torch.cat([part[: int(size)] for part, size in zip(parts, sizes, strict=True)])
 
-    def total(self, mine: Tensor) -> Tensor:
+    def all_reduce_sum(self, mine: Tensor) -> Tensor:
         """The sum of all processes' tensors, on the CPU and of one shape, the same on all; all must ask."""
-        if self.count == 1:
+        if self.world_size == 1:
             return mine
         summed = mine.clone()
-        dist.all_reduce(summed, group=self._voters)
+        dist.all_reduce(summed, group=self._cpu_group)
         return summed
 
-    def say(self, text: str) -> None:
+    def print(self, text: str) -> None:
         """The main process prints the line."""
         if self.is_main:
             print(text, flush=True)
 
-    def wait(self) -> None:
+    def barrier(self) -> None:
         """All processes have come here."""
         self._accelerator.wait_for_everyone()
 
-    def end(self) -> None:
+    def close(self) -> None:
         """The process group is closed; nothing may be sent after."""
-        if self._vote is not None:
-            self._vote[0].wait()
+        if self._pending_max is not None:
+            self._pending_max[0].wait()
         self._accelerator.end_training()
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
 
 
-def _open_group(together: Agreement, limit_s: float) -> None:
+def _open_group(agreement: ConsistencyCheck, limit_s: float) -> None:
     """The process group that Accelerate will find: in a part of the store where no earlier attempt left addresses.
 
     A restart by torchrun finds those otherwise, and gloo then calls on processes that are gone.
     """
-    assert together.store is not None
+    assert agreement.store is not None
     dist.init_process_group(
         "nccl" if torch.cuda.is_available() else "gloo",
-        store=dist.PrefixStore("group", together.store.clone()),
-        rank=together.rank,
-        world_size=together.count,
+        store=dist.PrefixStore("group", agreement.store.clone()),
+        rank=agreement.rank,
+        world_size=agreement.world_size,
         timeout=collective_timeout(limit_s),
     )
 
@@ -193,7 +193,7 @@ def _set_threads(threads: int | None) -> None:
         torch.set_num_threads(threads)
 
 
-def keep_freed_memory() -> None:
+def tune_malloc() -> None:
     """Large blocks that are freed stay with this process and are used again, where its C library is glibc.
 
     Otherwise each large tensor is fresh memory from the kernel, which fills it with zeros page by page.

@@ -11,13 +11,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from fastgan.distributed.engines import Player
+from fastgan.distributed.engines import Engine
 from fastgan.errors import UserError
 
 BUCKET = 50_000_000  # numbers that ZeRO exchanges at once
 
 
-class ZeroPlayer(Player):
+class ZeroEngine(Engine):
     """A player whose states (`stage` 1), gradients (2) and weights (3) are divided among all processes."""
 
     def __init__(
@@ -28,16 +28,16 @@ class ZeroPlayer(Player):
         self._shapes = [parameter.shape for parameter in self._parameters]
         net.to(memory_format=torch.contiguous_format)  # DeepSpeed sends weights as plain bytes
         self._is_whole = False
-        self._engine = _zero_engine(_Shell(module), optimizer, stage, offload)
-        super().__init__(net, self._engine, optimizer)
+        self._deepspeed = _zero_engine(_Shell(module), optimizer, stage, offload)
+        super().__init__(net, self._deepspeed, optimizer)
 
     @contextlib.contextmanager
-    def accumulating(self, is_last: bool) -> Iterator[None]:
-        self._engine.set_gradient_accumulation_boundary(is_last)
-        with self.whole():
+    def accumulate(self, sync: bool) -> Iterator[None]:
+        self._deepspeed.set_gradient_accumulation_boundary(sync)
+        with self.gathered_params():
             yield
 
-    def scale_losses(self) -> None:
+    def enable_loss_scaling(self) -> None:
         """Raises UserError."""
         raise UserError(
             f"precision is 'float16': engine zero{self.stage} doesn't scale each player's loss; give --precision "
@@ -45,22 +45,24 @@ class ZeroPlayer(Player):
         )
 
     def backward(self, loss: Tensor) -> None:
-        self._engine.backward(loss)
+        self._deepspeed.backward(loss)
 
-    def forget_gradients(self) -> None:
-        self._engine.zero_grad()
-        self._engine.optimizer.zero_grad()
+    def zero_grad(self) -> None:
+        self._deepspeed.zero_grad()
+        self._deepspeed.optimizer.zero_grad()
 
     def step(self, lr: float | Tensor, beta2: float | Tensor) -> Tensor:
         self._set(lr, beta2)
-        self._engine.step()
-        norm = self._engine.get_global_grad_norm()  # on the host where states are, a number where gradients overflowed
+        self._deepspeed.step()
+        norm = (
+            self._deepspeed.get_global_grad_norm()
+        )  # on the host where states are, a number where gradients overflowed
         device = self._parameters[0].device
         norm = norm if isinstance(norm, Tensor) else torch.full((), norm or 0.0, device=device)
         return norm.to(device, non_blocking=True)
 
     @contextlib.contextmanager
-    def whole(self) -> Iterator[None]:
+    def gathered_params(self) -> Iterator[None]:
         outermost, self._is_whole = not self._is_whole, True
         try:
             with self._gathered() if outermost else contextlib.nullcontext():
@@ -74,7 +76,7 @@ class ZeroPlayer(Player):
         for parameter in self._parameters:
             parameter.requires_grad_(False)
         try:
-            with self.whole():
+            with self.gathered_params():
                 yield
         finally:
             for parameter in self._parameters:
@@ -89,8 +91,8 @@ class ZeroPlayer(Player):
         gathered: AbstractContextManager[None] = GatheredParameters(self._parameters, modifier_rank=from_rank)
         return gathered
 
-    def weights(self) -> dict[str, Tensor]:
-        with self.whole():
+    def state_dict(self) -> dict[str, Tensor]:
+        with self.gathered_params():
             return {name: value.detach().clone() for name, value in self.net.state_dict().items()}
 
     def optimizer_state(self) -> dict[str, Tensor]:
@@ -107,12 +109,12 @@ class ZeroPlayer(Player):
                     state[f"{number}/{name}"] = whole.reshape(self._shapes[number]).clone()
         return state
 
-    def load(self, weights: dict[str, Tensor], optimizer_state: dict[str, Tensor]) -> None:
+    def load_state_dict(self, weights: dict[str, Tensor], optimizer_state: dict[str, Tensor]) -> None:
         with self._gathered(from_rank=0):
             self.net.load_state_dict(weights)
-        self._engine.optimizer.refresh_fp32_params()
+        self._deepspeed.optimizer.refresh_fp32_params()
         names = {key.split("/")[1]: value for key, value in optimizer_state.items()}
-        zero = self._engine.optimizer
+        zero = self._deepspeed.optimizer
         flats = zero.single_partition_of_fp32_groups if self.stage < 3 else zero.fp32_partitioned_groups_flat
         for flat in flats:  # of this process's part; DeepSpeed makes its states in the first step
             for name, value in names.items():

@@ -16,7 +16,7 @@ ROWS = 1000  # of a matrix of distances at a time
 KERNEL_ROWS = 250  # of a kernel's: so few stay in a processor's cache until they are cubed
 
 
-class Near(NamedTuple):
+class NeighborMetrics(NamedTuple):
     """How generated images lie among real ones, and the reverse."""
 
     precision: float
@@ -99,7 +99,7 @@ def radii(features: Tensor) -> Tensor:
     return nearest.sort(1).values[:, places]
 
 
-def neighbors(fakes: Tensor, reals: Tensor, real_radii: Tensor) -> Near:
+def neighbors(fakes: Tensor, reals: Tensor, real_radii: Tensor) -> NeighborMetrics:
     """Of features [N, F] and [M, F], `real_radii` the reals' `radii`.
 
     precision: share of fakes inside some real's ball, as far as the real's third neighbour; recall: the reverse.
@@ -115,7 +115,7 @@ def neighbors(fakes: Tensor, reals: Tensor, real_radii: Tensor) -> Near:
         recalled += int((distances <= fake_radii).any(1).sum())
         covered += int((distances.amin(1) <= bounds[:, 1]).sum())
         count += int((distances <= bounds[:, 1:]).count_nonzero())
-    return Near(
+    return NeighborMetrics(
         precision=float(inside.double().mean()),
         recall=recalled / len(reals),
         density=count / (DENSITY_NEIGHBORS * len(fakes)),

@@ -9,15 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from fastgan.config import Config
-from fastgan.data.images import ImageSource
-from fastgan.data.stacked import StackedSet
+from fastgan.data.images import ImageDataset
+from fastgan.data.stacked import StackedDataset
 from fastgan.distributed.processes import Processes
 from fastgan.errors import UserError
 from fastgan.evaluation import distances, extractors, fidelity, modes
 from fastgan.evaluation.extractors import Extractor
-from fastgan.evaluation.features import BATCH_SIZE, Alone, Collected, Group, batches, collect
-from fastgan.evaluation.reference import Part, RealStatistics, real_statistics
-from fastgan.evaluation.sampling import Which
+from fastgan.evaluation.features import BATCH_SIZE, FeatureStatistics, Group, SingleProcess, batches, collect
+from fastgan.evaluation.reference import RealStatistics, Subset, real_statistics
+from fastgan.evaluation.sampling import CheckpointSelector
 from fastgan.runs.run_folder import session
 
 CURVE_KID_SUBSETS = 10  # of the 2,000 images that a curve has, more tell little more, and cost the most
@@ -29,7 +29,7 @@ DIGIT_METRICS = ("confident_digits", "min_class_share_digits", "max_class_share_
 @functools.cache
 def made_by() -> dict[str, object]:
     """What made the figures of a training process, of which generator; asked for once."""
-    return {"which": asdict(Which()), "session": session()}
+    return {"which": asdict(CheckpointSelector()), "session": session()}
 
 
 def best_of(values: list[float], metric: str) -> int:
@@ -47,13 +47,13 @@ class Evaluator:
     def __init__(
         self,
         config: Config,
-        source: ImageSource,
+        source: ImageDataset,
         extractor: Extractor,
         device: torch.device,
         group: Group | None = None,
     ) -> None:
         self.config, self.source, self.extractor, self.device = config, source, extractor, device
-        self.group = group or Alone()
+        self.group = group or SingleProcess()
         self._reals: RealStatistics | None = None
 
     @property
@@ -65,7 +65,7 @@ class Evaluator:
     @property
     def counts_modes(self) -> bool:
         """Whether modes are counted, instead of distances measured."""
-        return self.extractor.name == "digits" and isinstance(self.source, StackedSet)
+        return self.extractor.name == "digits" and isinstance(self.source, StackedDataset)
 
     @property
     def metrics(self) -> list[str]:
@@ -106,7 +106,7 @@ class Evaluator:
             )
         size, found = num_images // num_classes, {}
         for number in range(num_classes):
-            part = Part(self.source, (labels == number).nonzero().flatten(), f"{self.source.name}, class {number}")
+            part = Subset(self.source, (labels == number).nonzero().flatten(), f"{self.source.name}, class {number}")
             if min(size, len(part)) < 2:
                 raise UserError(
                     f"per_class: class {number} has {len(part)} real and {size} generated images: "
@@ -118,9 +118,9 @@ class Evaluator:
             found[name] = distances.frechet(fakes.gaussian, reals.gaussian)
         return found
 
-    def remarks(self, num_images: int) -> list[str]:
+    def warnings(self, num_images: int) -> list[str]:
         """What must be known of figures from so few images, a line each."""
-        return [] if self.counts_modes else fidelity.remarks(num_images, len(self.source), self.extractor)
+        return [] if self.counts_modes else fidelity.warnings(num_images, len(self.source), self.extractor)
 
     def protocol(self, num_images: int, kid_subsets: int | None = None) -> dict[str, object]:
         """What must agree before two figures may be compared."""
@@ -145,7 +145,7 @@ class Evaluator:
         given = None if labels is None else labels[numbers.start : numbers.stop]
         return fidelity.images_of(G, numbers, self.config.networks.z_dim, self.device, given)
 
-    def _fakes(self, G: nn.Module, num_images: int, labels: Tensor | None) -> Collected:
+    def _fakes(self, G: nn.Module, num_images: int, labels: Tensor | None) -> FeatureStatistics:
         return collect(
             self.extractor, num_images, lambda numbers: self._images(G, numbers, labels), self.device, self.group
         )
@@ -153,12 +153,12 @@ class Evaluator:
     def _modes(self, G: nn.Module, num_images: int, labels: Tensor | None) -> dict[str, float]:
         mine = batches(num_images, self.group, BATCH_SIZE)
         counts = modes.mode_counts((self._images(G, numbers, labels) for numbers in mine), self.extractor)
-        found = modes.score(self.group.total(counts))
+        found = modes.score(self.group.all_reduce_sum(counts))
         return dict(zip(MODE_METRICS, (found.modes, found.kl, found.floor), strict=True))
 
 
-def load_together(
-    config: Config, source: ImageSource, processes: Processes, say: Callable[[str], None]
+def load_on_all(
+    config: Config, source: ImageDataset, processes: Processes, say: Callable[[str], None]
 ) -> Evaluator | None:
     """The evaluator that the config asks for, of all processes; None, on all, where one of them can't have it.
 
@@ -166,13 +166,13 @@ def load_together(
     """
     # Where machines differ, `auto` is what comes last in the list: it is on all of them, or the loading tells.
     ranked = ("efficientnet", "inception", "digits", "dinov2")
-    name = ranked[processes.smallest(ranked.index(extractors.name_for(config)))]
+    name = ranked[processes.all_reduce_min(ranked.index(extractors.name_for(config)))]
     reason: str | None = None
     try:
         extractor = extractors.load(name, processes.device, config.run.inception_weights)
     except UserError as error:
         reason = str(error)
-    if not processes.smallest(int(reason is None)):
+    if not processes.all_reduce_min(int(reason is None)):
         say(f"training goes on without evaluation: {reason or f'a process has no extractor {name}'}")
         return None
     if name == "efficientnet" and config.run.extractor == "auto":

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastgan.data.sampler import share
+from fastgan.data.sampler import local_shard
 from fastgan.evaluation import modes
 from fastgan.evaluation.extractors import Extractor
 
@@ -29,27 +29,27 @@ class Group(Protocol):
     def rank(self) -> int: ...
 
     @property
-    def count(self) -> int: ...
+    def world_size(self) -> int: ...
 
-    def gather(self, mine: Tensor) -> Tensor: ...
+    def all_gather(self, mine: Tensor) -> Tensor: ...
 
-    def total(self, mine: Tensor) -> Tensor: ...
+    def all_reduce_sum(self, mine: Tensor) -> Tensor: ...
 
-    def smallest(self, number: int) -> int: ...
+    def all_reduce_min(self, number: int) -> int: ...
 
 
-class Alone:
+class SingleProcess:
     """A group of one."""
 
-    rank, count = 0, 1
+    rank, world_size = 0, 1
 
-    def gather(self, mine: Tensor) -> Tensor:
+    def all_gather(self, mine: Tensor) -> Tensor:
         return mine
 
-    def total(self, mine: Tensor) -> Tensor:
+    def all_reduce_sum(self, mine: Tensor) -> Tensor:
         return mine
 
-    def smallest(self, number: int) -> int:
+    def all_reduce_min(self, number: int) -> int:
         return number
 
 
@@ -60,12 +60,12 @@ class Gaussian(NamedTuple):
     root: Tensor
 
 
-class Collected(NamedTuple):
+class FeatureStatistics(NamedTuple):
     """What metrics need of the features of a set; the same on every process."""
 
     num_images: int
     gaussian: Gaussian
-    near: Tensor  # [up to 10,000, F], float32: of the first images
+    features: Tensor  # [up to 10,000, F], float32: of the first images
     splits: (
         Tensor  # [S, K + 1], float64: of each split the sums of p and, last, of sum(p log p), of class probabilities p
     )
@@ -100,17 +100,17 @@ class Collector:
             self._splits.index_add_(0, self._split_of[numbers.start : numbers.stop], rows)
             self._legible += modes.legible_counts(logits)
 
-    def finish(self, group: Group) -> Collected:
+    def finish(self, group: Group) -> FeatureStatistics:
         """What all processes took in together; all must ask."""
-        total, outer = group.total(self._sum.cpu()), group.total(self._outer.cpu())
-        near = group.gather(torch.cat(self._near).cpu())
+        total, outer = group.all_reduce_sum(self._sum.cpu()), group.all_reduce_sum(self._outer.cpu())
+        near = group.all_gather(torch.cat(self._near).cpu())
         is_few = self.num_images <= min(len(near), self.extractor.num_features)
-        return Collected(
+        return FeatureStatistics(
             self.num_images,
             gaussian_of_few(near) if is_few else gaussian_of(self.num_images, total, outer),
             near,
-            group.total(self._splits.cpu()),
-            group.total(self._legible.cpu()),
+            group.all_reduce_sum(self._splits.cpu()),
+            group.all_reduce_sum(self._legible.cpu()),
         )
 
 
@@ -121,12 +121,12 @@ def collect(
     device: torch.device,
     group: Group | None = None,
     batch_size: int = BATCH_SIZE,
-) -> Collected:
+) -> FeatureStatistics:
     """What metrics need of the set whose images of given numbers `images` returns: uint8, on the device.
 
     All processes of the group call it, each for its share; all have the same in the end.
     """
-    group = group or Alone()
+    group = group or SingleProcess()
     collector = Collector(extractor, num_images, device)
     for numbers in batches(num_images, group, batch_size):
         collector.add(numbers, images(numbers))
@@ -136,7 +136,7 @@ def collect(
 def batches(num_images: int, group: Group, batch_size: int = BATCH_SIZE) -> list[range]:
     """The numbers of this process's batches, in order: together they are all numbers, each once, by rank."""
     starts = range(0, num_images, batch_size)
-    mine = share(range(len(starts)), group.rank, group.count)
+    mine = local_shard(range(len(starts)), group.rank, group.world_size)
     return [range(starts[place], min(starts[place] + batch_size, num_images)) for place in mine]
 
 

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from fastgan.data.images import to_bytes
-from fastgan.data.sampler import Order
+from fastgan.data.sampler import Sampler
 from fastgan.errors import UserError
 from fastgan.evaluation import distances
 from fastgan.evaluation.extractors import Extractor
-from fastgan.evaluation.features import BATCH_SIZE, NUM_NEIGHBOR_IMAGES, Collected
+from fastgan.evaluation.features import BATCH_SIZE, NUM_NEIGHBOR_IMAGES, FeatureStatistics
 from fastgan.evaluation.reference import RealStatistics
 from fastgan.utils import rng
-from fastgan.utils.rng import Stream
+from fastgan.utils.rng import RngStream
 
 KINDS = ("kid", "kid_std", "is", "is_std", "precision", "recall", "density", "coverage")
 MORE_IS_BETTER = ("is_", "precision_", "recall_", "density_", "coverage_", "confident_", "modes", "min_class")
@@ -24,7 +24,7 @@ MORE_IS_BETTER = ("is_", "precision_", "recall_", "density_", "coverage_", "conf
 
 def latents(seeds: Tensor, z_dim: int) -> Tensor:
     """The latents [B, z_dim] of sample seeds [B]: the same in every run, on every device."""
-    return rng.normal(rng.keys(0, Stream.SAMPLES, seeds), z_dim)
+    return rng.normal(rng.keys(0, RngStream.SAMPLES, seeds), z_dim)
 
 
 def labels_for(seeds: Tensor, num_classes: int, data_labels: Tensor | None = None) -> Tensor | None:
@@ -37,7 +37,7 @@ def labels_for(seeds: Tensor, num_classes: int, data_labels: Tensor | None = Non
         return None
     if data_labels is None:
         return seeds % num_classes
-    items = Order(len(data_labels), seed=0).items(range(int(seeds.max()) + 1))
+    items = Sampler(len(data_labels), seed=0).dataset_indices(range(int(seeds.max()) + 1))
     return data_labels.to(seeds.device)[items.to(seeds.device)[seeds]]
 
 
@@ -77,7 +77,7 @@ def more_is_better(metric: str) -> bool:
 
 
 def measure(
-    fakes: Collected, reals: RealStatistics, extractor: Extractor, kid_subsets: int | None = None
+    fakes: FeatureStatistics, reals: RealStatistics, extractor: Extractor, kid_subsets: int | None = None
 ) -> dict[str, float]:
     """Metrics of generated images against real ones, by name.
 
@@ -90,7 +90,7 @@ def measure(
             f"eval_images is {fakes.num_images}, of {reals.num_images} real ones: metrics need two images a side"
         )
     name = extractor.name
-    kernel, kernel_std = distances.kernel(fakes.near, reals.features, kid_subsets)
+    kernel, kernel_std = distances.kernel(fakes.features, reals.features, kid_subsets)
     found = {
         distance_name(name): distances.frechet(fakes.gaussian, reals.gaussian),
         f"kid_{name}": kernel,
@@ -98,11 +98,11 @@ def measure(
     }
     if extractor.num_classes:
         found[f"is_{name}"], found[f"is_std_{name}"] = distances.inception_score(fakes.splits)
-    near = distances.neighbors(fakes.near, reals.features, reals.radii)
+    near = distances.neighbors(fakes.features, reals.features, reals.radii)
     return found | {f"{kind}_{name}": value for kind, value in near._asdict().items()}
 
 
-def remarks(num_fakes: int, num_reals: int, extractor: Extractor) -> list[str]:
+def warnings(num_fakes: int, num_reals: int, extractor: Extractor) -> list[str]:
     """What must be known of figures from so few images, a line each; none where there are enough."""
     found = []
     for kind, count in (("generated", num_fakes), ("real", num_reals)):

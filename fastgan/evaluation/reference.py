@@ -8,12 +8,12 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from fastgan.data.images import ImageSource
+from fastgan.data.images import ImageDataset
 from fastgan.data.named import cache_dir
-from fastgan.data.sampler import Order
+from fastgan.data.sampler import Sampler
 from fastgan.evaluation.distances import radii
 from fastgan.evaluation.extractors import Extractor
-from fastgan.evaluation.features import BATCH_SIZE, Alone, Collector, Gaussian, Group, ahead, batches
+from fastgan.evaluation.features import BATCH_SIZE, Collector, Gaussian, Group, SingleProcess, ahead, batches
 from fastgan.utils.files import write_atomically
 
 STATISTICS_VERSION = 2
@@ -28,10 +28,10 @@ class RealStatistics(NamedTuple):
     num_images: int
 
 
-class Part:
+class Subset:
     """Some images of a set, as a set."""
 
-    def __init__(self, source: ImageSource, items: Tensor, name: str) -> None:
+    def __init__(self, source: ImageDataset, items: Tensor, name: str) -> None:
         self.source, self.items, self.name = source, items, name
         self.channels, self.image_size = source.channels, source.image_size
         self.labels = None if source.labels is None else source.labels[items]
@@ -50,14 +50,14 @@ class Part:
         return digest.hexdigest()[:16]
 
 
-def key(source: ImageSource, extractor: Extractor) -> str:
+def key(source: ImageDataset, extractor: Extractor) -> str:
     """What the statistics depend on: the set's content, the transform, the extractor's weights, this code's version."""
     seen = sha256(f"{extractor.version} {extractor.transform}".encode()).hexdigest()[:16]
     return f"{source.content_hash()}-{extractor.name}-{seen}-v{STATISTICS_VERSION}"
 
 
 def real_statistics(
-    source: ImageSource,
+    source: ImageDataset,
     extractor: Extractor,
     device: torch.device,
     group: Group | None = None,
@@ -67,21 +67,21 @@ def real_statistics(
 
     All processes of the group call it; where one has no cached ones, all extract.
     """
-    group = group or Alone()
+    group = group or SingleProcess()
     path = cache_dir() / "statistics" / f"{key(source, extractor)}.safetensors"
     kept = _read(path.read_bytes(), len(source)) if path.exists() else None
-    if group.smallest(int(kept is not None)) and kept is not None:
+    if group.all_reduce_min(int(kept is not None)) and kept is not None:
         return kept
-    order = Order(len(source), seed=0)  # so that the first ones are a random part
+    order = Sampler(len(source), seed=0)  # so that the first ones are a random part
 
     def read(numbers: range) -> Tensor:
-        return source.pixels(order.items(numbers))
+        return source.pixels(order.dataset_indices(numbers))
 
     collector = Collector(extractor, len(source), device)
     for numbers, images in ahead(batches(len(source), group, batch_size), read):
         collector.add(numbers, images.to(device))
     found = collector.finish(group)
-    made = RealStatistics(found.gaussian, found.near, radii(found.near), len(source))
+    made = RealStatistics(found.gaussian, found.features, radii(found.features), len(source))
     if group.rank == 0:
         tensors = {"mean": made.gaussian.mean, "root": made.gaussian.root}
         tensors |= {"features": made.features, "radii": made.radii}

@@ -15,15 +15,15 @@ from fastgan.data.images import to_bytes
 from fastgan.errors import UserError
 from fastgan.evaluation.fidelity import latents
 from fastgan.runs import checkpoint
-from fastgan.runs.checkpoint import BEST, Checkpoints, Damaged, Snapshot
-from fastgan.runs.ema_snapshots import Averages, read
+from fastgan.runs.checkpoint import BEST, Checkpoint, Checkpoints, CorruptCheckpoint
+from fastgan.runs.ema_snapshots import EmaSnapshots, read
 from fastgan.runs.run_folder import RunFolder
 
 BATCH_SIZE = 64
 
 
 @dataclass(frozen=True)
-class Which:
+class CheckpointSelector:
     """Which of the averages of G, and of which checkpoint; without any of these, the first, of the newest."""
 
     best: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
@@ -61,19 +61,19 @@ def to_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def open_run(path: Path, which: Which | None = None) -> tuple[RunFolder, Config, Snapshot, nn.Module]:
+def open_run(path: Path, which: CheckpointSelector | None = None) -> tuple[RunFolder, Config, Checkpoint, nn.Module]:
     """A run's folder, settings, what G is read from, and G: an average in the newest whole checkpoint or the best, or
     of a length.
 
     Raises UserError where one of them is missing.
     """
-    which = which or Which()
+    which = which or CheckpointSelector()
     folder = RunFolder(path)
     config = folder.read_config()
     if which.length is not None:
-        made = Averages(folder.averages, config.optimizer.ema_stds).reconstruct(which.length, which.at)
+        made = EmaSnapshots(folder.averages, config.optimizer.ema_stds).reconstruct(which.length, which.at)
         name = f"length {which.length:g}"
-        snapshot: Snapshot | None = Snapshot(made.path, {name: read(made.path)}, {"images_seen": made.images_seen})
+        snapshot: Checkpoint | None = Checkpoint(made.path, {name: read(made.path)}, {"images_seen": made.images_seen})
     else:
         name = _name(which.average or 0, max(1, len(config.optimizer.ema_half_lives)))
         snapshot = _best(path) if which.best else Checkpoints(folder.checkpoints).latest()
@@ -84,7 +84,7 @@ def open_run(path: Path, which: Which | None = None) -> tuple[RunFolder, Config,
     return folder, config, snapshot, G.eval().requires_grad_(False)
 
 
-def _best(run: Path) -> Snapshot:
+def _best(run: Path) -> Checkpoint:
     """The best checkpoint of the run in the folder. Raises UserError where none was kept, or it is damaged."""
     paths = Checkpoints(run / BEST).paths()
     if not paths:
@@ -94,7 +94,7 @@ def _best(run: Path) -> Snapshot:
         )
     try:
         return checkpoint.read(paths[-1])
-    except Damaged as reason:
+    except CorruptCheckpoint as reason:
         raise UserError(f"best: {paths[-1]} is damaged ({reason}): leave --best out for the newest one") from None
 
 

@@ -63,7 +63,7 @@ def _measures(kind: str, is_expected: Callable[[Config], bool]) -> tuple[Chart, 
     )
 
 
-LAYOUT: dict[str, tuple[Chart, ...]] = {
+CHART_GROUPS: dict[str, tuple[Chart, ...]] = {
     "Losses and logits": (
         Chart("losses of G and D", ("loss/",)),
         Chart("D's logits of reals and fakes", ("logits/",)),
@@ -108,7 +108,7 @@ LAYOUT: dict[str, tuple[Chart, ...]] = {
 def groups_of(names: Collection[str]) -> dict[str, list[tuple[Chart, list[str]]]]:
     """The charts that some of the figures are on, with those figures, by group; figures of no chart are left out."""
     groups = {}
-    for group, charts in LAYOUT.items():
+    for group, charts in CHART_GROUPS.items():
         found = [(chart, [name for name in names if chart.has(name)]) for chart in charts]
         if kept := [(chart, on_it) for chart, on_it in found if on_it]:
             groups[group] = kept
@@ -119,6 +119,6 @@ def custom_scalars(config: Config) -> dict[str, dict[str, list]]:
     """The charts to expect of a run, as TensorBoard's custom page takes them."""
     return {
         group: {chart.title: ["Multiline", list(chart.patterns)] for chart in charts if chart.is_expected(config)}
-        for group, charts in LAYOUT.items()
+        for group, charts in CHART_GROUPS.items()
         if any(chart.is_expected(config) for chart in charts)
     }

@@ -5,11 +5,11 @@ import torch
 from torch import Tensor, nn
 
 from fastgan.config import Config
-from fastgan.data.images import ImageSource, to_bytes
-from fastgan.data.sampler import Order
+from fastgan.data.images import ImageDataset, to_bytes
+from fastgan.data.sampler import Sampler
 from fastgan.evaluation.fidelity import latents
 from fastgan.evaluation.interpolation import strip
-from fastgan.monitor.tensorboard import Board
+from fastgan.monitor.tensorboard import RunLogger
 from fastgan.utils.pictures import named_rows, side_by_side
 from fastgan.utils.pngs import grid
 
@@ -20,7 +20,7 @@ WALKS, WALK_STEPS = 4, 8
 class Gallery:
     """Draws on the board what G makes of the same seeds each time; real images are read at the first use."""
 
-    def __init__(self, board: Board, config: Config, source: ImageSource, device: torch.device) -> None:
+    def __init__(self, board: RunLogger, config: Config, source: ImageDataset, device: torch.device) -> None:
         self.board, self.config, self.source, self.device = board, config, source, device
         self._reals: np.ndarray | None = None
 
@@ -37,7 +37,7 @@ class Gallery:
 
     def _real_grid(self, count: int) -> np.ndarray:
         if self._reals is None:
-            items = Order(len(self.source), seed=0).items(range(min(count, len(self.source))))
+            items = Sampler(len(self.source), seed=0).dataset_indices(range(min(count, len(self.source))))
             reals = self.source.pixels(items)
             self._reals = grid(torch.cat([reals, reals.new_zeros(count - len(reals), *reals.shape[1:])]))
         return self._reals

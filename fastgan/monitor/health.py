@@ -37,13 +37,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastgan.config import Config
-from fastgan.data.images import ImageSource, to_unit_range
+from fastgan.data.images import ImageDataset, to_unit_range
 from fastgan.data.named import open_named
 from fastgan.data.names import NAMES
-from fastgan.data.sampler import Order
+from fastgan.data.sampler import Sampler
 from fastgan.evaluation.fidelity import latents
+from fastgan.networks.layers import has_batch_norm
 from fastgan.training.losses import LOSSES
-from fastgan.training.trainer import Trainer, has_batch_norm
+from fastgan.training.trainer import Trainer
 from fastgan.utils.memory import InParts
 
 EVERY = 10_000  # images between two measurements at the least, where `health_every` doesn't say
@@ -58,7 +59,7 @@ NO_TEST_SPLIT = ("toy",)  # whose test split has images of the train split
 
 
 @dataclass(frozen=True)
-class Fixed:
+class FixedBatch:
     """The images by which a run is measured, on the device."""
 
     reals: Tensor  # [B, C, H, W] in [-1, 1]: the first that training saw
@@ -74,21 +75,21 @@ class Fixed:
 class Health:
     """Measures trainers of one config against its data set, of which it reads a part at the first use."""
 
-    def __init__(self, config: Config, source: ImageSource, device: torch.device) -> None:
+    def __init__(self, config: Config, source: ImageDataset, device: torch.device) -> None:
         self.config, self.source, self.device = config, source, device
-        self._fixed: Fixed | None = None
+        self._fixed: FixedBatch | None = None
 
     def __call__(self, trainer: Trainer) -> dict[str, float]:
         """Measure the trainer as it stands, which stays as it is; all processes must ask. Waits for the device once."""
         if self._fixed is None:
             self._fixed = fixed_images(self.config, self.source, self.device)
-        with trainer.G.whole(), trainer.D.whole():
+        with trainer.G.gathered_params(), trainer.D.gathered_params():
             found = self._judge(trainer, self._fixed) | self._look(trainer, self._fixed)
         values = torch.stack([value.double() for value in found.values()]).tolist()
         row = {f"health/{name}": value for name, value in zip(found, values, strict=True)}
         return row | {"health/passes": trainer.images_seen / trainer.loader.num_images}
 
-    def _judge(self, trainer: Trainer, fixed: Fixed) -> dict[str, Tensor]:
+    def _judge(self, trainer: Trainer, fixed: FixedBatch) -> dict[str, Tensor]:
         """What D makes of reals, fakes and held-out images."""
         untouched = _untouched(trainer.D.net)
         judge, slopes = _in_parts(untouched, trainer, trainer.D.net), _slopes(untouched)
@@ -114,7 +115,7 @@ class Health:
         return found
 
     @torch.no_grad()
-    def _look(self, trainer: Trainer, fixed: Fixed) -> dict[str, Tensor]:
+    def _look(self, trainer: Trainer, fixed: FixedBatch) -> dict[str, Tensor]:
         """What the samples are like, beside the training images."""
         samples = self._samples(trainer, trainer.ema.net, len(fixed.reals), fixed.labels)
         small = shrunk(samples)
@@ -152,7 +153,7 @@ def _untouched(net: nn.Module) -> Network:
 
 def _in_parts(call: Network, trainer: Trainer, net: nn.Module) -> Network:
     """The call of as many images at a time as training gives the network, as more may not fit; coupled ones at once."""
-    size = min(NUM_IMAGES, trainer.micro_batch or trainer.max_share)
+    size = min(NUM_IMAGES, trainer.micro_batch_size or trainer.max_local_batch_size)
     return call if net.training and has_batch_norm(net) else InParts(call, size)
 
 
@@ -242,7 +243,7 @@ def saturation(images: Tensor) -> Tensor:
     return (images.abs() > SATURATED).double().mean()
 
 
-def held_out_source(config: Config, source: ImageSource) -> ImageSource | None:
+def held_out_source(config: Config, source: ImageDataset) -> ImageDataset | None:
     """Images like those of training that training never sees; None where there are none, as in a user's folder."""
     name = config.data.data
     if name not in NAMES or name in NO_TEST_SPLIT:
@@ -252,9 +253,9 @@ def held_out_source(config: Config, source: ImageSource) -> ImageSource | None:
     return found if same else None
 
 
-def fixed_images(config: Config, source: ImageSource, device: torch.device) -> Fixed:
+def fixed_images(config: Config, source: ImageDataset, device: torch.device) -> FixedBatch:
     """The first images that training saw, as many held-out ones, and what their distances are."""
-    seen = Order(len(source), config.seed).items(range(min(len(source), NUM_NEIGHBORS)))
+    seen = Sampler(len(source), config.seed).dataset_indices(range(min(len(source), NUM_NEIGHBORS)))
     pixels = source.pixels(seen).to(device)
     conditional = config.networks.num_classes > 0
     reals, neighbors = to_unit_range(pixels[:NUM_IMAGES]), shrunk(to_unit_range(pixels))
@@ -263,14 +264,14 @@ def fixed_images(config: Config, source: ImageSource, device: torch.device) -> F
     among = torch.cdist(neighbors[:NUM_IMAGES], neighbors).fill_diagonal_(torch.inf).min(1).values
     ordinary = among.mean() if len(neighbors) > 1 else among.new_zeros(())
     if (others := held_out_source(config, source)) is not None:
-        items = Order(len(others), config.seed).items(range(min(len(others), len(reals))))
+        items = Sampler(len(others), config.seed).dataset_indices(range(min(len(others), len(reals))))
         held_out = to_unit_range(others.pixels(items).to(device))
         held_out_labels = _labels(others, items, device) if conditional else None
         ordinary = nearest(shrunk(held_out), neighbors).mean()
     spread, several = pairwise(neighbors[:NUM_IMAGES]), labels is not None and labels.unique().numel() > 1
-    return Fixed(reals, labels, held_out, held_out_labels, neighbors, ordinary, spread, several)
+    return FixedBatch(reals, labels, held_out, held_out_labels, neighbors, ordinary, spread, several)
 
 
-def _labels(source: ImageSource, items: Tensor, device: torch.device) -> Tensor:
+def _labels(source: ImageDataset, items: Tensor, device: torch.device) -> Tensor:
     assert source.labels is not None
     return source.labels[items.to(source.labels.device)].to(device)

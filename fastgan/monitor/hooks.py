@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastgan.data.images import ImageSource
+from fastgan.data.images import ImageDataset
 from fastgan.distributed.processes import Processes
 from fastgan.errors import Diverged, Stopped, UserError
 from fastgan.evaluation.evaluator import (
@@ -18,7 +18,7 @@ from fastgan.evaluation.evaluator import (
     Evaluator,
     best_of,
     check_metric,
-    load_together,
+    load_on_all,
     made_by,
 )
 from fastgan.evaluation.features import BATCH_SIZE
@@ -26,36 +26,36 @@ from fastgan.evaluation.fidelity import labels_for, latents
 from fastgan.monitor import health, loss_plot
 from fastgan.monitor.gallery import Gallery
 from fastgan.monitor.progress import EpochProgress, Progress, RunProgress
-from fastgan.monitor.tensorboard import Board
-from fastgan.runs.async_writer import Writer
+from fastgan.monitor.tensorboard import RunLogger
+from fastgan.runs.async_writer import AsyncWriter
 from fastgan.runs.checkpoint import BEST, Checkpoints
-from fastgan.runs.ema_snapshots import Averages
+from fastgan.runs.ema_snapshots import EmaSnapshots
 from fastgan.runs.rows import append_row, read_rows
 from fastgan.runs.run_folder import RunFolder
-from fastgan.training.objectives import penalty_share
-from fastgan.training.trainer import Event, Trainer
+from fastgan.training.objectives import penalty_ratio
+from fastgan.training.trainer import Hook, Trainer
 from fastgan.utils.memory import InParts, peak_memory_gib
 
 
-class Watch:
+class Hooks:
     """Watches one trainer from where it stands now; the main process writes, the others only take part in means."""
 
     def __init__(
         self,
         trainer: Trainer,
         folder: RunFolder,
-        source: ImageSource,
+        source: ImageDataset,
         processes: Processes,
         saved: Callable[[int], None] = lambda images_seen: None,
     ) -> None:
         self.saved = saved
         self.config, self.folder, self.processes = trainer.config, folder, processes
         self.checkpoints = Checkpoints(folder.checkpoints, self.config.run.keep_checkpoints)
-        self.averages = Averages(folder.averages, self.config.optimizer.ema_stds)
-        self.board = Board(folder, self.config, trainer.images_seen) if processes.is_main else None
+        self.averages = EmaSnapshots(folder.averages, self.config.optimizer.ema_stds)
+        self.board = RunLogger(folder, self.config, trainer.images_seen) if processes.is_main else None
         self.gallery = Gallery(self.board, self.config, source, processes.device) if self.board else None
         self.progress = _progress(trainer) if processes.is_main else None
-        self.writer = Writer() if processes.is_main else None
+        self.writer = AsyncWriter() if processes.is_main else None
         self._began = time.monotonic()
         self.evaluator = self._evaluator(source)
         self.measure_health = health.Health(self.config, source, processes.device)
@@ -70,16 +70,16 @@ class Watch:
         self._taken_part: int | None = None  # in which checkpoint last
         self.begin_epoch(trainer)
 
-    def _evaluator(self, source: ImageSource) -> Evaluator | None:
+    def _evaluator(self, source: ImageDataset) -> Evaluator | None:
         """None, on all processes, where no evaluation is wanted or one of them can't; why it can't is said once.
 
         Raises UserError where `best_by` is none of the metrics.
         """
         if self.config.run.eval_every == 0:
             return None
-        evaluator = load_together(self.config, source, self.processes, self.say)
+        evaluator = load_on_all(self.config, source, self.processes, self.say)
         check_metric(self.config.run.best_by, evaluator)
-        for remark in [] if evaluator is None else evaluator.remarks(self.config.run.eval_images):
+        for remark in [] if evaluator is None else evaluator.warnings(self.config.run.eval_images):
             self.say(remark)
         return evaluator
 
@@ -87,25 +87,25 @@ class Watch:
         if self.progress is not None:
             self.progress.say(text)
 
-    def events(self, trainer: Trainer) -> list[Event]:
+    def hooks(self, trainer: Trainer) -> list[Hook]:
         """In their order: what a checkpoint follows on is never done again after a resume."""
         run, epoch = self.config.run, trainer.loader.num_images
         events = [
-            Event(1, self.step),
-            Event(run.log_every, self.log),
-            Event(epoch, self.end_epoch),
-            Event(run.grid_every or epoch, self.grid),
-            Event(run.checkpoint_every or epoch, self.checkpoint),
-            Event(epoch, self.begin_epoch),
+            Hook(1, self.step),
+            Hook(run.log_every, self.log),
+            Hook(epoch, self.end_epoch),
+            Hook(run.grid_every or epoch, self.grid),
+            Hook(run.checkpoint_every or epoch, self.checkpoint),
+            Hook(epoch, self.begin_epoch),
         ]
         if self.averages.stds:
-            events.insert(4, Event(run.ema_snapshot_every or epoch, self.average))
+            events.insert(4, Hook(run.ema_snapshot_every or epoch, self.average))
         if run.eval_every:
-            events.insert(4, Event(run.eval_every, self.evaluate))
+            events.insert(4, Hook(run.eval_every, self.evaluate))
         if run.health_every is None:
-            events[4:4] = [Event(health.EARLY_EVERY, self.early_health), Event(health.EVERY, self.affordable_health)]
+            events[4:4] = [Hook(health.EARLY_EVERY, self.early_health), Hook(health.EVERY, self.affordable_health)]
         elif run.health_every:
-            events.insert(4, Event(run.health_every, self.health))
+            events.insert(4, Hook(run.health_every, self.health))
         return events
 
     def step(self, trainer: Trainer) -> None:
@@ -117,10 +117,10 @@ class Watch:
     def log(self, trainer: Trainer) -> None:
         """A row of means since the last row. Raises Diverged instead where they aren't finite."""
         self._check_finite(trainer)
-        means = self.processes.mean(trainer.meter.read())
+        means = self.processes.all_reduce_mean(trainer.meter.read())
         if self.board is None or self.progress is None:
             return
-        if (share := penalty_share(self.config, trainer.images_seen, means)) is not None:
+        if (share := penalty_ratio(self.config, trainer.images_seen, means)) is not None:
             means["penalty/share"] = share
         now = time.monotonic()
         seconds = now - self._last_time - sum(self._aside_s.values())
@@ -129,7 +129,7 @@ class Watch:
         speed["speed/peak_memory_gib"] = peak_memory_gib(self.processes.device)
         speed |= {f"speed/{name}_s": spent for name, spent in self._aside_s.items()} | self._saving()
         self.board.log(trainer.images_seen, means)
-        self.board.performance(trainer.images_seen, speed)
+        self.board.log_performance(trainer.images_seen, speed)
         self.progress.losses(trainer.images_seen, trainer.epoch, means["loss/G"], means["loss/D"])
         self._last_log, self._last_time, self._last_wait = trainer.images_seen, now, trainer.input_wait_s
         self._aside_s = dict.fromkeys(self._aside_s, 0.0)
@@ -155,12 +155,12 @@ class Watch:
             with self._optional("grid"):
                 self._draw(self.board, trainer)
         if self.config.run.histograms:
-            with trainer.D.whole():  # all processes take part
+            with trainer.D.gathered_params():  # all processes take part
                 if self.board is not None:
                     self.board.histograms(trainer.images_seen, {"G_ema": trainer.ema.net, "D": trainer.D.net})
 
     @torch.inference_mode()
-    def _draw(self, board: Board, trainer: Trainer) -> None:
+    def _draw(self, board: RunLogger, trainer: Trainer) -> None:
         seeds = torch.arange(self.config.run.grid_side**2, device=self.processes.device)
         networks, G = self.config.networks, InParts(trainer.ema.net, len(seeds))
         images = G(latents(seeds, networks.z_dim), labels_for(seeds, networks.num_classes))
@@ -179,7 +179,7 @@ class Watch:
         What the first one costs isn't known before.
         """
         is_affordable = self._total_s["health"] < health.SHARE * (time.monotonic() - self._began)
-        if self.processes.smallest(int(is_affordable)):
+        if self.processes.all_reduce_min(int(is_affordable)):
             self.health(trainer)
 
     def health(self, trainer: Trainer) -> None:
@@ -187,10 +187,10 @@ class Watch:
         if self._is_done("health", trainer):
             return
         self._check_finite(trainer)
-        with self._optional("health"), trainer.G.whole(), trainer.D.whole():
+        with self._optional("health"), trainer.G.gathered_params(), trainer.D.gathered_params():
             found = self.measure_health(trainer)
             if self.board is not None:
-                self.board.performance(trainer.images_seen, found)
+                self.board.log_performance(trainer.images_seen, found)
 
     def evaluate(self, trainer: Trainer) -> None:
         """The curve has a point; at the end of training there is the full measure, too. All processes take part.
@@ -221,13 +221,15 @@ class Watch:
         subsets = CURVE_KID_SUBSETS if num_images < self.config.run.eval_images else None
         metrics = None
         with self._optional("evaluation"):
-            metrics = self.processes.mean(evaluator(InParts(trainer.ema.net, BATCH_SIZE), num_images, subsets))
+            metrics = self.processes.all_reduce_mean(
+                evaluator(InParts(trainer.ema.net, BATCH_SIZE), num_images, subsets)
+            )
         if metrics is None:
             return None
         if self.board is not None:
             self.board.log(trainer.images_seen, {f"{kind}/{name}": value for name, value in metrics.items()})
             share = self._total_s["evaluation"] / (time.monotonic() - self._began)
-            self.board.performance(trainer.images_seen, {"speed/evaluation_share": share})
+            self.board.log_performance(trainer.images_seen, {"speed/evaluation_share": share})
             row = {"images_seen": trainer.images_seen, "kind": kind, "metrics": metrics}
             row["protocol"] = evaluator.protocol(num_images, subsets)
             append_row(self.folder.path / CURVE, row | made_by())
@@ -244,7 +246,7 @@ class Watch:
         if self.processes.is_main:
             values = (row.get(f"metrics/{name}") for row in read_rows(self.folder.log))
             stale = best_of([value for value in values if value is not None], name)
-        stale = int(self.processes.total(torch.tensor(stale)))  # the main process's: it alone has the log
+        stale = int(self.processes.all_reduce_sum(torch.tensor(stale)))  # the main process's: it alone has the log
         return stale == 0, stale
 
     def _keep_best(self, trainer: Trainer, metrics: dict[str, float]) -> None:
@@ -310,11 +312,11 @@ class Watch:
         if self.writer is not None:
             self.writer.close()
         if isinstance(ending, Stopped):
-            self.processes.wait()  # a launcher ends all processes with the first
+            self.processes.barrier()  # a launcher ends all processes with the first
         try:
             with contextlib.suppress(*[OSError] * failed):  # a full disk was told of
                 if isinstance(ending, Diverged) and self.board is not None:
-                    self.board.performance(trainer.images_seen, {"health/diverged": 1.0})
+                    self.board.log_performance(trainer.images_seen, {"health/diverged": 1.0})
                 self._show(trainer, pictures=not (in_haste and isinstance(ending, Stopped)))
         finally:
             if self.writer is not None and not failed:
@@ -328,7 +330,7 @@ class Watch:
             return
         self.progress.close()
         if saving := self._saving():
-            self.board.performance(trainer.images_seen, saving)
+            self.board.log_performance(trainer.images_seen, saving)
         if pictures:
             self.board.gif(trainer.images_seen)
             path, rows = self.folder.path / "losses.png", read_rows(self.folder.log)
@@ -377,7 +379,7 @@ class Watch:
             try:
                 yield
             except torch.OutOfMemoryError as error:
-                if what == "evaluation" and self.processes.count > 1:
+                if what == "evaluation" and self.processes.world_size > 1:
                     raise UserError(
                         f"memory runs out in an evaluation, of which each process has a part ({error}): give "
                         "--eval-every 0, or use smaller networks"

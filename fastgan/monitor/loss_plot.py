@@ -8,7 +8,7 @@ import numpy as np
 
 Rows = list[dict[str, Any]]
 G_LOSS, D_LOSS = "loss/G", "loss/D"
-UNDECIDED = {"nonsaturating": (2 * math.log(2), "D can't tell: 2 ln 2")}  # D's loss where all its logits are 0
+CHANCE_LEVEL = {"nonsaturating": (2 * math.log(2), "D can't tell: 2 ln 2")}  # D's loss where all its logits are 0
 
 
 class Span(NamedTuple):
@@ -58,8 +58,8 @@ def save(path: Path, rows: Rows, num_images: int, title: str, loss: str) -> None
     marker = "o" if len(course) <= 20 else None
     axes.plot(epochs, [span.g_loss for span in course], color="tab:orange", marker=marker, ms=3, label="generator")
     axes.plot(epochs, [span.d_loss for span in course], color="tab:blue", marker=marker, ms=3, label="discriminator")
-    if loss in UNDECIDED:
-        value, name = UNDECIDED[loss]
+    if loss in CHANCE_LEVEL:
+        value, name = CHANCE_LEVEL[loss]
         axes.axhline(value, color="gray", linestyle="--", linewidth=1, label=name)
     axes.set(title=title, xlabel="epochs", ylabel="loss", xlim=(0, epochs[-1]))
     axes.grid(alpha=0.3)

@@ -10,13 +10,13 @@ from types import TracebackType
 import torch
 from torch.profiler import ProfilerActivity, profile, schedule, tensorboard_trace_handler
 
-from fastgan.training.trainer import Event, Trainer
+from fastgan.training.trainer import Hook, Trainer
 
 SKIPPED, WARMED, RECORDED = 5, 1, 5  # steps: before all is warm, before the profiler itself is, in the trace
 SHOWN = 10
 
 
-class Recording:
+class Profiler:
     """Within it, steps of this session are recorded as `events` come; then `say` gets the lines of the costs."""
 
     def __init__(self, folder: Path, device: torch.device, say: Callable[[str], None]) -> None:
@@ -29,9 +29,9 @@ class Recording:
             acc_events=True,
         )
 
-    def events(self) -> list[Event]:
+    def hooks(self) -> list[Hook]:
         """What must happen after each step."""
-        return [Event(1, self.step)]
+        return [Hook(1, self.step)]
 
     def step(self, trainer: Trainer) -> None:
         if not self._done:
@@ -44,7 +44,7 @@ class Recording:
         for line in costs(profiler, self._on_gpu):
             self._say(line)
 
-    def __enter__(self) -> "Recording":
+    def __enter__(self) -> "Profiler":
         self._profiler.start()
         return self
 

@@ -19,7 +19,7 @@ from fastgan.utils.files import write_atomically
 from fastgan.utils.pngs import grid, save_gif, save_png
 
 
-class Board:
+class RunLogger:
     """The board of a run that stands at `images_seen`: rows after that, left by a killed process, are gone.
 
     What training computes and what depends on its speed are two files: the first is the same on every run, bit for bit.
@@ -56,7 +56,7 @@ class Board:
         """Losses, logits, metrics: a row in log.jsonl, points in TensorBoard."""
         self._row(self.folder.log, images_seen, values)
 
-    def performance(self, images_seen: int, values: dict[str, float]) -> None:
+    def log_performance(self, images_seen: int, values: dict[str, float]) -> None:
         """Speed, memory, health: a row in performance.jsonl, points in TensorBoard."""
         self._row(self.folder.performance, images_seen, values)
 

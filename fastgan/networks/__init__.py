@@ -8,7 +8,7 @@ from torch import nn
 from fastgan.config import Config, NetworkConfig
 from fastgan.errors import UserError
 from fastgan.networks import dcgan, keras28, keras128, r3gan
-from fastgan.networks.activation_checkpointing import recompute_activations
+from fastgan.networks.activation_checkpointing import checkpoint_activations
 from fastgan.networks.layers import add_spectral_norm
 
 REDUCED = {"bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -93,7 +93,7 @@ def build(config: Config, device: torch.device | str = "cpu") -> tuple[nn.Module
         G, D = _make(config)
         if config.networks.spectral_norm:
             add_spectral_norm(D)
-    if config.run.activation_checkpointing and not recompute_activations(G) + recompute_activations(D):
+    if config.run.activation_checkpointing and not checkpoint_activations(G) + checkpoint_activations(D):
         raise UserError(
             f"activation_checkpointing is True: {config.networks.network} has no layers for it; leave it out"
         )

@@ -27,9 +27,9 @@ class _Output(torch.autograd.Function):
         ctx.save_for_backward(*inputs[1:])
 
     @staticmethod
-    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         wanted = ctx.needs_input_grad[1:]
-        found = iter(_Gradients.apply(ctx.run, wanted, slope, *ctx.saved_tensors))
+        found = iter(_Gradients.apply(ctx.run, wanted, grad_output, *ctx.saved_tensors))
         return None, *(next(found) if want else None for want in wanted)
 
 
@@ -37,8 +37,8 @@ class _Gradients(torch.autograd.Function):
     """The gradients of a layer in those of its input and weights that are `wanted`; differentiable once."""
 
     @staticmethod
-    def forward(run: Run, wanted: tuple[bool, ...], slope: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
-        return _gradients(run, wanted, slope, [value.detach() for value in inputs], create_graph=False)
+    def forward(run: Run, wanted: tuple[bool, ...], grad_output: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
+        return _gradients(run, wanted, grad_output, [value.detach() for value in inputs], create_graph=False)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -58,17 +58,17 @@ class _Gradients(torch.autograd.Function):
 
 
 def _gradients(
-    run: Run, wanted: Sequence[bool], slope: Tensor, inputs: Sequence[Tensor], create_graph: bool
+    run: Run, wanted: Sequence[bool], grad_output: Tensor, inputs: Sequence[Tensor], create_graph: bool
 ) -> tuple[Tensor, ...]:
     with torch.enable_grad():
         if not create_graph:
             inputs = [value.requires_grad_(want) for value, want in zip(inputs, wanted, strict=True)]
         output = run(inputs[0], inputs[1:])
         targets = [value for value, want in zip(inputs, wanted, strict=True) if want]
-        return torch.autograd.grad(output, targets, slope, create_graph=create_graph)
+        return torch.autograd.grad(output, targets, grad_output, create_graph=create_graph)
 
 
-class Recomputing(nn.Module):
+class Checkpointed(nn.Module):
     """A layer of one input that may be told to keep that alone: its `recompute`; compiled code keeps what it likes.
 
     What it computes is in `compute`, a function of its input and parameters.
@@ -97,9 +97,9 @@ class Recomputing(nn.Module):
         return output
 
 
-def recompute_activations(net: nn.Module) -> int:
+def checkpoint_activations(net: nn.Module) -> int:
     """The net's layers that can keep their inputs alone from now on; returns how many there are."""
-    layers = [layer for layer in net.modules() if isinstance(layer, Recomputing)]
+    layers = [layer for layer in net.modules() if isinstance(layer, Checkpointed)]
     for layer in layers:
         layer.recompute = True
     return len(layers)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 PAYS = 1.8  # as many multiplications less: beside them memory is moved
 
 
-class Forms(NamedTuple):
+class FourierBasis(NamedTuple):
     """The matrices of one size of picture and kernel: what each of P products takes, and what it gives."""
 
     places: Tensor  # [P, places]
@@ -39,13 +39,13 @@ def _frequencies(points: tuple[int, int]) -> tuple[Tensor, Tensor]:
 
 
 @functools.lru_cache(maxsize=64)
-def _forms(size: tuple[int, int], kernel: int, dtype: torch.dtype) -> Forms:
+def _basis(size: tuple[int, int], kernel: int, dtype: torch.dtype) -> FourierBasis:
     """For a kernel of odd side, centred: the circle is so large that its wrapped places aren't asked for."""
     with torch.inference_mode(False), torch.device("cpu"):  # whoever asks first, they serve all
-        return _make_forms(size, kernel, dtype)
+        return _make_basis(size, kernel, dtype)
 
 
-def _make_forms(size: tuple[int, int], kernel: int, dtype: torch.dtype) -> Forms:
+def _make_basis(size: tuple[int, int], kernel: int, dtype: torch.dtype) -> FourierBasis:
     reach = kernel // 2
     points = (size[0] + reach, size[1] + reach)
     real, paired = _frequencies(points)
@@ -63,10 +63,10 @@ def _make_forms(size: tuple[int, int], kernel: int, dtype: torch.dtype) -> Forms
     # A pair of frequencies gives twice the real part of (p - r + i (p + q)) (xr - i xi) at each place.
     out = torch.cat([x0, 2 * (xr + xi), 2 * xi, -2 * xr]).T / scale.prod()
     found = torch.cat([x0, xr + xi, xr, xi]), torch.cat([w0, wr, wi - wr, wr + wi]), out
-    return Forms(*(matrix.to(dtype).contiguous() for matrix in found))
+    return FourierBasis(*(matrix.to(dtype).contiguous() for matrix in found))
 
 
-def pays(x: Tensor, size: tuple[int, int], kernel: int, taps: float, channels: tuple[int, int]) -> bool:
+def is_faster(x: Tensor, size: tuple[int, int], kernel: int, taps: float, channels: tuple[int, int]) -> bool:
     """Whether this form of a convolution of x [B, ...], with channels in and out, takes far fewer multiplications.
 
     `kernel` is the side of the kernel here, `taps` what the plain convolution multiplies for a place and two channels.
@@ -83,7 +83,7 @@ def pays(x: Tensor, size: tuple[int, int], kernel: int, taps: float, channels: t
 
 def _correlate(x: Tensor, weight: Tensor, size: tuple[int, int], kernel: int) -> Tensor:
     """[B, places, C] and [taps, C, O] -> [B, places, O], zeros around the picture."""
-    forms = _forms(size, kernel, x.dtype)
+    forms = _basis(size, kernel, x.dtype)
     channels = weight.shape[1:]
     spectrum = (forms.taps @ weight.flatten(1)).unflatten(1, channels)  # [P, C, O]
     products = torch.bmm((forms.places @ x).transpose(0, 1), spectrum)  # [P, B, O]
@@ -95,14 +95,14 @@ class Conv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:  # [B, C, H, W]
         kernel, size = self.kernel_size[0], (x.shape[2], x.shape[3])
-        if not pays(x, size, kernel, kernel**2, (self.in_channels, self.out_channels)):
+        if not is_faster(x, size, kernel, kernel**2, (self.in_channels, self.out_channels)):
             return super().forward(x)
         y = _correlate(x.permute(0, 2, 3, 1).flatten(1, 2), self.weight.permute(2, 3, 1, 0).flatten(0, 1), size, kernel)
         y = y if self.bias is None else y + self.bias
         return y.unflatten(1, size).permute(0, 3, 1, 2)
 
 
-class Halve(nn.Conv2d):
+class DownConv(nn.Conv2d):
     """nn.Conv2d of a 5x5 kernel, stride 2 and padding 2, of a picture with even sides.
 
     The four pictures of every other place, as channels of one, meet a kernel of 3x3.
@@ -110,7 +110,7 @@ class Halve(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:  # [B, C, 2H, 2W]
         size, channels = (x.shape[2] // 2, x.shape[3] // 2), self.in_channels
-        if x.shape[2] % 2 or x.shape[3] % 2 or not pays(x, size, 3, 25 / 4, (4 * channels, self.out_channels)):
+        if x.shape[2] % 2 or x.shape[3] % 2 or not is_faster(x, size, 3, 25 / 4, (4 * channels, self.out_channels)):
             return super().forward(x)
         folded = x.permute(0, 2, 3, 1).unflatten(2, (-1, 2)).unflatten(1, (-1, 2)).transpose(2, 3)
         weight = F.pad(self.weight, (0, 1, 0, 1)).unflatten(3, (3, 2)).unflatten(2, (3, 2))  # [O, C, 3, 2, 3, 2]
@@ -120,7 +120,7 @@ class Halve(nn.Conv2d):
         return y.unflatten(1, size).permute(0, 3, 1, 2)
 
 
-class Double(nn.ConvTranspose2d):
+class UpConv(nn.ConvTranspose2d):
     """nn.ConvTranspose2d of a 5x5 kernel, stride 2, padding 2 and output_padding 1: a picture of twice the sides.
 
     A kernel of 3x3 makes four pictures, of every other place each.
@@ -128,7 +128,7 @@ class Double(nn.ConvTranspose2d):
 
     def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:  # [B, C, H, W]
         size, channels = (x.shape[2], x.shape[3]), self.out_channels
-        if not pays(x, size, 3, 25 / 4, (self.in_channels, 4 * channels)):
+        if not is_faster(x, size, 3, 25 / 4, (self.in_channels, 4 * channels)):
             return super().forward(x, output_size)
         weight = F.pad(self.weight, (0, 1, 0, 1)).unflatten(3, (3, 2)).unflatten(2, (3, 2)).flip(2, 4)
         weight = weight.permute(2, 4, 0, 3, 5, 1).reshape(9, self.in_channels, 4 * channels)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.utils import parametrize
 
-from fastgan.distributed.collectives import all_values, several_processes
+from fastgan.distributed.collectives import all_gather, is_distributed
 from fastgan.errors import UserError
 from fastgan.utils import rng
 
@@ -28,7 +28,7 @@ class Dropout(nn.Module):
         if keys is None or not self.training:
             return x
         batch, channels, height, width = x.shape
-        keep = rng.keep_mask(rng.mix(keys + self.layer), channels * height * width, self.p)
+        keep = rng.dropout_mask(rng.splitmix64(keys + self.layer), channels * height * width, self.p)
         keep = keep.view(batch, height, width, channels).permute(0, 3, 1, 2)  # channels last, as the activations lie
         return x * (keep * (1 / (1 - self.p)))
 
@@ -47,7 +47,7 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
         assert x.dim() in (2, 4)
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.training or (not several_processes() and x.numel() > x.shape[1]):
+        if not self.training or (not is_distributed() and x.numel() > x.shape[1]):
             return super().forward(x)
         mean, var, count = _global_moments(x.detach())
         with torch.no_grad():
@@ -56,10 +56,15 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
             self.num_batches_tracked.add_(1)
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(var * count / (count - 1).clamp(min=1), self.momentum)
-        if not several_processes():  # the value is 0 from its mean: as scale * x + shift a rounding would be left
+        if not is_distributed():  # the value is 0 from its mean: as scale * x + shift a rounding would be left
             x, mean = x - x.detach(), torch.zeros_like(mean)
         normalized: Tensor = _NormalizeByBatch.apply(x, self.weight, self.bias, mean, var, count, self.eps)
         return normalized
+
+
+def has_batch_norm(net: nn.Module) -> bool:
+    """Whether an image's output depends on the others of its batch."""
+    return any(isinstance(layer, BatchNorm) for layer in net.modules())
 
 
 @torch.no_grad()
@@ -72,7 +77,7 @@ def _global_moments(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         mine[0], mine[1] = torch.batch_norm_update_stats(x, None, None, 0.0)
     else:
         mine[0] = x.flatten()
-    means, variances, counts = all_values(mine).unbind(1)  # [processes, C] each
+    means, variances, counts = all_gather(mine).unbind(1)  # [processes, C] each
     count = counts.sum(0)
     mean = (means * counts).sum(0) / count
     return mean, ((variances + (means - mean).square()) * counts).sum(0) / count, count
@@ -99,7 +104,7 @@ class _NormalizeByBatch(torch.autograd.Function):
         _, grad_weight, grad_bias = torch.ops.aten.native_batch_norm_backward(
             grad, x, weight, mean, var, None, None, False, ctx.eps, [False, True, True]
         )
-        slope, level = all_values(torch.stack([grad_weight, grad_bias])).sum(0) / count
+        slope, level = all_gather(torch.stack([grad_weight, grad_bias])).sum(0) / count
         scale = weight * torch.rsqrt(var + ctx.eps)
         # scale * (grad - level - slope * normalized x)
         grad_x = F.batch_norm(x, mean, var, -scale * slope, -scale * level, eps=ctx.eps)
@@ -123,10 +128,10 @@ class SpectralNorm(nn.Module):
         self.register_buffer("u", F.normalize(torch.randn(rows.shape[0], device=rows.device), dim=0))
         self.register_buffer("v", F.normalize(torch.randn(rows.shape[1], device=rows.device), dim=0))
         for _ in range(15):
-            self.follow(weight)
+            self.power_iteration(weight)
 
     @torch.no_grad()
-    def follow(self, weight: Tensor) -> None:
+    def power_iteration(self, weight: Tensor) -> None:
         """One power iteration: u and v are nearer to the singular vectors of the largest singular value."""
         rows = weight.flatten(1)
         self.v.copy_(F.normalize(rows.T @ self.u, dim=0))
@@ -148,11 +153,11 @@ def add_spectral_norm(net: nn.Module) -> None:
             parametrize.register_parametrization(layer, "weight", SpectralNorm(layer.weight))
 
 
-def follow_singular_values(net: nn.Module) -> None:
+def power_iteration(net: nn.Module) -> None:
     """The net's spectral norms know of its weights' last step; without any, nothing happens."""
     for layer in net.modules():
         if isinstance(layer, parametrize.ParametrizationList) and isinstance(layer[0], SpectralNorm):
-            layer[0].follow(layer.original)
+            layer[0].power_iteration(layer.original)
 
 
 def one_hot(labels: Tensor | None, num_classes: int, dtype: torch.dtype) -> Tensor:

@@ -18,7 +18,7 @@ from fastgan.errors import UserError
 from fastgan.kernels.bias_act import bias_act
 from fastgan.kernels.conv2d import conv2d
 from fastgan.kernels.resample import downsample2, upsample2
-from fastgan.networks.activation_checkpointing import Recomputing
+from fastgan.networks.activation_checkpointing import Checkpointed
 from fastgan.networks.layers import one_hot
 
 SLOPE = 0.2
@@ -69,7 +69,7 @@ class ConvTranspose2d(nn.ConvTranspose2d):
         return F.conv_transpose2d(x, self.weight.to(x.dtype), None, self.stride, self.padding)
 
 
-class R3Block(Recomputing):
+class R3Block(Checkpointed):
     """x + 1x1(leaky ReLU(grouped 3x3(leaky ReLU(1x1(x))))), `expansion` times as wide inside.
 
     It starts as the identity, as its last weights are 0. `num_blocks` is that of the whole network; a group has
@@ -150,7 +150,7 @@ class R3Generator(nn.Module):
         trunk = _named(0, levels[0])
         self._dtypes = [shape.dtype_at(0)] * len(trunk)  # of each part of the trunk
         for level in range(1, len(stages)):
-            trunk |= _named(level, levels[level], [*_match(stages[level - 1], stages[level]), Upsample2()])
+            trunk |= _named(level, levels[level], [*_projection(stages[level - 1], stages[level]), Upsample2()])
             self._dtypes += [shape.dtype_at(level)] * (len(trunk) - len(self._dtypes))
         self.trunk = nn.Sequential(OrderedDict(trunk))
         self.output = _to_pixels(stages[-1], channels, shape.stem)
@@ -160,7 +160,7 @@ class R3Generator(nn.Module):
         if self.classes is not None:
             z = torch.cat([z, _embed(self.classes, labels, z.dtype)], dim=1)  # [B, z_dim + 64]
         x = self.picture * self.factors(z)[:, :, None, None]  # [B, stages[0], *base]
-        images: Tensor = self.output(_through(self.trunk, self._dtypes, x))  # [B, C, H, W]
+        images: Tensor = self.output(run_layers(self.trunk, self._dtypes, x))  # [B, C, H, W]
         return images.to(z.dtype)
 
 
@@ -179,7 +179,7 @@ class R3Discriminator(nn.Module):
         trunk = _named(len(stages) - 1, levels[-1])
         self._dtypes = [shape.dtype_at(len(stages) - 1)] * len(trunk)
         for level in range(len(stages) - 2, -1, -1):
-            down = [Downsample2(), *_match(stages[level + 1], stages[level])]
+            down = [Downsample2(), *_projection(stages[level + 1], stages[level])]
             trunk |= _named(level + 1, [], down) | _named(level, levels[level])
             self._dtypes += [shape.dtype_at(level + 1)] * len(down) + [shape.dtype_at(level)] * len(levels[level])
         self.trunk = nn.Sequential(OrderedDict(trunk))
@@ -194,7 +194,7 @@ class R3Discriminator(nn.Module):
         # One grey channel is laid out both ways, so the convolution can't tell: it must be told what the rest wants.
         x = self.input(images if self._dtypes[0] is None else images.to(self._dtypes[0]))
         x = x.contiguous(memory_format=torch.channels_last)  # [B, stages[-1], H, W]
-        x = _through(self.trunk, self._dtypes, x).to(self.picture.dtype)  # [B, stages[0], *base]
+        x = run_layers(self.trunk, self._dtypes, x).to(self.picture.dtype)  # [B, stages[0], *base]
         x = self.features((x * self.picture).sum((2, 3)))  # [B, features]
         if self.classes is not None:
             x = x * _embed(self.classes, labels, x.dtype)
@@ -237,7 +237,7 @@ def _to_pixels(width: int, channels: int, stem: int) -> Conv2d | ConvTranspose2d
     return layer
 
 
-def _match(c_in: int, c_out: int) -> list[nn.Module]:
+def _projection(c_in: int, c_out: int) -> list[nn.Module]:
     """What leads from one width to the other: nothing where they are equal."""
     return [] if c_in == c_out else [_conv1x1(c_in, c_out)]
 
@@ -274,7 +274,7 @@ def _build(shape: Shape) -> list[list[R3Block]]:
     return [[R3Block(w, sum(counts), shape.group_width, shape.expansion) for _ in range(n)] for w, n in widths]
 
 
-def _through(layers: Iterable[nn.Module], dtypes: Sequence[torch.dtype | None], x: Tensor) -> Tensor:
+def run_layers(layers: Iterable[nn.Module], dtypes: Sequence[torch.dtype | None], x: Tensor) -> Tensor:
     """`x` after all layers, each in its dtype, or where that is None in `x`'s own, but in no less than float32."""
     own = torch.promote_types(x.dtype, torch.float32)
     for layer, dtype in zip(layers, dtypes, strict=True):

@@ -8,7 +8,7 @@ from fastgan.config import BATCH_NORM_IN_D, Config
 from fastgan.planning.hardware import Cluster, Gpu, StepTime, all_reduce_bytes, gpu_named, num_messages
 
 if TYPE_CHECKING:  # torch is imported when work is counted, not for a mistake on the command line
-    from fastgan.planning.op_counter import Work
+    from fastgan.planning.op_counter import StepCost
 
 FLOAT = 4  # bytes: weights, gradients and optimizers' states are float32
 ROOM = 0.9  # of a GPU's memory; the rest is for what isn't counted
@@ -22,7 +22,7 @@ class Forecast:
     config: Config
     cluster: Cluster
     share: int  # images of the busiest GPU
-    work: "Work"
+    work: "StepCost"
     data_bytes: int | None  # of the resident data set; None: it isn't here, so nobody knows
 
     @property
@@ -39,9 +39,9 @@ class Forecast:
         return self.parts * self.work.operations
 
     @property
-    def moved_bytes(self) -> float:
+    def bytes_accessed(self) -> float:
         """Read and written in a step."""
-        return self.parts * self.work.moved_bytes
+        return self.parts * self.work.bytes_accessed
 
     @property
     def data_is_unknown(self) -> bool:
@@ -85,7 +85,7 @@ class Forecast:
         return self.needed <= ROOM * 1e9 * self.gpu.memory
 
     @property
-    def wire_bytes(self) -> float:
+    def communication_bytes(self) -> float:
         """What each GPU sends in a step: gradients, and with zero3 weights, for every pass through a network."""
         sizes, gpus = self.work.sizes, self.cluster.gpus
         learned = FLOAT * (sizes.G + sizes.D)
@@ -116,10 +116,10 @@ class Forecast:
         """Seconds of a step."""
         reached = self.cluster.reached(self.config.networks.network)
         flops = {kind: count * self.share / self.work.images for kind, count in self.work.flops.items()}
-        sending = self.wire_bytes / (1e9 * self.cluster.link)
+        sending = self.communication_bytes / (1e9 * self.cluster.link)
         return StepTime(
             arithmetic=sum(count / (reached * self.gpu.peak(kind)) for kind, count in flops.items()),
-            memory=self.moved_bytes / (1e9 * self.gpu.memory_bandwidth),
+            memory=self.bytes_accessed / (1e9 * self.gpu.memory_bandwidth),
             launches=1e-6 * self.cluster.launch_us * self.operations,
             exchange=sending + 1e-6 * self.cluster.hop_us * self.cluster.hops * self.messages,
         )
@@ -133,7 +133,7 @@ def forecast(config: Config, cluster: Cluster, num_images: int | None, at_a_time
     """
     from fastgan.planning import op_counter
 
-    share = cluster.share(config.data.batch_size)
+    share = cluster.local_batch_size(config.data.batch_size)
     work = op_counter.count(config, min(share, at_a_time or share))
     return Forecast(config, cluster, share, work, _resident_bytes(config, num_images))
 

@@ -11,7 +11,7 @@ import tyro
 
 from fastgan.errors import UserError
 
-Engine = Literal["ddp", "zero1", "zero2", "zero3"]
+EngineName = Literal["ddp", "zero1", "zero2", "zero3"]
 MIB = 2**20
 BUCKET_BYTES, FIRST_BUCKET_BYTES = 25 * MIB, MIB  # DistributedDataParallel's messages
 # Of the peaks, by family of networks. R3GAN's published hours imply 0.07 (stacked-mnist), 0.10 (ffhq256) and 0.13
@@ -73,7 +73,7 @@ class Cluster:
     """Their kind: h100, h200, a100-80, a100-40, l40, l40s, a6000, rtx4090, rtx3090 or t4."""
     gpus_per_node: int = 8
     """GPUs of one machine, which its own links join."""
-    engine: Annotated[Engine, tyro.conf.Suppress] = "ddp"  # the config's
+    engine: Annotated[EngineName, tyro.conf.Suppress] = "ddp"  # the config's
     utilisation: float | None = None
     """Share of the arithmetic peak that is reached; without it 0.1, which R3GAN's published hours imply."""
     link_gbps: float = 200.0
@@ -103,7 +103,7 @@ class Cluster:
     def nodes(self) -> int:
         return -(-self.gpus // self.gpus_per_node)
 
-    def share(self, batch_size: int) -> int:
+    def local_batch_size(self, batch_size: int) -> int:
         """The images of a batch that the busiest GPU has. Raises UserError where another has none."""
         if self.gpus > batch_size:
             raise UserError(

@@ -21,14 +21,14 @@ from fastgan.config import Config
 from fastgan.data.images import to_unit_range
 from fastgan.training.objectives import DiscriminatorObjective, GeneratorObjective
 from fastgan.utils import rng
-from fastgan.utils.rng import Stream
+from fastgan.utils.rng import RngStream
 
 aten = torch.ops.aten
 CONVOLUTIONS = (aten.convolution, aten.convolution_backward)
 
 
 @dataclass(frozen=True)
-class Held:
+class ActivationMemory:
     """Bytes at two moments of a phase, weights and gradients left out."""
 
     kept: int  # when the backward pass begins: what it needs of the forward pass
@@ -48,16 +48,16 @@ class Sizes:
 
 
 @dataclass(frozen=True)
-class Work:
+class StepCost:
     """One process's part of a step with `images` images; with lazy penalties the mean step, but the fullest memory."""
 
     images: int
     sizes: Sizes
     flops: dict[str, float]  # by arithmetic: bfloat16 or float16; tf32: float32 convolutions; float32: other products
     operations: float  # that are started one by one; views cost nothing
-    moved_bytes: float  # read and written by them
-    d_phase: Held
-    g_phase: Held
+    bytes_accessed: float  # read and written by them
+    d_phase: ActivationMemory
+    g_phase: ActivationMemory
     g_passes: int  # through G and D, forward and backward
     d_passes: int
 
@@ -66,12 +66,12 @@ class Work:
         return sum(self.flops.values())
 
     @property
-    def fullest(self) -> Held:
+    def fullest(self) -> ActivationMemory:
         """The phase that needs more."""
         return max(self.d_phase, self.g_phase, key=lambda held: held.peak)
 
 
-class Ledger(TorchDispatchMode):
+class OpCounter(TorchDispatchMode):
     """Adds up every operation inside it, and the bytes of the tensors that are alive."""
 
     def __init__(self) -> None:
@@ -133,7 +133,7 @@ def _flops(operation: Any, args: Any, result: Any) -> int:
 
 
 @functools.lru_cache(maxsize=256)
-def count(config: Config, images: int) -> Work:
+def count(config: Config, images: int) -> StepCost:
     """The work of one process's `images` images. Raises UserError for networks that can't be built."""
     networks.sizes(config)  # raises
     every = config.objective.penalty_every
@@ -149,7 +149,7 @@ def count(config: Config, images: int) -> Work:
         work,
         flops={kind: mean(flops, plain.flops.get(kind, 0)) for kind, flops in work.flops.items()},
         operations=mean(work.operations, plain.operations),
-        moved_bytes=mean(work.moved_bytes, plain.moved_bytes),
+        bytes_accessed=mean(work.bytes_accessed, plain.bytes_accessed),
     )
 
 
@@ -165,7 +165,7 @@ class _Step:
     index: Tensor
 
     def fakes(self) -> Tensor:
-        z = rng.normal(rng.keys(0, Stream.LATENTS_D, self.index), self.config.networks.z_dim)
+        z = rng.normal(rng.keys(0, RngStream.LATENTS_D, self.index), self.config.networks.z_dim)
         images: Tensor = self.G(z, self.labels)
         return images
 
@@ -180,8 +180,8 @@ def _build(config: Config, images: int) -> _Step:
     return _Step(plain, G.train(), D.train(), pixels, labels, torch.arange(images))
 
 
-def _count(config: Config, images: int, penalized: bool) -> Work:
-    with torch.device("meta"), Ledger() as ledger:
+def _count(config: Config, images: int, penalized: bool) -> StepCost:
+    with torch.device("meta"), OpCounter() as ledger:
         step = _build(config, images)
         for parameter in (*step.G.parameters(), *step.D.parameters()):
             parameter.register_post_accumulate_grad_hook(ledger.drop_gradient)
@@ -192,7 +192,7 @@ def _count(config: Config, images: int, penalized: bool) -> Work:
         ledger.live = ledger.peak = start
         calls = _Calls(step)
         d_phase, g_phase = _play(step, ledger, penalized)
-    return Work(
+    return StepCost(
         images,
         _sizes(step.G, step.D),
         dict(ledger.flops),
@@ -223,7 +223,7 @@ class _Calls:
         return int(penalized and objective.penalty_form == "exact" and objective.penalty != "none")
 
 
-def _play(step: _Step, ledger: Ledger, penalized: bool) -> tuple[Held, Held]:
+def _play(step: _Step, ledger: OpCounter, penalized: bool) -> tuple[ActivationMemory, ActivationMemory]:
     """Both phases of a round, as `Trainer.train_step` has them, without the optimizers; what each one held."""
     objective = step.config.objective
     augment_p = objective.augment_p if objective.augment_target is None else torch.zeros(())
@@ -234,11 +234,11 @@ def _play(step: _Step, ledger: Ledger, penalized: bool) -> tuple[Held, Held]:
     reals = to_unit_range(step.pixels)
     d_objective = DiscriminatorObjective(step.D, step.config)
     gamma = 1.0 if penalized else 0.0
-    loss, terms = d_objective(reals, fakes.detach(), step.labels, step.index, gamma, augment_p)
+    loss, metrics = d_objective(reals, fakes.detach(), step.labels, step.index, gamma, augment_p)
     kept = ledger.live
     loss.backward()
-    d_phase = Held(kept, ledger.peak)
-    del loss, terms, reals
+    d_phase = ActivationMemory(kept, ledger.peak)
+    del loss, metrics, reals
     ledger.peak = ledger.live
     if not share:
         fakes = step.fakes()
@@ -247,7 +247,7 @@ def _play(step: _Step, ledger: Ledger, penalized: bool) -> tuple[Held, Held]:
     )
     kept = ledger.live
     loss.backward()
-    return d_phase, Held(kept, ledger.peak)
+    return d_phase, ActivationMemory(kept, ledger.peak)
 
 
 def _sizes(G: nn.Module, D: nn.Module) -> Sizes:

@@ -9,7 +9,7 @@ from fastgan import presets
 from fastgan.config import BATCH_NORM_IN_D, Config
 from fastgan.errors import EXIT_DONE, UserError
 from fastgan.planning.forecast import ROOM, Forecast, forecast, in_parts
-from fastgan.planning.hardware import Cluster, Engine
+from fastgan.planning.hardware import Cluster, EngineName
 from fastgan.utils.arguments import parse
 
 
@@ -39,8 +39,8 @@ def main(args: Sequence[str]) -> int:
     preset = presets.get(finder.parse_known_args(args)[0].preset or presets.DEFAULT)
     options = parse(Options, args, prog="fastgan plan", default=Options(config=preset))
     run = options.config.run
-    engine: Engine = "ddp" if run.engine == "auto" else run.engine
-    print(elsewhere(options.config, replace(options.cluster, engine=engine)))
+    engine: EngineName = "ddp" if run.engine == "auto" else run.engine
+    print(on_cluster(options.config, replace(options.cluster, engine=engine)))
     return EXIT_DONE
 
 
@@ -70,7 +70,7 @@ def plan(config: Config) -> str:
     )
 
 
-def elsewhere(config: Config, cluster: Cluster) -> str:
+def on_cluster(config: Config, cluster: Cluster) -> str:
     """What the run would need on those GPUs, and how long it would take, with all that is assumed."""
     run = length(config)
     at_a_time = config.run.micro_batch if isinstance(config.run.micro_batch, int) else None
@@ -86,7 +86,7 @@ def elsewhere(config: Config, cluster: Cluster) -> str:
             f"batch: {batch_size:,} images, {batch_size / cluster.gpus:g} a GPU{uneven}",
             f"work: {_work(found)}",
             *_memory_lines(found, smaller),
-            f"wire: {_wire(found)}",
+            f"wire: {_communication(found)}",
             *_time_lines(smaller or found, run),
             *_assumptions(found),
         )
@@ -131,7 +131,7 @@ def _work(found: Forecast) -> str:
     return (
         f"{_flops(an_image * found.config.data.batch_size)} a step, {_flops(an_image)} an image: {', '.join(shares)}\n"
         f"  a process and step: {found.operations:,.0f} operations, "
-        f"{_short(found.moved_bytes / 1e9)} GB of memory read and written"
+        f"{_short(found.bytes_accessed / 1e9)} GB of memory read and written"
     )
 
 
@@ -177,11 +177,13 @@ def _remedy(found: Forecast, smaller: Forecast | None) -> str:
     return f"no --micro-batch fits {room}: take larger GPUs, --engine zero3 or a smaller --width"
 
 
-def _wire(found: Forecast) -> str:
+def _communication(found: Forecast) -> str:
     if found.cluster.gpus == 1:
         return "nothing, one GPU exchanges no gradients"
     what = "gradients and weights" if found.cluster.zero_stage == 3 else "gradients"
-    return f"{found.wire_bytes / 1e6:,.1f} MB of {what} sent by each GPU a step, in {found.messages:,} messages"
+    return (
+        f"{found.communication_bytes / 1e6:,.1f} MB of {what} sent by each GPU a step, in {found.messages:,} messages"
+    )
 
 
 def _time_lines(found: Forecast, run: Length) -> list[str]:
@@ -244,7 +246,7 @@ def _transfer(config: Config) -> tuple[list[str], bool]:
     start = warm_start.open_start(config)
     assert start is not None
     found = warm_start.compare(config, networks.build(config), start)
-    return [str(found)], not found.G.anew
+    return [str(found)], not found.G.from_scratch
 
 
 def _schedule(config: Config, total: int | None, steps: int | None, warm: bool) -> list[str]:
@@ -252,10 +254,10 @@ def _schedule(config: Config, total: int | None, steps: int | None, warm: bool) 
     from fastgan.training import schedules
 
     objective, batch_size, every = config.objective, config.data.batch_size, config.objective.penalty_every
-    ends = [schedules.at(config, 0, batch_size, 0, warm)]
+    ends = [schedules.evaluate(config, 0, batch_size, 0, warm)]
     if total:
         last = (steps or -(-total // batch_size)) - 1
-        ends.append(schedules.at(config, total, batch_size, last - last % every, warm))
+        ends.append(schedules.evaluate(config, total, batch_size, last - last % every, warm))
 
     def line(name: str, values: list[float], note: str = "") -> str:
         shown = [f"{value:,.0f}" if value >= 1000 else f"{value:.6g}" for value in values]

@@ -14,14 +14,14 @@ from torch import Tensor
 Files = dict[str, dict[str, Tensor]]  # tensors by file, then by name
 
 
-class Writer:
+class AsyncWriter:
     """Writes what training hands over, one thing after the other, in the order in which it came.
 
     Once a write has failed no later one is begun: what follows on it must not be on disk without it.
     """
 
     def __init__(self) -> None:
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="writer", initializer=_give_way)
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="writer", initializer=_lower_priority)
         self._copies: dict[str, Files] = {}  # by kind
         self._writes: dict[str, Future[None]] = {}  # the last one of each kind
         self._seconds: dict[str, float] = {}  # of writes that have ended, by kind, until somebody asks
@@ -63,7 +63,7 @@ class Writer:
         self._pool.shutdown()
 
 
-def _give_way() -> None:
+def _lower_priority() -> None:
     """Where there are too few cores for all, this thread gets about a tenth of what one that trains gets.
 
     It computes alone: helpers of its own would make OpenMP put those of the training thread to sleep between products.

@@ -36,7 +36,7 @@ DTYPES = {  # as safetensors names them
 }
 
 
-class Snapshot(NamedTuple):
+class Checkpoint(NamedTuple):
     """What a checkpoint holds."""
 
     path: Path
@@ -44,7 +44,7 @@ class Snapshot(NamedTuple):
     state: dict[str, Any]
 
 
-class Damaged(Exception):
+class CorruptCheckpoint(Exception):
     """A checkpoint that can't be trusted."""
 
 
@@ -85,7 +85,7 @@ class Checkpoints:
             _remove(old)
         return final
 
-    def latest(self, say: Callable[[str], None] = print) -> Snapshot | None:
+    def latest(self, say: Callable[[str], None] = print) -> Checkpoint | None:
         """The newest checkpoint that is whole, None where there is none at all; damaged ones are told of.
 
         Raises UserError where all are damaged: a new start would hide that.
@@ -94,7 +94,7 @@ class Checkpoints:
         for path in reversed(paths):
             try:
                 return read(path)
-            except Damaged as reason:
+            except CorruptCheckpoint as reason:
                 say(f"checkpoint {path} is damaged ({reason}): falling back to the one before")
         if paths:
             raise UserError(f"every checkpoint in {self.folder} is damaged: delete that folder to start anew")
@@ -106,24 +106,24 @@ class Checkpoints:
             shutil.rmtree(side, ignore_errors=True)
 
 
-def read(path: Path) -> Snapshot:
+def read(path: Path) -> Checkpoint:
     """The checkpoint in the folder `path`. Raises Damaged, with the reason, where a byte isn't as it was written."""
     try:
         content = json.loads((path / STATE).read_text())
         files, state = content["files"], content["state"]
         if content["sha256"] != _hash_json(files, state):
-            raise Damaged(f"{STATE} has changed")
+            raise CorruptCheckpoint(f"{STATE} has changed")
         tensors = {}
         for name, wanted in files.items():
             data = (path / name).read_bytes()
             if sha256(data).hexdigest() != wanted:
-                raise Damaged(f"{name} has changed")
+                raise CorruptCheckpoint(f"{name} has changed")
             tensors[name.removesuffix(".safetensors")] = safetensors.torch.load(data)
     except FileNotFoundError as error:
-        raise Damaged(f"{Path(error.filename).name} is missing") from None
+        raise CorruptCheckpoint(f"{Path(error.filename).name} is missing") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise Damaged(f"{type(error).__name__}: {error}") from None
-    return Snapshot(path, tensors, state)
+        raise CorruptCheckpoint(f"{type(error).__name__}: {error}") from None
+    return Checkpoint(path, tensors, state)
 
 
 def _remove(path: Path) -> None:

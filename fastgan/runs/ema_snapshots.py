@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from fastgan.config import MAX_EMA_STD
 from fastgan.errors import UserError
-from fastgan.runs.async_writer import Files, Writer
+from fastgan.runs.async_writer import AsyncWriter, Files
 from fastgan.runs.ema_profiles import fit
 from fastgan.utils.files import write_atomically
 
@@ -44,13 +44,13 @@ class Reconstruction(NamedTuple):
     error: float  # of its profile: see ema_profiles.Fit
 
 
-class Averages:
+class EmaSnapshots:
     """The averages in `folder` of a run that tracks those of `stds`."""
 
     def __init__(self, folder: Path, stds: Sequence[float]) -> None:
         self.folder, self.stds = folder, stds
 
-    def save(self, nets: Sequence[nn.Module], images_seen: int, writer: Writer | None = None) -> None:
+    def save(self, nets: Sequence[nn.Module], images_seen: int, writer: AsyncWriter | None = None) -> None:
         """One snapshot an average is on disk, or handed to `writer`; the same bytes whenever training comes here.
 
         Raises OSError, or as the writer does.

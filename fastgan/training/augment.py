@@ -50,7 +50,7 @@ class Kind:
     padding: str = "reflection"
 
 
-class Draws:
+class AugmentParameters:
     """What happens to each image of a batch, from its key: gates and values, [B] each, float64, without gradients.
 
     All operations' numbers are made at once, as each tensor operation takes the host as long as a GPU takes for many.
@@ -81,15 +81,15 @@ class Draws:
 
     def sign(self, name: str) -> Tensor:
         """Return 1 or -1 at even odds; 1 where the operation isn't done."""
-        return self.choose(name, 1 - 2 * (2 * self.uniform(name)).floor(), 1)
+        return self.where(name, 1 - 2 * (2 * self.uniform(name)).floor(), 1)
 
-    def happens(self, name: str) -> Tensor:
+    def gate(self, name: str) -> Tensor:
         """Return whether the operation is done to an image, bool."""
         return self._gates[OPERATIONS.index(name)]
 
-    def choose(self, name: str, value: Tensor, neutral: float) -> Tensor:
+    def where(self, name: str, value: Tensor, neutral: float) -> Tensor:
         """Return `value` for the images to which the operation is done, `neutral` for the others."""
-        return value.where(self.happens(name), neutral)
+        return value.where(self.gate(name), neutral)
 
 
 def _column(name: str, number: int) -> int:
@@ -109,7 +109,7 @@ def _chances(p: float | Tensor, kind: Kind, like: Tensor) -> Tensor:
     return torch.stack(found, -1)
 
 
-Step = Callable[[Tensor, Draws], Tensor]
+Step = Callable[[Tensor, AugmentParameters], Tensor]
 
 
 def _per_image(values: Tensor, images: Tensor) -> Tensor:
@@ -144,7 +144,7 @@ def _matrix(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:
     return torch.stack([a, b, c, d], 1).view(-1, 2, 2)
 
 
-def geometry(images: Tensor, draws: Draws) -> Tensor:
+def geometry(images: Tensor, draws: AugmentParameters) -> Tensor:
     """ADA's pixel blitting and geometric changes (Karras et al. 2020, 2006.06676, appendix B), as one bilinear warp.
 
     In order: flip, turn, whole-pixel shift, scale, rotation, stretch, rotation, shift. The matrices say where a
@@ -155,7 +155,7 @@ def geometry(images: Tensor, draws: Draws) -> Tensor:
     """
     height, width = images.shape[2:]
     most = math.radians(draws.kind.max_angle)
-    turn = draws.choose("turn", (4 * draws.uniform("turn")).floor(), 0) * (math.pi / 2)
+    turn = draws.where("turn", (4 * draws.uniform("turn")).floor(), 0) * (math.pi / 2)
     angles = torch.stack([turn, most * draws.centred("rotate_before"), most * draws.centred("rotate_after")], 1)
     (cos0, cos1, cos2), (sin0, sin1, sin2) = angles.cos().unbind(1), angles.sin().unbind(1)
     flip, factor = draws.sign("flip"), torch.exp2(-0.2 * draws.normal("scale"))
@@ -170,7 +170,7 @@ def geometry(images: Tensor, draws: Draws) -> Tensor:
     return sample(images, torch.cat([both, middle], 2), "bilinear", draws.kind.padding)
 
 
-def color(images: Tensor, draws: Draws) -> Tensor:
+def color(images: Tensor, draws: AugmentParameters) -> Tensor:
     """ADA's changes of colour (appendix B): brightness, contrast, luma flip, hue and saturation.
 
     One channel has no hue; the fourth of four is alpha and stays; of any other number only brightness and contrast
@@ -200,7 +200,7 @@ def color(images: Tensor, draws: Draws) -> Tensor:
     return images.where(_per_image(unchanged.all(1), images), result)
 
 
-def diff_color(images: Tensor, draws: Draws) -> Tensor:
+def diff_color(images: Tensor, draws: AugmentParameters) -> Tensor:
     """DiffAugment's changes of colour (Zhao et al. 2020, 2006.10738): brightness, saturation, contrast.
 
     The contrast is about the image's mean. Channels are treated as in `color`.
@@ -217,7 +217,7 @@ def diff_color(images: Tensor, draws: Draws) -> Tensor:
     return result.where(_per_image(changed, images), images)
 
 
-def diff_shift(images: Tensor, draws: Draws) -> Tensor:
+def diff_shift(images: Tensor, draws: AugmentParameters) -> Tensor:
     """DiffAugment's translation: by whole pixels up to 1/8 of the size, each as likely; 0 comes in from outside."""
     changes = diff_changes(images, draws)
     one, zero = torch.ones_like(changes.shift_x), torch.zeros_like(changes.shift_x)
@@ -225,7 +225,7 @@ def diff_shift(images: Tensor, draws: Draws) -> Tensor:
     return sample(images, theta, "nearest", "zeros")
 
 
-def cutout(images: Tensor, draws: Draws) -> Tensor:
+def cutout(images: Tensor, draws: AugmentParameters) -> Tensor:
     """A window of half the height and width, centred anywhere in the image, is 0 (DeVries & Taylor 2017, 1708.04552).
 
     So in ADA and, but for the rounding of the centre to a pixel, in DiffAugment.
@@ -234,13 +234,13 @@ def cutout(images: Tensor, draws: Draws) -> Tensor:
     for k, size in ((1, images.shape[3]), (2, images.shape[2])):
         places = (_places(size, images.device) + 0.5) / size
         near.append((places - draws.uniform("cutout", k)[:, None]).abs() < 0.25)
-    inside = near[0][:, None, :] & near[1][:, :, None] & draws.happens("cutout")[:, None, None]  # [B, H, W]
+    inside = near[0][:, None, :] & near[1][:, :, None] & draws.gate("cutout")[:, None, None]  # [B, H, W]
     return images.masked_fill(inside[:, None], 0.0)
 
 
-def diff_changes(images: Tensor, draws: Draws) -> Changes:
+def diff_changes(images: Tensor, draws: AugmentParameters) -> Changes:
     """The numbers of DiffAugment's changes, [B] each."""
-    uniform, choose = draws.uniform, draws.choose
+    uniform, choose = draws.uniform, draws.where
     most = [int(size / 8 + 0.5) for size in (images.shape[3], images.shape[2])]
     shifts = [((2 * n + 1) * uniform("shift", k)).floor() - n for k, n in zip((1, 2), most, strict=True)]
     return Changes(
@@ -250,11 +250,11 @@ def diff_changes(images: Tensor, draws: Draws) -> Changes:
         *(choose("shift", shift, 0) for shift in shifts),
         uniform("cutout", 1),
         uniform("cutout", 2),
-        draws.happens("cutout"),
+        draws.gate("cutout"),
     )
 
 
-def diff_augment(images: Tensor, draws: Draws) -> Tensor:
+def diff_augment(images: Tensor, draws: AugmentParameters) -> Tensor:
     """All that DiffAugment does, on a GPU in one pass."""
     if images.is_cuda:
         return diffaugment(images, diff_changes(images, draws))
@@ -294,7 +294,7 @@ def augment(images: Tensor, keys: Tensor, p: float | Tensor, kind: str | Kind) -
         kind = KINDS[kind]
     if not kind.steps or (not isinstance(p, Tensor) and p == 0):
         return images
-    draws = Draws(keys, p, kind)
+    draws = AugmentParameters(keys, p, kind)
     result = images.to(torch.promote_types(images.dtype, torch.float32))
     for step in kind.steps:
         result = step(result, draws)

@@ -13,16 +13,16 @@ from fastgan.config import Config
 from fastgan.data.batch import Batch
 from fastgan.distributed.processes import Processes
 from fastgan.errors import UserError
-from fastgan.training.cuda_graphs import RecordedSteps
-from fastgan.training.objectives import Terms
-from fastgan.training.schedules import Knobs
+from fastgan.training.cuda_graphs import CudaGraphSteps
+from fastgan.training.objectives import Metrics
+from fastgan.training.schedules import StepHyperparameters
 from fastgan.training.trainer import Trainer
 
 COMPILING_PAYS_S = 600.0  # of training left: compiling took 14 to 83 s on 16 cores beside an H200
 TIMED_STEPS = 4  # times the steps from one penalty to the next
 
 
-class Way(NamedTuple):
+class StepMode(NamedTuple):
     """How steps may be computed."""
 
     compiled: bool
@@ -32,23 +32,25 @@ class Way(NamedTuple):
         return " and ".join(["compiled"] * self.compiled + ["recorded"] * self.recorded) or "eager"
 
 
-class Trials:
+class StepModeTrials:
     """Runs a trainer's steps in one way after the other, times each, and leaves the fastest to the trainer."""
 
-    def __init__(self, trainer: Trainer, processes: Processes, ways: list[Way], say: Callable[[str], None]) -> None:
+    def __init__(
+        self, trainer: Trainer, processes: Processes, ways: list[StepMode], say: Callable[[str], None]
+    ) -> None:
         self._trainer, self._processes, self._ways, self._say = trainer, processes, ways, say
         every = trainer.config.objective.penalty_every
         self._warm_up, self._timed = 3 * every, TIMED_STEPS * every  # each kind of step is run, recorded and replayed
-        self._images_per_s: dict[Way, float] = {}
+        self._images_per_s: dict[StepMode, float] = {}
         self._began = time.monotonic()
         self._take(ways[0])
 
-    def __call__(self, batch: Batch, knobs: Knobs) -> Terms:
+    def __call__(self, batch: Batch, hparams: StepHyperparameters) -> Metrics:
         if self._steps == self._warm_up:
             self._synchronize()
             self._ready_s = time.monotonic() - self._began
         began = time.monotonic()
-        terms = self._inner(batch, knobs)
+        metrics = self._inner(batch, hparams)
         if self._steps >= self._warm_up:
             self._synchronize()
             self._spent_s += time.monotonic() - began
@@ -56,9 +58,9 @@ class Trials:
         self._steps += 1
         if self._steps == self._warm_up + self._timed:
             self._end_way()
-        return terms
+        return metrics
 
-    def _take(self, way: Way) -> None:
+    def _take(self, way: StepMode) -> None:
         self._way, self._steps, self._spent_s, self._images = way, 0, 0.0, 0
         self._began = time.monotonic()
         self._trainer.compile(way.compiled)
@@ -71,8 +73,8 @@ class Trials:
 
     def _end_way(self) -> None:
         """Note how fast the way was; take the next that is worth a trial, or end with the fastest."""
-        rate = self._processes.mean({"rate": self._images / self._spent_s})["rate"]  # the same on all
-        failed = isinstance(self._inner, RecordedSteps) and self._inner.failure is not None
+        rate = self._processes.all_reduce_mean({"rate": self._images / self._spent_s})["rate"]  # the same on all
+        failed = isinstance(self._inner, CudaGraphSteps) and self._inner.failure is not None
         self._images_per_s[self._way] = 0.0 if failed else rate
         ready = f", ready after {self._ready_s:.0f} s" if self._way.compiled else ""
         self._say(f"steps: {self._way}: {rate:,.0f} images/s{ready}")
@@ -97,9 +99,9 @@ def settle(trainer: Trainer, processes: Processes, say: Callable[[str], None] = 
 
     All processes do alike. Raises UserError where what is asked for can't be.
     """
-    ways = possible_ways(trainer, processes, say)
+    ways = possible_modes(trainer, processes, say)
     if len(ways) > 1:
-        Trials(trainer, processes, ways, say)
+        StepModeTrials(trainer, processes, ways, say)
         return
     if ways[0].compiled:
         say("training runs compiled: the first steps take a minute or more")
@@ -107,7 +109,7 @@ def settle(trainer: Trainer, processes: Processes, say: Callable[[str], None] = 
     trainer.use_graphs(ways[0].recorded)
 
 
-def possible_ways(trainer: Trainer, processes: Processes, say: Callable[[str], None]) -> list[Way]:
+def possible_modes(trainer: Trainer, processes: Processes, say: Callable[[str], None]) -> list[StepMode]:
     """The ways that the config leaves open on this device, in the order of a trial. Raises UserError as `settle`."""
     run, on_gpu = trainer.config.run, processes.device.type == "cuda"
     choices = {"on": [True], "off": [False], "auto": [False, True] if on_gpu else [False]}
@@ -120,17 +122,17 @@ def possible_ways(trainer: Trainer, processes: Processes, say: Callable[[str], N
         reason = cannot_compile(trainer.config, processes)
         if run.compile == "on" and reason is not None:
             raise UserError(f"compile is on: {reason}; give --compile off")
-        if not processes.smallest(reason is None):
+        if not processes.all_reduce_min(reason is None):
             say(f"training isn't compiled: {reason or 'another process cannot'}")
             compiled = [False]
-    return [Way(*way) for way in itertools.product(compiled, recorded)]
+    return [StepMode(*way) for way in itertools.product(compiled, recorded)]
 
 
 def cannot_record(config: Config, processes: Processes) -> str | None:
     """Why steps can't be recorded here; None where they can."""
     if processes.device.type != "cuda":
         return "CUDA graphs need a GPU"
-    if processes.count > 1:
+    if processes.world_size > 1:
         return "several processes exchange numbers in the middle of a step"
     if config.networks.precision == "float16":
         return "a scaled loss decides about its step on the host"
@@ -139,7 +141,7 @@ def cannot_record(config: Config, processes: Processes) -> str | None:
 
 def cannot_compile(config: Config, processes: Processes) -> str | None:
     """Why nothing can be compiled here; None where a small function was. Takes some seconds."""
-    if processes.engine == "zero3" and processes.count > 1:
+    if processes.engine_name == "zero3" and processes.world_size > 1:
         return "the engine zero3 moves weights while the networks run"
     if config.run.activation_checkpointing:
         return "compiled code decides by itself what it keeps, and activation_checkpointing is True"

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from fastgan.data.batch import Batch
-from fastgan.training.objectives import Terms
-from fastgan.training.schedules import Knobs
+from fastgan.training.objectives import Metrics
+from fastgan.training.schedules import StepHyperparameters
 
 MOST = 16  # recorded kinds of steps; more are a sign that something changes at each step that shouldn't
 
@@ -26,10 +26,10 @@ class _Recording:
     replay: Callable[[], object]
     batch: Batch
     numbers: Tensor  # of the schedules that move
-    terms: Terms
+    metrics: Metrics
 
 
-class RecordedSteps:
+class CudaGraphSteps:
     """`play` by replaying: each kind of step runs as it is the first time, is recorded the second, and replayed then.
 
     Where a step can't be recorded all run as they are, after `forget` has cleared what the attempt left behind.
@@ -38,7 +38,9 @@ class RecordedSteps:
     penalties and augmentations out.
     """
 
-    def __init__(self, play: Callable[[Batch, Knobs], Terms], device: torch.device, forget: Callable[[], None]) -> None:
+    def __init__(
+        self, play: Callable[[Batch, StepHyperparameters], Metrics], device: torch.device, forget: Callable[[], None]
+    ) -> None:
         self._play, self._device, self._forget = play, device, forget
         self._recordings: dict[Hashable, _Recording] = {}
         self._seen: set[Hashable] = set()
@@ -46,8 +48,8 @@ class RecordedSteps:
         self._pool: Any = None
         self.failure: str | None = None  # why nothing is recorded any more
 
-    def __call__(self, batch: Batch, knobs: Knobs) -> Terms:
-        numbers = _numbers(knobs)
+    def __call__(self, batch: Batch, hparams: StepHyperparameters) -> Metrics:
+        numbers = _numbers(hparams)
         shapes = tuple((value.shape, value.stride()) for value in _tensors(batch))
         zeros = (batch.global_size, *shapes, *(number == 0 for number in numbers))
         last = self._last.get(zeros, numbers)
@@ -59,32 +61,32 @@ class RecordedSteps:
         known = kind in self._seen
         self._seen.add(kind)
         if not known or self.failure is not None or len(self._recordings) == MOST:
-            return self._play(batch, knobs)
+            return self._play(batch, hparams)
         try:
-            self._recordings[kind] = self._record(batch, knobs, moves)
+            self._recordings[kind] = self._record(batch, hparams, moves)
         except RuntimeError as error:  # out of memory, or what no graph can hold; nothing has been done yet
             self.failure = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
             self._forget()
-            return self._play(batch, knobs)
+            return self._play(batch, hparams)
         return self._replay(self._recordings[kind], batch, numbers, moves)
 
-    def _record(self, batch: Batch, knobs: Knobs, moves: list[bool]) -> _Recording:
+    def _record(self, batch: Batch, hparams: StepHyperparameters, moves: list[bool]) -> _Recording:
         mine = _clone(batch)
         moving = torch.zeros(sum(moves), dtype=torch.float64, device=self._device)
-        given = _with_numbers(knobs, moves, iter(moving.unbind()))
-        replay, terms = self._capture(lambda: self._play(mine, given))
-        return _Recording(replay, mine, moving, terms)
+        given = _with_numbers(hparams, moves, iter(moving.unbind()))
+        replay, metrics = self._capture(lambda: self._play(mine, given))
+        return _Recording(replay, mine, moving, metrics)
 
-    def _capture(self, work: Callable[[], Terms]) -> tuple[Callable[[], object], Terms]:
+    def _capture(self, work: Callable[[], Metrics]) -> tuple[Callable[[], object], Metrics]:
         """Record the work, which is not done yet; return how to do it, and where its results will be."""
         graph = torch.cuda.CUDAGraph()
         # Other threads (the writer of checkpoints, a loader) may ask the device for what a recording can't hold.
         with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-            terms = work()
+            metrics = work()
         self._pool = graph.pool()
-        return graph.replay, terms
+        return graph.replay, metrics
 
-    def _replay(self, recording: _Recording, batch: Batch, numbers: list[float], moves: list[bool]) -> Terms:
+    def _replay(self, recording: _Recording, batch: Batch, numbers: list[float], moves: list[bool]) -> Metrics:
         for mine, value in zip(_tensors(recording.batch), _tensors(batch), strict=True):
             mine.copy_(value, non_blocking=True)
         if any(moves):
@@ -93,7 +95,7 @@ class RecordedSteps:
             pinned = torch.tensor(moving, dtype=torch.float64, pin_memory=self._device.type == "cuda")
             recording.numbers.copy_(pinned, non_blocking=True)
         recording.replay()
-        return recording.terms
+        return recording.metrics
 
 
 def _tensors(batch: Batch) -> list[Tensor]:
@@ -115,21 +117,21 @@ def _clone(batch: Batch) -> Batch:
     return dataclasses.replace(batch, **changes)
 
 
-def _numbers(knobs: Knobs) -> list[float]:
+def _numbers(hparams: StepHyperparameters) -> list[float]:
     """All schedules' numbers in the order of their fields."""
     found: list[Any] = []
-    for value in vars(knobs).values():
+    for value in vars(hparams).values():
         found += value if isinstance(value, tuple) else [value]
     return found
 
 
-def _with_numbers(knobs: Knobs, moves: list[bool], tensors: Any) -> Knobs:
-    """The knobs with a tensor instead of each number that moves."""
+def _with_numbers(hparams: StepHyperparameters, moves: list[bool], tensors: Any) -> StepHyperparameters:
+    """The hparams with a tensor instead of each number that moves."""
     moving = iter(moves)
 
     def put(value: Any) -> Any:
         return next(tensors) if next(moving) else value
 
-    fields = vars(knobs).items()
+    fields = vars(hparams).items()
     changes: dict[str, Any] = {name: tuple(map(put, v)) if isinstance(v, tuple) else put(v) for name, v in fields}
-    return dataclasses.replace(knobs, **changes)
+    return dataclasses.replace(hparams, **changes)

@@ -7,16 +7,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastgan.distributed.collectives import all_values, place
+from fastgan.distributed.collectives import all_gather, rank_and_world_size
 
 NEVER = torch.iinfo(torch.int64).max  # images seen: where every term was a finite number
 
 
 class Meter:
-    """Sums of the terms since the last reading, and the first step with a term that wasn't a finite number.
+    """Sums of the metrics since the last reading, and the first step with a term that wasn't a finite number.
 
-    One vector holds all sums, so that a step adds its terms by a handful of operations however many there are. The
-    means are of finite values alone: float16 leaves steps out that overflow, and their terms tell nothing.
+    One vector holds all sums, so that a step adds its metrics by a handful of operations however many there are. The
+    means are of finite values alone: float16 leaves steps out that overflow, and their metrics tell nothing.
     """
 
     def __init__(self, device: torch.device | None = None) -> None:
@@ -30,12 +30,12 @@ class Meter:
         self._reported: dict[tuple[str, ...], None] = {}  # since the last reading, in their order
 
     @torch.no_grad()
-    def add(self, terms: dict[str, Tensor], images_seen: int) -> None:
-        """Add the terms of the step that began at `images_seen`; nothing waits for the device."""
-        names = tuple(terms)
+    def add(self, metrics: dict[str, Tensor], images_seen: int) -> None:
+        """Add the metrics of the step that began at `images_seen`; nothing waits for the device."""
+        names = tuple(metrics)
         self._reported[names] = None
         index = self._index(names)
-        values = torch.stack(list(terms.values())).double()
+        values = torch.stack(list(metrics.values())).double()
         finite = values.abs() < math.inf
         self._totals.index_add_(1, index, torch.stack([values.nan_to_num(0.0, 0.0, 0.0), finite]))
         self.nonfinite_at = torch.where(finite.all(), self.nonfinite_at, self.nonfinite_at.clamp(max=images_seen))
@@ -73,13 +73,13 @@ class Meter:
     def state(self) -> dict[str, Any]:
         """Return each process's sums and numbers of values; all processes must ask."""
         names = self._names
-        totals = all_values(self._totals[:, self._index(names)]).tolist() if names else []
+        totals = all_gather(self._totals[:, self._index(names)]).tolist() if names else []
         sums, times = ([dict(zip(names, rows[kind], strict=True)) for rows in totals] for kind in range(2))
         return {"sums": sums, "times": times, "count": self.count}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Take this process's own sums; other processes than then share the means of all."""
-        (rank, count), sums, times = place(), state["sums"], state["times"]
+        (rank, count), sums, times = rank_and_world_size(), state["sums"], state["times"]
         sums = sums if isinstance(sums, list) else [sums]  # as checkpoints of one process once had them
         times = times if isinstance(times, list) else [times] * len(sums)  # as they once were, the same on all
         mine = [rows[rank] if len(rows) == count else mean_of(rows) for rows in (sums, times)]

@@ -18,7 +18,7 @@ from fastgan.training.trainer import Trainer
 from fastgan.utils import rng
 from fastgan.utils.files import write_atomically
 from fastgan.utils.memory import in_smaller_parts
-from fastgan.utils.rng import Stream
+from fastgan.utils.rng import RngStream
 
 
 def settle(trainer: Trainer, folder: RunFolder, processes: Processes) -> None:
@@ -29,19 +29,19 @@ def settle(trainer: Trainer, folder: RunFolder, processes: Processes) -> None:
     config, place = trainer.config, _place(trainer.config, processes)
     asked, known = config.run.micro_batch, _read(folder, place)
     if asked == "auto" and known is None and processes.device.type == "cuda":
-        with trainer.G.whole(), trainer.D.whole():
-            known = find(trainer.max_share, lambda size: try_out(trainer, size))
-        processes.say(f"micro_batch: {known} of {trainer.max_share} images fit at a time")
+        with trainer.G.gathered_params(), trainer.D.gathered_params():
+            known = find(trainer.max_local_batch_size, lambda size: try_out(trainer, size))
+        processes.print(f"micro_batch: {known} of {trainer.max_local_batch_size} images fit at a time")
     sizes = [size for size in (asked, known) if isinstance(size, int)]
-    trainer.micro_batch = processes.smallest(min(sizes, default=trainer.max_share))
+    trainer.micro_batch_size = processes.all_reduce_min(min(sizes, default=trainer.max_local_batch_size))
     if asked == "auto":
-        _write(folder, place, trainer.micro_batch)
+        _write(folder, place, trainer.micro_batch_size)
 
     def remember(size: int) -> None:
         print(f"memory ran out: micro_batch is {size} from now on; what is learned stays the same", flush=True)
         _write(folder, place, size)
 
-    trainer.on_short_memory = remember
+    trainer.on_out_of_memory = remember
 
 
 def find(share: int, attempt: Callable[[int], None]) -> int:
@@ -65,18 +65,18 @@ def try_out(trainer: Trainer, size: int) -> None:
     config, G, D = trainer.config, trainer.G.net, trainer.D.net
     index = torch.arange(size, device=next(D.parameters()).device)
     labels = index % config.networks.num_classes if config.networks.num_classes else None
-    z = rng.normal(rng.keys(config.seed, Stream.LATENTS_D, index), config.networks.z_dim)
-    knobs = schedules.at(config, 0, config.data.batch_size, 0)
+    z = rng.normal(rng.keys(config.seed, RngStream.LATENTS_D, index), config.networks.z_dim)
+    hparams = schedules.evaluate(config, 0, config.data.batch_size, 0)
     weights = [*G.parameters(), *D.parameters()]
     lasting = [torch.empty_like(weight) for weight in weights for _ in range(3)]  # Adam's states, the gradients' sums
     G.eval()  # BatchNorm's statistics stay as they are
     try:
         with torch.no_grad():
             reals = torch.zeros_like(G(z, labels))
-        loss, _ = DiscriminatorObjective(D, config)(reals, reals, labels, index, knobs.gamma, knobs.augment_p)
+        loss, _ = DiscriminatorObjective(D, config)(reals, reals, labels, index, hparams.gamma, hparams.augment_p)
         torch.autograd.grad(loss, list(D.parameters()), allow_unused=True)
         del loss
-        loss, _ = trainer.g_objective(reals, G(z, labels), labels, index, knobs.augment_p)
+        loss, _ = trainer.g_objective(reals, G(z, labels), labels, index, hparams.augment_p)
         torch.autograd.grad(loss, list(G.parameters()), allow_unused=True)
     finally:
         G.train()
@@ -86,7 +86,7 @@ def try_out(trainer: Trainer, size: int) -> None:
 def _place(config: Config, processes: Processes) -> dict[str, object]:
     """What a size that fitted is good for."""
     device = torch.cuda.get_device_name(processes.device) if processes.device.type == "cuda" else "CPU"
-    return {"batch_size": config.data.batch_size, "processes": processes.count, "device": device}
+    return {"batch_size": config.data.batch_size, "processes": processes.world_size, "device": device}
 
 
 def _read(folder: RunFolder, place: dict[str, object]) -> int | None:

@@ -3,7 +3,9 @@
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from fastgan.config import Config
 
 
 class ScheduledAdam(torch.optim.Adam):
@@ -38,3 +40,11 @@ class ScheduledAdam(torch.optim.Adam):
             torch._foreach_mul_(moves, (group["lr"] / (1 - beta1**count)).to(dtype))
             torch._foreach_sub_(parameters, moves)
         return None
+
+
+def make_optimizer(net: nn.Module, config: Config) -> torch.optim.Optimizer:
+    """Make the optimizer that the config names; its learning rate comes with each step."""
+    optimizer, parameters = config.optimizer, net.parameters()
+    if optimizer.optimizer == "rmsprop":
+        return torch.optim.RMSprop(parameters, lr=0.0, alpha=optimizer.rho, eps=optimizer.eps)
+    return ScheduledAdam(parameters, lr=0.0, betas=optimizer.betas, eps=optimizer.eps, fused=True)

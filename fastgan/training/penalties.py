@@ -1,7 +1,7 @@
-"""Gradient penalties of D: how steep its logits are in the images, one number an image, differentiable in D's weights.
+"""Gradient penalties of D, from the squared norm of its gradient in each image, differentiable in D's weights.
 
-Images are [B, C, H, W] as they come from the data or from G; what a critic does to them first (augmentation) belongs to
-the function whose slope is measured. A critic must answer for each image by itself: no BatchNorm.
+Images are [B, C, H, W] as they come from the data or from G. `discriminate` is D and what stands before it, the
+augmentation: the gradient is taken through both. It must treat each image by itself, so D has no BatchNorm.
 """
 
 from collections.abc import Callable
@@ -9,33 +9,36 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-Critic = Callable[[Tensor], Tensor]  # images [B, C, H, W] -> logits [B]
-Slopes = tuple[Tensor, Tensor]  # logits [B], squared norms of their gradients [B]
+ImagesToLogits = Callable[[Tensor], Tensor]  # images [B, C, H, W] -> logits [B]
+LogitsAndSqNorms = tuple[Tensor, Tensor]  # logits [B], squared norms of their gradients [B]
 
 
-def exact_slopes(critic: Critic, images: Tensor) -> Slopes:
-    """The logits, and the squared L2 norm of each logit's gradient in its image (Mescheder 2018, 1801.04406, eq. 9).
+def gradient_sq_norm(discriminate: ImagesToLogits, images: Tensor) -> LogitsAndSqNorms:
+    """Return the logits, and the squared L2 norm of each one's gradient in its image.
 
-    Compiled, `torch.func.grad` keeps the objective one graph, which torch.compile takes whole. Eagerly the same is
-    asked of autograd itself, as torch.func wraps every tensor and takes the host twice as long.
+    Mescheder 2018, 1801.04406, equation 9. Compiled, `torch.func.grad` keeps the objective one graph, which
+    torch.compile takes whole. Eagerly autograd itself is asked, as torch.func wraps every tensor, which takes the host
+    twice as long.
     """
     if torch.compiler.is_compiling():
 
         def total(x: Tensor) -> tuple[Tensor, Tensor]:
-            logits = critic(x)
+            logits = discriminate(x)
             return logits.sum(), logits
 
         gradients, logits = torch.func.grad(total, has_aux=True)(images.detach())
     else:
         with torch.enable_grad():
             images = images.detach().requires_grad_()
-            logits = critic(images)
+            logits = discriminate(images)
             (gradients,) = torch.autograd.grad(logits.sum(), images, create_graph=True)
     return logits, gradients.square().sum([1, 2, 3])
 
 
-def finite_difference_slopes(critic: Critic, images: Tensor, directions: Tensor, step: float) -> Slopes:
-    """The logits, and estimates of the squared norms: mean over directions u of ((D(x + s u) - D(x - s u)) / 2 s)^2.
+def finite_difference_sq_norm(
+    discriminate: ImagesToLogits, images: Tensor, directions: Tensor, step: float
+) -> LogitsAndSqNorms:
+    """Return the logits, and estimates of the squared norms: means over u of ((D(x + s u) - D(x - s u)) / 2 s)^2.
 
     `directions` [K, B, C, H, W] have independent entries of mean 0 and variance 1, so that E (u . v)^2 = |v|^2. After
     the approximate R1 of Lin 2025 (APT, 2501.08316, eq. 5), central instead of one-sided: its bias is O(step^2)
@@ -44,16 +47,18 @@ def finite_difference_slopes(critic: Critic, images: Tensor, directions: Tensor,
     """
     images = images.detach()
     moved = step * directions
-    logits, *ends = critic(torch.cat([images, *(images + moved), *(images - moved)])).chunk(1 + 2 * len(directions))
+    logits, *ends = discriminate(torch.cat([images, *(images + moved), *(images - moved)])).chunk(
+        1 + 2 * len(directions)
+    )
     above, below = torch.stack(ends).chunk(2)
     return logits, ((above - below) / (2 * step)).square().mean(0)
 
 
-def zero_centred(squared_norms: Tensor, gamma: Tensor | float) -> Tensor:
-    """gamma / 2 |grad D|^2: R1 on reals, R2 on fakes (Mescheder 2018, eq. 9 and 10; Roth 2017, 1705.09367)."""
+def zero_centered_penalty(squared_norms: Tensor, gamma: Tensor | float) -> Tensor:
+    """Return gamma / 2 |grad D|^2: R1 on reals, R2 on fakes (Mescheder 2018, eq. 9 and 10; Roth 2017, 1705.09367)."""
     return squared_norms * (gamma / 2)
 
 
-def one_centred(squared_norms: Tensor, weight: Tensor | float) -> Tensor:
-    """weight (|grad D| - 1)^2, on mixes of reals and fakes (WGAN-GP: Gulrajani 2017, 1704.00028, eq. 3)."""
+def wgan_gp_penalty(squared_norms: Tensor, weight: Tensor | float) -> Tensor:
+    """Return weight (|grad D| - 1)^2, on mixes of reals and fakes (WGAN-GP: Gulrajani 2017, 1704.00028, eq. 3)."""
     return weight * ((squared_norms + 1e-12).sqrt() - 1).square()

@@ -11,7 +11,7 @@ Value = Any  # a number or, in a recorded step, a tensor [] on the device
 
 
 @dataclass(frozen=True)
-class Knobs:
+class StepHyperparameters:
     """The settings of one step."""
 
     g_lr: Value
@@ -82,8 +82,10 @@ def _ema_betas(config: Config, images_seen: int, batch_size: int, warm: bool) ->
     return tuple(ema_beta(images_seen, batch_size, half_life, optimizer.ema_ramp) for half_life in grown)
 
 
-def at(config: Config, images_seen: int, batch_size: int, step: int, warm: bool = False) -> Knobs:
-    """The knobs of the step that goes from `images_seen` on by `batch_size` images, after `step` others.
+def evaluate(
+    config: Config, images_seen: int, batch_size: int, step: int, warm_started: bool = False
+) -> StepHyperparameters:
+    """The hparams of the step that goes from `images_seen` on by `batch_size` images, after `step` others.
 
     `warm`: the first weights are worth keeping, so half-lives are whole from the start (as in StyleGAN2-ADA).
     """
@@ -91,12 +93,12 @@ def at(config: Config, images_seen: int, batch_size: int, step: int, warm: bool 
 
     g_lr = moving(config, optimizer.g_lr, optimizer.g_lr_end, images_seen)
     d_lr = moving(config, optimizer.d_lr, optimizer.d_lr_end, images_seen)
-    return Knobs(
+    return StepHyperparameters(
         g_lr=legacy_decay(g_lr, optimizer.lr_decay, step),
         d_lr=legacy_decay(d_lr, optimizer.lr_decay, step),
         beta2=moving(config, optimizer.betas[1], optimizer.beta2_end, images_seen),
         gamma=_gamma(config, gamma_at(config, images_seen), step),
         augment_p=cosine(0.0, objective.augment_p, images_seen, optimizer.burn_in),
-        ema_betas=_ema_betas(config, images_seen, batch_size, warm),
+        ema_betas=_ema_betas(config, images_seen, batch_size, warm_started),
         power_betas=tuple(ema_profiles.beta(images_seen, batch_size, std) for std in optimizer.ema_stds),
     )

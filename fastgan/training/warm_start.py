@@ -13,25 +13,26 @@ from torch import Tensor, nn
 
 from fastgan.config import Config
 from fastgan.errors import UserError
-from fastgan.runs.checkpoint import Checkpoints, Snapshot
+from fastgan.runs.checkpoint import Checkpoint, Checkpoints
 from fastgan.runs.run_folder import RunFolder
 from fastgan.training.trainer import Trainer
 from fastgan.utils.files import write_atomically
 
-NUM_NAMED = 3  # of the tensors that start anew, on the console; all are in the run folder
+NUM_NAMED = 3  # of the tensors that start from scratch, on the console; all are in the run folder
 
 
 @dataclass(frozen=True)
-class Agreement:
+class LoadReport:
     """Which tensors of a network are another's of the same name and shape, and why the others aren't."""
 
-    taken: list[str]
-    anew: dict[str, str]
+    loaded: list[str]
+    from_scratch: dict[str, str]
     share: float  # of the network's parameters that are taken over
 
     def __str__(self) -> str:
         percent = 100 * self.share if self.share in (0, 1) else min(99.9, max(0.1, 100 * self.share))
-        return f"{len(self.taken)} of {len(self.taken) + len(self.anew)} tensors ({percent:.3g}% of the parameters)"
+        total = len(self.loaded) + len(self.from_scratch)
+        return f"{len(self.loaded)} of {total} tensors ({percent:.3g}% of the parameters)"
 
 
 @dataclass(frozen=True)
@@ -40,14 +41,15 @@ class Transfer:
 
     run: Path
     images_seen: int  # of that checkpoint
-    G: Agreement
-    D: Agreement
+    G: LoadReport
+    D: LoadReport
 
     def __str__(self) -> str:
         """The summary, on one line."""
-        anew = [f"{side}.{name} ({why})" for side in "GD" for name, why in getattr(self, side).anew.items()]
-        more = f" and {len(anew) - NUM_NAMED} more" if len(anew) > NUM_NAMED else ""
-        named = f"; anew: {', '.join(anew[:NUM_NAMED])}{more}" if anew else ""
+        found = {"G": self.G, "D": self.D}
+        fresh = [f"{side}.{name} ({why})" for side, net in found.items() for name, why in net.from_scratch.items()]
+        more = f" and {len(fresh) - NUM_NAMED} more" if len(fresh) > NUM_NAMED else ""
+        named = f"; from scratch: {', '.join(fresh[:NUM_NAMED])}{more}" if fresh else ""
         return f"transfer from {self.run} at {self.images_seen:,} images: G {self.G}, D {self.D}{named}"
 
     def save(self, path: Path) -> None:
@@ -56,7 +58,7 @@ class Transfer:
         write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
 
 
-def open_start(config: Config) -> Snapshot | None:
+def open_start(config: Config) -> Checkpoint | None:
     """The newest whole checkpoint of the run that the config starts from; None where it starts from none.
 
     Raises UserError where there is no run, no checkpoint, or a run of another family of networks.
@@ -78,11 +80,11 @@ def open_start(config: Config) -> Snapshot | None:
     return snapshot
 
 
-def compare(config: Config, nets: tuple[nn.Module, nn.Module], start: Snapshot) -> Transfer:
+def compare(config: Config, nets: tuple[nn.Module, nn.Module], start: Checkpoint) -> Transfer:
     """What G and D would take over. Raises UserError where nothing agrees."""
     assert config.transfer is not None
-    G, D = (_agreement(net, start.tensors[side]) for side, net in zip("GD", nets, strict=True))
-    if not G.taken and not D.taken:
+    G, D = (_report(net, start.tensors[side]) for side, net in zip("GD", nets, strict=True))
+    if not G.loaded and not D.loaded:
         raise UserError(
             f"transfer is {str(config.transfer)!r}: no tensor of G and D has the same name and shape there; "
             "give that run's --stages and --width, or leave it out"
@@ -91,16 +93,16 @@ def compare(config: Config, nets: tuple[nn.Module, nn.Module], start: Snapshot) 
 
 
 @torch.no_grad()
-def take_over(trainer: Trainer, start: Snapshot, transfer: Transfer) -> None:
+def load_matching(trainer: Trainer, start: Checkpoint, transfer: Transfer) -> None:
     """G and D have the other run's weights where they agree, the averages those of its first one."""
-    for player, side, taken in ((trainer.G, "G", transfer.G.taken), (trainer.D, "D", transfer.D.taken)):
-        player.load(player.weights() | {name: start.tensors[side][name] for name in taken}, {})
+    for player, side, taken in ((trainer.G, "G", transfer.G.loaded), (trainer.D, "D", transfer.D.loaded)):
+        player.load_state_dict(player.state_dict() | {name: start.tensors[side][name] for name in taken}, {})
     for average in (*trainer.ema.nets, *trainer.power.nets):
-        _copy(average, start.tensors["G_ema"], transfer.G.taken)
-    trainer.warm = not transfer.G.anew
+        _copy(average, start.tensors["G_ema"], transfer.G.loaded)
+    trainer.warm_started = not transfer.G.from_scratch
 
 
-def _agreement(net: nn.Module, theirs: dict[str, Tensor]) -> Agreement:
+def _report(net: nn.Module, theirs: dict[str, Tensor]) -> LoadReport:
     taken, anew = [], {}
     for name, value in net.state_dict().items():
         if name not in theirs:
@@ -111,7 +113,7 @@ def _agreement(net: nn.Module, theirs: dict[str, Tensor]) -> Agreement:
             taken.append(name)
     sizes = {name: parameter.numel() for name, parameter in net.named_parameters()}
     share = sum(sizes.get(name, 0) for name in taken) / max(1, sum(sizes.values()))
-    return Agreement(taken, anew, share)
+    return LoadReport(taken, anew, share)
 
 
 def _difference(ours: Tensor, theirs: Tensor) -> str:

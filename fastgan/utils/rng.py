@@ -16,7 +16,7 @@ from fastgan.kernels import random as kernel
 from fastgan.kernels.choice import takes_triton
 
 
-class Stream(IntEnum):
+class RngStream(IntEnum):
     """What a random number is for: two uses never share numbers. Numbers of old runs depend on these values."""
 
     ORDER = 1
@@ -60,14 +60,14 @@ def _shift_right(x: Tensor, bits: int) -> Tensor:
     return (x >> bits).bitwise_and_(2 ** (64 - bits) - 1)
 
 
-def mix(x: Tensor) -> Tensor:
+def splitmix64(x: Tensor) -> Tensor:
     """A one-to-one scrambling of int64 values (SplitMix64's output function)."""
     x = (x ^ _shift_right(x, 30)).mul_(_MIX_1)  # in place from here on: this runs for every activation of a dropout
     x = x.bitwise_xor_(_shift_right(x, 27)).mul_(_MIX_2)
     return x.bitwise_xor_(_shift_right(x, 31))
 
 
-def _mix_int(x: int) -> int:
+def _splitmix64_int(x: int) -> int:
     """`mix` of a Python integer, so that a seed needs no tensor and no copy to the device."""
     x %= 2**64
     x = (x ^ (x >> 30)) * _MIX_1 % 2**64
@@ -75,21 +75,23 @@ def _mix_int(x: int) -> int:
     return _wrap(x ^ (x >> 31))
 
 
-def keys(seed: int, stream: Stream | Sequence[Stream], index: Tensor) -> Tensor:
+def keys(seed: int, stream: RngStream | Sequence[RngStream], index: Tensor) -> Tensor:
     """Return one key an index: int64 of the shape of `index`, which is int64 as well.
 
     Of several streams the keys stand one behind the other, [streams B] of an index [B].
     """
-    bases = [_mix_int(_mix_int(seed) + each) for each in ([stream] if isinstance(stream, int) else stream)]
+    bases = [
+        _splitmix64_int(_splitmix64_int(seed) + each) for each in ([stream] if isinstance(stream, int) else stream)
+    ]
     if _by_kernel(index):
         return kernel.keys(index, bases)
     steps = index * _GOLDEN
-    return mix(steps + bases[0] if len(bases) == 1 else torch.cat([steps + base for base in bases]))
+    return splitmix64(steps + bases[0] if len(bases) == 1 else torch.cat([steps + base for base in bases]))
 
 
 def bits(key: Tensor, count: int) -> Tensor:
     """`count` random int64 for each key: [B] -> [B, count]."""
-    return mix(key[:, None] + _golden_times(torch.arange(1, count + 1, device=key.device)))
+    return splitmix64(key[:, None] + _golden_times(torch.arange(1, count + 1, device=key.device)))
 
 
 def _golden_times(places: Tensor) -> Tensor:
@@ -120,7 +122,7 @@ def normal(key: Tensor, count: int) -> Tensor:
     return numbers.to(torch.get_default_dtype())
 
 
-def keep_mask(key: Tensor, count: int, drop_probability: float) -> Tensor:
+def dropout_mask(key: Tensor, count: int, drop_probability: float) -> Tensor:
     """bool [B, count], each True with probability 1 - `drop_probability` (in steps of 2**-16)."""
     words = bits(key, (count + 3) // 4).view(torch.int16)  # four 16-bit numbers of each int64
     threshold = round(drop_probability * 2**16) - 2**15
@@ -129,7 +131,7 @@ def keep_mask(key: Tensor, count: int, drop_probability: float) -> Tensor:
     return words[:, :count] >= threshold
 
 
-def signs(key: Tensor, count: int) -> Tensor:
+def rademacher(key: Tensor, count: int) -> Tensor:
     """`count` numbers for each key, -1 or 1 at even odds, int8: [B] -> [B, count]."""
     words = bits(key, (count + 63) // 64)
     places = torch.arange(64, device=key.device)

@@ -181,9 +181,9 @@ def _images_of(alt: str) -> str:
 
 def diagnosis(record: Record) -> "Diagnosis":
     """What `fastgan doctor` says of the run."""
-    from fastgan.commands.doctor import Course, diagnose
+    from fastgan.commands.doctor import RunHistory, diagnose
 
-    return diagnose(Course(record.config, record.log, record.performance))
+    return diagnose(RunHistory(record.config, record.log, record.performance))
 
 
 def page(records: list[Record], metric: str | None) -> str:

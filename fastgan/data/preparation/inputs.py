@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from fastgan.data.archives import Entry, Source, is_image, list_folder, list_zip, walk
+from fastgan.data.archives import ArchiveReader, Entry, is_image, list_folder, list_zip, walk
 from fastgan.data.names import NAMES
-from fastgan.data.pixels import Raw
+from fastgan.data.pixels import RawImage
 from fastgan.data.preparation.parquet import list_parquet
 from fastgan.data.preparation.tars import list_tars
 from fastgan.data.skipped import name_bytes
@@ -21,7 +21,7 @@ from fastgan.errors import UserError
 TAR_ENDINGS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 
 
-def open_source(text: str, dest: Path) -> Source:
+def open_archive(text: str, dest: Path) -> ArchiveReader:
     """The images that SRC names, DEST's own left out. Raises UserError where there is no such thing."""
     if text in NAMES:
         return _named(text)
@@ -40,25 +40,25 @@ def open_source(text: str, dest: Path) -> Source:
     raise UserError(f"there is no {text!r}: give a folder, a zip, a tar, or one of {', '.join(NAMES)}")
 
 
-def _named(name: str) -> Source:
+def _named(name: str) -> ArchiveReader:
     from fastgan.data import named
 
     loaded = named.load(name)
     images = loaded.images.permute(0, 2, 3, 1).contiguous().numpy()
     labels: list[int | None] = [None] * len(images) if loaded.labels is None else [*loaded.labels.tolist()]
 
-    def read(number: int) -> Raw:
+    def read(number: int) -> RawImage:
         pixels: np.ndarray = images[number]
         return pixels
 
-    source = Source(f"the data set {name}", has_folders=False)
+    source = ArchiveReader(f"the data set {name}", has_folders=False)
     size = images[0].nbytes
     for number, label in enumerate(labels):
         source.entries.append(Entry(f"{number:09d}", size, partial(read, number), label))
     return source
 
 
-def _open_folder(path: Path, dest: Path) -> Source:
+def _open_folder(path: Path, dest: Path) -> ArchiveReader:
     """The shards or parquet files where the folder has as many of them as of images, else the images."""
     num_images, tars, tables = 0, [], []
     for name, entry, _ in walk(path, dest):
@@ -87,7 +87,7 @@ def _own_classes(folder: Path) -> list[str] | None:
     return [str(name) for name in names] if isinstance(names, list) else None
 
 
-def _open_file(path: Path, dest: Path) -> Source:
+def _open_file(path: Path, dest: Path) -> ArchiveReader:
     try:
         if path.suffix.lower() == ".parquet":
             return list_parquet([path])

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from fastgan.data.archives import BROKEN, MAX_BYTES, Entry, Source
-from fastgan.data.pixels import BadImage, Raw
+from fastgan.data.archives import BROKEN, MAX_BYTES, ArchiveReader, Entry
+from fastgan.data.pixels import BadImage, RawImage
 from fastgan.data.skipped import Skipped
 from fastgan.errors import UserError
 
@@ -16,13 +16,13 @@ IMAGE_COLUMNS = ("image", "img")
 LABEL_COLUMNS = ("label", "labels", "fine_label")
 
 
-def list_parquet(paths: list[Path]) -> Source:
+def list_parquet(paths: list[Path]) -> ArchiveReader:
     """The images of every row, in the order of the rows. Raises UserError without pyarrow or a column of images."""
     try:
         import pyarrow.parquet
     except ImportError:
         raise UserError(f"{paths[0]} is a parquet file, which pyarrow reads: pip install 'fastgan[parquet]'") from None
-    source = Source("parquet" if len(paths) == 1 else f"{len(paths)} parquet files", has_folders=False)
+    source = ArchiveReader("parquet" if len(paths) == 1 else f"{len(paths)} parquet files", has_folders=False)
     for path in paths:
         try:
             file = source.handles.enter_context(pyarrow.parquet.ParquetFile(path))
@@ -34,7 +34,7 @@ def list_parquet(paths: list[Path]) -> Source:
     return source
 
 
-def _list_rows(source: Source, path: Path, file: Any) -> None:
+def _list_rows(source: ArchiveReader, path: Path, file: Any) -> None:
     name, size = path.name, path.stat().st_size
     columns = file.schema_arrow.names
     image = next((column for column in IMAGE_COLUMNS if column in columns), None)
@@ -67,7 +67,7 @@ class _Rows:
         self._ends = np.cumsum(sizes)
         self._group, self._images = -1, None
 
-    def read(self, row: int) -> Raw:
+    def read(self, row: int) -> RawImage:
         group = int(np.searchsorted(self._ends, row, side="right"))
         try:
             if group != self._group:

@@ -16,12 +16,12 @@ import tyro
 from tqdm import tqdm
 
 from fastgan import __version__
-from fastgan.data.archives import Entry, Source
+from fastgan.data.archives import ArchiveReader, Entry
 from fastgan.data.labels import Labelled, label_entries
 from fastgan.data.names import NAMES
-from fastgan.data.pixels import BadImage, Raw, Recipe, Size, Stored, cook, count_channels
+from fastgan.data.pixels import BadImage, EncodedImage, RawImage, Size, Transform, count_channels, encode
 from fastgan.data.preparation import shard_writer
-from fastgan.data.preparation.inputs import open_source
+from fastgan.data.preparation.inputs import open_archive
 from fastgan.data.preparation.pool import Pool, num_cores
 from fastgan.data.preparation.shard_writer import INDEX, JOB, Shard, ShardWriter
 from fastgan.data.skipped import Skipped, few, in_order, name_bytes, show
@@ -32,7 +32,7 @@ T = TypeVar("T")
 BATCH_IMAGES = 64  # sent to a worker in one go, or fewer where they are large
 BATCH_BYTES = 8 * 2**20
 MAX_SIDE = 8192
-CRASHED: BadImage | Stored = BadImage("its decoder crashed")
+CRASHED: BadImage | EncodedImage = BadImage("its decoder crashed")
 
 
 @dataclass(frozen=True)
@@ -77,8 +77,8 @@ def prepare(options: PrepareOptions) -> dict[str, Any]:
         shard_writer.check_dest(dest)
         try:
             with (
-                shard_writer.alone(dest),
-                open_source(options.source, dest) as source,
+                shard_writer.lock(dest),
+                open_archive(options.source, dest) as source,
                 Pool(options.workers) as pool,
             ):
                 return _prepare(options, size, dest, source, pool)
@@ -108,20 +108,20 @@ def _check(options: PrepareOptions) -> Size:
     return parse_size(options.size)
 
 
-def _prepare(options: PrepareOptions, size: Size, dest: Path, source: Source, pool: Pool) -> dict[str, Any]:
+def _prepare(options: PrepareOptions, size: Size, dest: Path, source: ArchiveReader, pool: Pool) -> dict[str, Any]:
     labelled = label_entries(source, options.labels)
     before = [*source.skipped, *labelled.skipped]
     if not labelled.entries:
         raise UserError(f"no image in {options.source!r} can be used: {few(before) or 'it has none'}")
     job = _job(options, size, labelled)
-    channels = shard_writer.begun_with(dest, job)
+    channels = shard_writer.resume_state(dest, job)
     if channels is None:
         channels = _resolve_channels(options, labelled.entries, pool)
         shard_writer.begin(dest, job, channels)
     elif (dest / INDEX).exists():
         return _report_old(dest, options.strict)
     print(f"{show(options.source)}: {len(labelled.entries):,} images ({source.kind}); labels: {labelled.origin}")
-    recipe = Recipe(size, options.fit, channels, options.format, options.quality)
+    recipe = Transform(size, options.fit, channels, options.format, options.quality)
     shards, rest = _write_shards(dest, recipe, labelled, pool)
     skipped = in_order([*before, *rest, *(one for shard in shards for one in shard.skipped)])
     if not shards:
@@ -176,13 +176,13 @@ def _resolve_channels(options: PrepareOptions, entries: list[Entry], pool: Pool)
     return most
 
 
-def _batches(entries: list[Entry], start: int = 0) -> Iterator[list[Raw]]:
+def _batches(entries: list[Entry], start: int = 0) -> Iterator[list[RawImage]]:
     """The entries' raw images from `start` on, several at a time."""
-    batch: list[Raw] = []
+    batch: list[RawImage] = []
     num_bytes = 0
     for place in range(start, len(entries)):
         try:
-            raw: Raw = entries[place].path or entries[place].read()
+            raw: RawImage = entries[place].path or entries[place].read()
         except BadImage as bad:
             raw = bad
         batch.append(raw)
@@ -202,11 +202,11 @@ def _progress(batches: Iterable[list[T]], entries: list[Entry], start: int, what
             bar.update(len(batch))
 
 
-def _write_shards(dest: Path, recipe: Recipe, labelled: Labelled, pool: Pool) -> tuple[list[Shard], list[Skipped]]:
+def _write_shards(dest: Path, recipe: Transform, labelled: Labelled, pool: Pool) -> tuple[list[Shard], list[Skipped]]:
     """All shards, those of a stopped run kept, and what was skipped where no image came after it."""
     shards = shard_writer.finished_shards(dest)
     start = shards[-1].next if shards else 0
-    cooked = pool.map(partial(cook, recipe), _batches(labelled.entries, start), CRASHED)
+    cooked = pool.map(partial(encode, recipe), _batches(labelled.entries, start), CRASHED)
     results = itertools.chain.from_iterable(_progress(cooked, labelled.entries, start, "prepare"))
     writer = ShardWriter(dest, shards, recipe.encoding)
     try:

@@ -19,7 +19,7 @@ from typing import IO, Any
 import numpy as np
 from safetensors.numpy import save
 
-from fastgan.data.pixels import Stored
+from fastgan.data.pixels import EncodedImage
 from fastgan.data.skipped import Skipped
 from fastgan.errors import UserError
 from fastgan.utils.files import write_atomically
@@ -58,12 +58,12 @@ class ShardWriter:
         self._file: IO[bytes] = self._side.open("wb")
         self._sha256 = sha256()
 
-    def fits(self, stored: Stored) -> bool:
+    def fits(self, stored: EncodedImage) -> bool:
         """Whether there is room; an empty shard takes any image."""
         count = len(self.shard.offsets)
         return count == 0 or (count < MAX_IMAGES and self.shard.num_bytes + len(stored.data) <= MAX_SHARD_BYTES)
 
-    def add(self, stored: Stored, label: int | None, next_position: int) -> None:
+    def add(self, stored: EncodedImage, label: int | None, next_position: int) -> None:
         """The shard holds the image; `next_position` is what follows it in the input."""
         stem = f"{self._first + len(self.shard.offsets):09d}"
         self.shard.offsets.append(self._member(stem + self._ending, stored.data))
@@ -125,7 +125,7 @@ def finished_shards(folder: Path) -> list[Shard]:
 
 
 @contextmanager
-def alone(folder: Path) -> Iterator[None]:
+def lock(folder: Path) -> Iterator[None]:
     """No other process prepares into the folder meanwhile. Raises UserError where one does."""
     import fcntl
 
@@ -149,7 +149,7 @@ def check_dest(dest: Path) -> None:
     dest.mkdir(parents=True, exist_ok=True)
 
 
-def begun_with(dest: Path, job: dict[str, Any]) -> int | None:
+def resume_state(dest: Path, job: dict[str, Any]) -> int | None:
     """The channels of the set that the same job began in DEST; None in an empty one. Raises UserError after another."""
     try:
         old = json.loads((dest / JOB).read_bytes())

@@ -9,19 +9,19 @@ from pathlib import Path
 from tarfile import EOFHeaderError  # type: ignore[attr-defined]  # its type stubs lack it
 from typing import IO, Self
 
-from fastgan.data.archives import BROKEN, MAX_BYTES, Source, clean, is_image
+from fastgan.data.archives import BROKEN, MAX_BYTES, ArchiveReader, clean, is_image
 from fastgan.data.pixels import BadImage
 from fastgan.data.skipped import Skipped
 
 COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00")
 
 
-def list_tars(paths: list[Path], spool_folder: Path) -> Source:
+def list_tars(paths: list[Path], spool_folder: Path) -> ArchiveReader:
     """The images in one or several tars, compressed or not; those of several bear their tar's name in front.
 
     A compressed tar can only be read from end to end: its images wait in a nameless file in `spool_folder`.
     """
-    source = Source("tar" if len(paths) == 1 else f"{len(paths)} tars", has_folders=len(paths) == 1)
+    source = ArchiveReader("tar" if len(paths) == 1 else f"{len(paths)} tars", has_folders=len(paths) == 1)
     files = source.handles.enter_context(_Files())
     spool: IO[bytes] | None = None
     for path in paths:
@@ -73,7 +73,7 @@ class _Member(tarfile.TarInfo):
             raise tarfile.ReadError(f"it ends early ({error})") from None
 
 
-def _list_tar(source: Source, path: Path, prefix: str, spool: IO[bytes] | None, files: _Files) -> None:
+def _list_tar(source: ArchiveReader, path: Path, prefix: str, spool: IO[bytes] | None, files: _Files) -> None:
     """Raises one of BROKEN where the archive ends early; what came before is taken."""
     open_it = partial(files.open, path) if spool is None else lambda: spool
     with tarfile.open(path, "r:" if spool is None else "r|*", tarinfo=_Member) as archive:
@@ -87,9 +87,9 @@ def _list_tar(source: Source, path: Path, prefix: str, spool: IO[bytes] | None, 
                 offset = _copy(archive, member, spool)
             read = partial(_tar_bytes, open_it, offset, member.size)
             if is_note and fault is None and name is not None:
-                source.note(prefix + name, member.size, read)
+                source.add_sidecar(prefix + name, member.size, read)
             else:
-                source.offer(member.name if name is None else prefix + name, member.size, read, fault)
+                source.add(member.name if name is None else prefix + name, member.size, read, fault)
 
 
 def _copy(archive: tarfile.TarFile, member: tarfile.TarInfo, spool: IO[bytes]) -> int:

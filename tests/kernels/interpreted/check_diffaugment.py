@@ -7,20 +7,22 @@ import torch
 from comparing import assert_derivatives, assert_equal, assert_same, assert_same_by_functions, cases, drawn
 
 from fastgan.kernels.diffaugment import diffaugment
-from fastgan.training.augment import KINDS, Draws, augment, diff_changes
+from fastgan.training.augment import KINDS, AugmentParameters, augment, diff_changes
 from fastgan.utils import rng
-from fastgan.utils.rng import Stream
+from fastgan.utils.rng import RngStream
 
 SHAPES = ((4, 3, 7, 10), (3, 4, 8, 8), (3, 1, 9, 5), (2, 5, 6, 6), (0, 3, 4, 4), (1, 3, 20, 19), (1, 3, 1, 2))
 
 
 def keys_of(count):
-    return rng.keys(3, Stream.AUGMENT_D, torch.arange(count))
+    return rng.keys(3, RngStream.AUGMENT_D, torch.arange(count))
 
 
 def changes_for(shape, p):
     """What fastgan.training.augment draws for such images."""
-    return diff_changes(torch.empty(shape, device="meta"), Draws(keys_of(shape[0]), p, KINDS["diffaugment"]))
+    return diff_changes(
+        torch.empty(shape, device="meta"), AugmentParameters(keys_of(shape[0]), p, KINDS["diffaugment"])
+    )
 
 
 @pytest.mark.parametrize(("dtype", "layout", "shape"), cases(SHAPES), ids=str)
