@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastgan.errors import UserError
-from fastgan.kernels.choice import Implementation, constexpr, jit, takes_triton, tl
+from fastgan.kernels.choice import Implementation, constexpr, jit, tl, use_triton
 from fastgan.kernels.derivatives import differentiable_activation, launched
 from fastgan.kernels.tiles import (
     accumulator,
@@ -49,7 +49,7 @@ def bias_act_reference(
 
 
 @jit
-def activate(x, SLOPE: constexpr, GAIN: constexpr, CLAMP: constexpr):  # type: ignore[no-untyped-def]
+def act_forward(x, SLOPE: constexpr, GAIN: constexpr, CLAMP: constexpr):  # type: ignore[no-untyped-def]
     """y, of x with its bias. A comparison with NaN is false, so NaN stays NaN."""
     y = tl.where(x > 0, x, x * SLOPE) * GAIN
     if CLAMP is not None:
@@ -59,7 +59,7 @@ def activate(x, SLOPE: constexpr, GAIN: constexpr, CLAMP: constexpr):  # type: i
 
 
 @jit
-def steepen(v, y, SLOPE: constexpr, GAIN: constexpr, CLAMP: constexpr):  # type: ignore[no-untyped-def]
+def act_backward(v, y, SLOPE: constexpr, GAIN: constexpr, CLAMP: constexpr):  # type: ignore[no-untyped-def]
     """v dy/dx, from y: 0 where y is clamped."""
     v = tl.where(y > 0, v, v * SLOPE) * GAIN
     if CLAMP is not None:
@@ -88,7 +88,7 @@ def _map_kernel(  # type: ignore[no-untyped-def]
     TILE_C: constexpr,
     TILE_P: constexpr,
 ):
-    """out = activate(x + bias) or, where y is given, dy/dx (x + bias)."""
+    """out = act_forward(x + bias) or, where y is given, dy/dx (x + bias)."""
     program = tl.program_id(0)
     across = tl.cdiv(channels, TILE_C)
     along = tl.cdiv(pixels, TILE_P)
@@ -103,9 +103,9 @@ def _map_kernel(  # type: ignore[no-untyped-def]
     if bias is not None:
         v += tl.load(bias + c, mask=c < channels, other=0).to(TYPE)
     if y is None:
-        v = activate(v, SLOPE, GAIN, CLAMP)
+        v = act_forward(v, SLOPE, GAIN, CLAMP)
     else:
-        v = steepen(v, tl.load(y + start + at, mask=inside, other=0).to(TYPE), SLOPE, GAIN, CLAMP)
+        v = act_backward(v, tl.load(y + start + at, mask=inside, other=0).to(TYPE), SLOPE, GAIN, CLAMP)
     tl.store(out + start + at, v, mask=inside)
 
 
@@ -142,7 +142,7 @@ def _vjp_kernel(  # type: ignore[no-untyped-def]
         start = picture + first.to(tl.int64) * stride_pixel
         inside = (c < channels) & (first + p < pixels)
         v = tl.load(grad + start + at, mask=inside, other=0).to(TYPE)
-        v = steepen(v, tl.load(y + start + at, mask=inside, other=0).to(TYPE), SLOPE, GAIN, CLAMP)
+        v = act_backward(v, tl.load(y + start + at, mask=inside, other=0).to(TYPE), SLOPE, GAIN, CLAMP)
         tl.store(out + start + at, v, mask=inside)
         total += v
         first += TILE_P
@@ -266,7 +266,7 @@ def bias_act(
     `clamp` bounds the result's size; where it does, the gradient is 0. Raises UserError for what can't be one.
     """
     check_settings(x, bias, slope, gain, clamp)
-    if not takes_triton(implementation, x):
+    if not use_triton(implementation, x):
         return bias_act_reference(x, bias, slope, gain, clamp)
     result: Tensor = differentiable_bias_act(x, bias, slope, gain, clamp)
     return result

@@ -28,7 +28,7 @@ CHOICES = ("auto", "reference", "triton")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # Triton looks when a kernel is defined, so it stays
 
-_faults: dict[tuple[str, torch.dtype], str | None] = {}
+_unavailable_reasons: dict[tuple[str, torch.dtype], str | None] = {}
 _said: set[str] = set()
 
 
@@ -37,7 +37,7 @@ def jit(kernel: Callable[..., Any]) -> Any:
     return kernel if triton is None else triton.jit(kernel)
 
 
-def takes_triton(implementation: Implementation, x: Tensor, dtype: torch.dtype | None = None) -> bool:
+def use_triton(implementation: Implementation, x: Tensor, dtype: torch.dtype | None = None) -> bool:
     """Whether an op on `x` with a result of `dtype` (None: that of `x`) is to run its kernel.
 
     "auto" never raises: it takes the reference, and says so once where a GPU would have let one expect the kernel.
@@ -47,7 +47,7 @@ def takes_triton(implementation: Implementation, x: Tensor, dtype: torch.dtype |
         raise UserError(f"implementation is {implementation!r}: choose from {', '.join(CHOICES)}")
     if implementation == "reference" or (implementation == "auto" and not (x.is_cuda or INTERPRETED)):
         return False
-    fault = _fault(str(x.device), x.dtype if dtype is None else dtype)
+    fault = _unavailable_reason(str(x.device), x.dtype if dtype is None else dtype)
     if fault is not None and implementation == "triton":
         raise UserError(f"implementation is 'triton', but {fault}; 'auto' would take the reference")
     if fault is not None:
@@ -56,14 +56,14 @@ def takes_triton(implementation: Implementation, x: Tensor, dtype: torch.dtype |
 
 
 @torch.compiler.assume_constant_result
-def _fault(device: str, dtype: torch.dtype) -> str | None:
+def _unavailable_reason(device: str, dtype: torch.dtype) -> str | None:
     """Why no kernel can run on such tensors, or None; found out once, by running one."""
-    if (device, dtype) not in _faults:
-        _faults[device, dtype] = _find_fault(device, dtype)
-    return _faults[device, dtype]
+    if (device, dtype) not in _unavailable_reasons:
+        _unavailable_reasons[device, dtype] = _find_reason(device, dtype)
+    return _unavailable_reasons[device, dtype]
 
 
-def _find_fault(device: str, dtype: torch.dtype) -> str | None:
+def _find_reason(device: str, dtype: torch.dtype) -> str | None:
     if triton is None:
         return "the package triton isn't installed"
     if dtype not in DTYPES:

@@ -3,7 +3,7 @@
 torch's second derivative of a grouped convolution goes through the groups one by one, which exact R1 and R2 pay for in
 every layer: thousands of small operations a step. Here y = conv(x, w) has the derivatives
 
-    in x   spread(g, w), the transposed convolution         in w   match(x, g), which correlates image and gradient
+    in x   dgrad(g, w), the transposed convolution          in w   wgrad(x, g), which correlates image and gradient
 
 and these are bilinear as well: each derivative of each of the three is one of the three.
 
@@ -56,12 +56,12 @@ def _conv_by(x: Tensor, weight: Tensor, bias: Tensor | None, form: Form, merge: 
     return y
 
 
-def _spread(grad: Tensor, weight: Tensor, form: Form) -> Tensor:
+def _dgrad(grad: Tensor, weight: Tensor, form: Form) -> Tensor:
     """The gradient of conv in x."""
-    return _spread_by(grad, weight, form, merge_of("spread", grad, weight, form))
+    return _dgrad_by(grad, weight, form, merge_of("dgrad", grad, weight, form))
 
 
-def _spread_by(grad: Tensor, weight: Tensor, form: Form, merge: int) -> Tensor:
+def _dgrad_by(grad: Tensor, weight: Tensor, form: Form, merge: int) -> Tensor:
     more = [
         size + 2 * padding - kernel - (places - 1) * stride
         for size, padding, kernel, places, stride in zip(
@@ -73,12 +73,12 @@ def _spread_by(grad: Tensor, weight: Tensor, form: Form, merge: int) -> Tensor:
     return x
 
 
-def _match(x: Tensor, grad: Tensor, weight: Tensor, form: Form) -> Tensor:
+def _wgrad(x: Tensor, grad: Tensor, weight: Tensor, form: Form) -> Tensor:
     """The gradient of conv in w, of which only the shape is asked."""
-    return _match_by(x, grad, weight, form, merge_of("match", x, weight, form))
+    return _wgrad_by(x, grad, weight, form, merge_of("wgrad", x, weight, form))
 
 
-def _match_by(x: Tensor, grad: Tensor, weight: Tensor, form: Form, merge: int) -> Tensor:
+def _wgrad_by(x: Tensor, grad: Tensor, weight: Tensor, form: Form, merge: int) -> Tensor:
     like = weight if merge == 1 else weight.new_empty(len(weight), weight.shape[1] * merge, *weight.shape[2:])
     groups = form.groups // merge
     found = aten.convolution_backward(
@@ -112,7 +112,7 @@ def parted(weight: Tensor, groups: int, merge: int) -> Tensor:
 def merge_of(kind: str, x: Tensor, weight: Tensor, form: Form) -> int:
     """How many groups are best computed as one: 1 on a CPU, else what a trial says, made once.
 
-    `x` is the convolution's input or, for "spread", its output's gradient.
+    `x` is the convolution's input or, for "dgrad", its output's gradient.
     """
     if not x.is_cuda or form.groups == 1:
         return 1
@@ -138,11 +138,11 @@ def _try_merges(
     x, weight = (
         torch.randn(size, device=device, dtype=dtype).contiguous(memory_format=memory_format) for size in sizes
     )
-    y = _conv_by(x, weight, None, form, 1) if kind == "match" else x
+    y = _conv_by(x, weight, None, form, 1) if kind == "wgrad" else x
     works: dict[str, Callable[[int], Tensor]] = {
         "conv": lambda merge: _conv_by(x, weight, None, form, merge),
-        "spread": lambda merge: _spread_by(x, weight, form, merge),
-        "match": lambda merge: _match_by(x, y, weight, form, merge),
+        "dgrad": lambda merge: _dgrad_by(x, weight, form, merge),
+        "wgrad": lambda merge: _wgrad_by(x, y, weight, form, merge),
     }
     found = {
         merge: _milliseconds(functools.partial(works[kind], merge)) for merge in MERGES if form.groups % merge == 0
@@ -173,28 +173,28 @@ def _of_conv(ctx: Context, grad: Tensor) -> Gradients:
     x, weight = ctx.saved_tensors
     of_x, of_weight, of_bias, _ = ctx.needs_input_grad
     return (
-        through_spread(grad, weight, ctx.form) if of_x else None,
-        through_match(x, grad, weight, ctx.form) if of_weight else None,
+        through_dgrad(grad, weight, ctx.form) if of_x else None,
+        through_wgrad(x, grad, weight, ctx.form) if of_weight else None,
         grad.sum((0, 2, 3)) if of_bias else None,
         None,
     )
 
 
-def _of_spread(ctx: Context, grad: Tensor) -> Gradients:
-    spread, weight = ctx.saved_tensors
-    of_spread, of_weight, _ = ctx.needs_input_grad
+def _of_dgrad(ctx: Context, grad: Tensor) -> Gradients:
+    output_grad, weight = ctx.saved_tensors
+    of_output_grad, of_weight, _ = ctx.needs_input_grad
     return (
-        through_conv(grad, weight, None, ctx.form) if of_spread else None,
-        through_match(grad, spread, weight, ctx.form) if of_weight else None,
+        through_conv(grad, weight, None, ctx.form) if of_output_grad else None,
+        through_wgrad(grad, output_grad, weight, ctx.form) if of_weight else None,
         None,
     )
 
 
-def _of_match(ctx: Context, grad: Tensor) -> Gradients:
+def _of_wgrad(ctx: Context, grad: Tensor) -> Gradients:
     x, matched = ctx.saved_tensors
     of_x, of_matched, _, _ = ctx.needs_input_grad
     return (
-        through_spread(matched, grad, ctx.form) if of_x else None,
+        through_dgrad(matched, grad, ctx.form) if of_x else None,
         through_conv(x, grad, None, ctx.form) if of_matched else None,
         None,
         None,
@@ -202,8 +202,8 @@ def _of_match(ctx: Context, grad: Tensor) -> Gradients:
 
 
 through_conv = differentiable("Conv2d", _conv, _keep, _of_conv)
-through_spread = differentiable("Conv2dSpread", _spread, _keep, _of_spread)
-through_match = differentiable("Conv2dMatch", _match, _keep, _of_match)
+through_dgrad = differentiable("Conv2dSpread", _dgrad, _keep, _of_dgrad)
+through_wgrad = differentiable("Conv2dMatch", _wgrad, _keep, _of_wgrad)
 
 
 def conv2d(

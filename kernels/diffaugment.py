@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fastgan.errors import UserError
-from fastgan.kernels.choice import Implementation, constexpr, jit, takes_triton, tl
+from fastgan.kernels.choice import Implementation, constexpr, jit, tl, use_triton
 from fastgan.kernels.derivatives import Context, differentiable, launched
 from fastgan.kernels.tiles import Blocks, accumulator, accumulator_dtype, cdiv, dense, empty, layout, next_power_of_2
 
@@ -211,7 +211,7 @@ def diffaugment(images: Tensor, changes: Changes, implementation: Implementation
         raise UserError(
             f"images are {tuple(images.shape)}, changes {', '.join(shapes)}: give [B, C, H, W] and [B] each"
         )
-    if not takes_triton(implementation, images):
+    if not use_triton(implementation, images):
         return diffaugment_reference(images, changes)
     color = torch.stack([value.double() for value in changes[:3]], 1).detach()
     result: Tensor = differentiable_diffaugment(images, color, _places(changes, *images.shape[2:]), True)

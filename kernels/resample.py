@@ -1,8 +1,8 @@
 """Half or twice the height and width through the filter [1, 3, 3, 1] / 8 an axis, alone or with `bias_act` behind it.
 
-Pictures are 0 outside. Up is 4 times the adjoint of down, so the derivative of each is a multiple of the other. With an
-activation y = act(R x + bias) the derivatives follow from y alone, as in bias_act.py: steepen(R dx + dbias) and its
-adjoint, R' of the steepened gradient.
+Pictures are 0 outside. Up is 4 times the adjoint of down, so the derivative of each is a multiple of the other. With
+an activation y = act(R x + bias) the derivatives follow from y alone, as in bias_act.py: act_backward(R dx + dbias),
+and its adjoint.
 """
 
 from collections.abc import Sequence
@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from fastgan.errors import UserError
-from fastgan.kernels.bias_act import Act, activate, as_stored, bias_act_reference, check_settings, steepen
-from fastgan.kernels.choice import Implementation, constexpr, jit, takes_triton, tl
+from fastgan.kernels.bias_act import Act, act_backward, act_forward, as_stored, bias_act_reference, check_settings
+from fastgan.kernels.choice import Implementation, constexpr, jit, tl, use_triton
 from fastgan.kernels.derivatives import Context, differentiable, differentiable_activation, launched
 from fastgan.kernels.tiles import (
     accumulator,
@@ -120,7 +120,7 @@ def _kernel(  # type: ignore[no-untyped-def]
             at = c * read_channel + row * read_row + column * read_column
             v = tl.load(x + start + at, mask=inside, other=0).to(TYPE)
             if x_y is not None:
-                v = steepen(v, tl.load(x_y + start + at, mask=inside, other=0).to(TYPE), SLOPE, GAIN, CLAMP)
+                v = act_backward(v, tl.load(x_y + start + at, mask=inside, other=0).to(TYPE), SLOPE, GAIN, CLAMP)
             if UP:
                 if sums is not None and i + j == 0:
                     total += tl.where(h % 2 + w % 2 == 0, v, 0.0)
@@ -135,9 +135,9 @@ def _kernel(  # type: ignore[no-untyped-def]
     at = c * written_channel + h * written_row + w * written_column
     start = picture * written_picture
     if y is not None:
-        result = steepen(result, tl.load(y + start + at, mask=valid, other=0).to(TYPE), SLOPE, GAIN, CLAMP)
+        result = act_backward(result, tl.load(y + start + at, mask=valid, other=0).to(TYPE), SLOPE, GAIN, CLAMP)
     elif ACTIVE and x_y is None:
-        result = activate(result, SLOPE, GAIN, CLAMP)
+        result = act_forward(result, SLOPE, GAIN, CLAMP)
     tl.store(out + start + at, result, mask=valid)
     if sums is not None:
         tl.store(sums + program // across * channels + c, tl.sum(total, 1, keep_dims=True), mask=c < channels)
@@ -257,7 +257,7 @@ def downsample2(x: Tensor, implementation: Implementation = "auto") -> Tensor:
     constant. Raises UserError for odd sides.
     """
     _check_sides(x, even=True)
-    if not takes_triton(implementation, x):
+    if not use_triton(implementation, x):
         return downsample2_reference(x)
     result: Tensor = differentiable_resample(x, False, 1.0)
     return result
@@ -269,7 +269,7 @@ def upsample2(x: Tensor, implementation: Implementation = "auto") -> Tensor:
     4 times the adjoint of `downsample2`; 0 outside, so the outermost pixels get 3/4 of a constant.
     """
     _check_sides(x, even=False)
-    if not takes_triton(implementation, x):
+    if not use_triton(implementation, x):
         return upsample2_reference(x)
     result: Tensor = differentiable_resample(x, True, 1.0)
     return result
@@ -302,7 +302,7 @@ def upsample2_act(
 def _resample_act(x: Tensor, bias: Tensor | None, up: bool, act: Act, implementation: Implementation) -> Tensor:
     _check_sides(x, even=not up)
     check_settings(x, bias, *act)
-    if not takes_triton(implementation, x):
+    if not use_triton(implementation, x):
         return bias_act_reference(upsample2_reference(x) if up else downsample2_reference(x), bias, *act)
     result: Tensor = differentiable_resample_act(x, bias, up, *act)
     return result

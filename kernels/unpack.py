@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fastgan.errors import UserError
-from fastgan.kernels.choice import Implementation, constexpr, jit, takes_triton, tl
+from fastgan.kernels.choice import Implementation, constexpr, jit, tl, use_triton
 from fastgan.kernels.derivatives import launched
 from fastgan.kernels.tiles import accumulator, blocks, cdiv
 
@@ -107,7 +107,7 @@ def unpack(
         raise UserError(f"images are {images.dtype} of shape {tuple(images.shape)}: give uint8 [B, C, H, W]")
     if mirror is not None and (mirror.dtype != torch.bool or mirror.shape != images.shape[:1]):
         raise UserError(f"mirror is {mirror.dtype} of shape {tuple(mirror.shape)}: give bool [{images.shape[0]}]")
-    if not takes_triton(implementation, images, dtype):
+    if not use_triton(implementation, images, dtype):
         return unpack_reference(images, mirror, dtype, channels_last)
     result: Tensor = _unpack(images, mirror, dtype, channels_last)
     return result

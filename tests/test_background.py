@@ -390,7 +390,7 @@ def test_folder_removed_meanwhile(run_dir: Path, monkeypatch: pytest.MonkeyPatch
     def removes(self: hooks.Hooks, trainer: Trainer) -> None:
         log(self, trainer)
         if trainer.images_seen == 192:
-            wait_until(self.writer._writes["checkpoint"].done)
+            wait_until(self.saving.writer._writes["checkpoint"].done)
             (run_dir / "checkpoints").rename(moved)
 
     monkeypatch.setattr(hooks.Hooks, "log", removes)

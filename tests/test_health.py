@@ -12,7 +12,7 @@ from fastgan import networks, presets, train
 from fastgan.config import Config
 from fastgan.data.images import ArrayDataset
 from fastgan.data.loaders import build_loader
-from fastgan.monitor import health, hooks
+from fastgan.monitor import asides, health, hooks
 from fastgan.monitor.health import Health
 from fastgan.runs.rows import read_rows
 from fastgan.training.trainer import Trainer
@@ -252,7 +252,8 @@ def test_rows_cost_a_hundredth(
     The first one comes at once.
     """
     clock, costs = Clock(), list[float]()
-    monkeypatch.setattr(hooks, "time", clock)
+    for module in (hooks, asides):
+        monkeypatch.setattr(module, "time", clock)
     monkeypatch.setattr(health, "EARLY_EVERY", 32)
     monkeypatch.setattr(health, "EARLY", 320)
     monkeypatch.setattr(health, "EVERY", 160)

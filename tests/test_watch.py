@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fastgan import train
 from fastgan.evaluation.evaluator import Evaluator
+from fastgan.monitor.asides import Asides
 from fastgan.monitor.health import Health
 from fastgan.monitor.hooks import Hooks
 from fastgan.runs.rows import read_rows
@@ -79,12 +80,10 @@ def test_all_is_done_in_smaller_parts(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_evaluation_of_several_processes_is_not_left_out_on_one() -> None:
     """The others would wait for its part: the run ends with one line."""
-    watch = object.__new__(Hooks)
-    watch.processes = SimpleNamespace(world_size=2)  # type: ignore[assignment]
-    watch._aside_s = watch._total_s = {"evaluation": 0.0}
+    asides = Asides(SimpleNamespace(world_size=2), print)  # type: ignore[arg-type]
 
     def evaluate() -> None:
-        with watch._optional("evaluation"):
+        with asides.optional("evaluation"):
             short_of_memory()
 
     assert refusal(evaluate).startswith("memory runs out in an evaluation, of which each process has a part (2 GiB)")

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fastgan.kernels import random as kernel
-from fastgan.kernels.choice import takes_triton
+from fastgan.kernels.choice import use_triton
 
 
 class RngStream(IntEnum):
@@ -42,7 +42,7 @@ class RngStream(IntEnum):
 
 def _by_kernel(index: Tensor) -> bool:
     """Whether numbers are made by the kernel; compiled code fuses what stands here into one of its own."""
-    return index.dim() == 1 and not torch.compiler.is_compiling() and takes_triton("auto", index, torch.float64)
+    return index.dim() == 1 and not torch.compiler.is_compiling() and use_triton("auto", index, torch.float64)
 
 
 def _wrap(value: int) -> int:

@@ -21,7 +21,7 @@ def without_triton(request, monkeypatch):
         monkeypatch.setattr(choice, "_try_kernel", fail)
     else:
         monkeypatch.setattr(choice, "triton", None)
-    monkeypatch.setattr(choice, "_faults", {})
+    monkeypatch.setattr(choice, "_unavailable_reasons", {})
     monkeypatch.setattr(choice, "_said", set())
     return request.param
 

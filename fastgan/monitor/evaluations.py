@@ -1,0 +1,111 @@
+"""Evaluations during training: the curve of metrics, the best checkpoint by one of them, and when to stop early."""
+
+import sys
+from collections.abc import Callable
+
+import torch
+
+from fastgan.config import Config
+from fastgan.data.images import ImageDataset
+from fastgan.distributed.processes import Processes
+from fastgan.errors import Stopped
+from fastgan.evaluation.evaluator import (
+    CURVE,
+    CURVE_KID_SUBSETS,
+    Evaluator,
+    best_of,
+    check_metric,
+    load_on_all,
+    made_by,
+)
+from fastgan.evaluation.features import BATCH_SIZE
+from fastgan.monitor.asides import Asides
+from fastgan.monitor.saving import Saving
+from fastgan.monitor.tensorboard import RunLogger
+from fastgan.runs.rows import append_row, read_rows
+from fastgan.runs.run_folder import RunFolder
+from fastgan.training.trainer import Trainer
+from fastgan.utils.memory import InParts
+
+
+class Evaluations:
+    """Measure G's average from time to time; all processes take part, the main process logs.
+
+    Raises UserError where `best_by` is none of the metrics.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        folder: RunFolder,
+        source: ImageDataset,
+        processes: Processes,
+        logger: RunLogger | None,
+        asides: Asides,
+        saving: Saving,
+        say: Callable[[str], None],
+    ) -> None:
+        self._run, self._folder, self._processes, self._logger = config.run, folder, processes, logger
+        self._asides, self._saving, self._say = asides, saving, say
+        self.evaluator: Evaluator | None = None  # on all processes, where one of them can't evaluate or none is to
+        if self._run.eval_every:
+            self.evaluator = load_on_all(config, source, processes, say)
+            check_metric(self._run.best_by, self.evaluator)
+            for warning in [] if self.evaluator is None else self.evaluator.warnings(self._run.eval_images):
+                say(warning)
+
+    def evaluate(self, trainer: Trainer) -> None:
+        """Add a point to the curve and, at the end of training, the full measure; keep the best checkpoint.
+
+        Raises Stopped where patience is at its end.
+        """
+        evaluator, run = self.evaluator, self._run
+        if evaluator is None or self._asides.is_done("evaluation", trainer):
+            return
+        number = evaluator.curve_images
+        metrics = self._measure(trainer, evaluator, number, "metrics")
+        if metrics is None:
+            return
+        stale = self._since_best()
+        if stale == 0:
+            self._saving.best(trainer, metrics)
+        at_end = trainer.images_seen >= trainer.total_images
+        is_stale = stale is not None and stale >= (run.patience or sys.maxsize)
+        if number < run.eval_images and (at_end or is_stale):
+            self._measure(trainer, evaluator, run.eval_images, "full")
+        if is_stale and not at_end:
+            raise Stopped(f"no better {run.best_by} in {stale} evaluations: stopped at {trainer.images_seen:,} images")
+
+    def _measure(self, trainer: Trainer, evaluator: Evaluator, num_images: int, kind: str) -> dict[str, float] | None:
+        """Return the metrics of G's average, the same on all processes, and log them with their protocol.
+
+        None where memory ran out.
+        """
+        subsets = CURVE_KID_SUBSETS if num_images < self._run.eval_images else None
+        metrics = None
+        with self._asides.optional("evaluation"):
+            measured = evaluator(InParts(trainer.ema.net, BATCH_SIZE), num_images, subsets)
+            metrics = self._processes.all_reduce_mean(measured)
+        if metrics is None:
+            return None
+        if self._logger is not None:
+            self._logger.log(trainer.images_seen, {f"{kind}/{name}": value for name, value in metrics.items()})
+            share = self._asides.fraction("evaluation")
+            self._logger.log_performance(trainer.images_seen, {"speed/evaluation_share": share})
+            row = {"images_seen": trainer.images_seen, "kind": kind, "metrics": metrics}
+            row["protocol"] = evaluator.protocol(num_images, subsets)
+            append_row(self._folder.path / CURVE, row | made_by())
+        shown = "  ".join(f"{name} {value:.3f}" for name, value in metrics.items() if "_std_" not in name)
+        self._say(f"evaluation of {num_images:,} at {trainer.images_seen:,} images:  {shown}")
+        return metrics
+
+    def _since_best(self) -> int | None:
+        """Return how many evaluations ago the best one was, on all processes alike; None where none is the best."""
+        name = self._run.best_by
+        if name is None:
+            return None
+        stale = 0
+        if self._processes.is_main:
+            values = (row.get(f"metrics/{name}") for row in read_rows(self._folder.log))
+            stale = best_of([value for value in values if value is not None], name)
+        return int(self._processes.all_reduce_sum(torch.tensor(stale)))  # the main process's: it alone has the log
