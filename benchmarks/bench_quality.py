@@ -4,7 +4,7 @@ A recipe is a preset, or a preset and options of training in one word: `"mnist28
 
 Two things are measured, and kept in a folder. The speed: seconds of training an image, in rounds in turn on equal
 threads, on a machine with nothing else to do. The course: scores after so many images, from several seeds; it depends
-on no clock, so it may be made in pieces and beside other work: the same command goes on, also after a kill, with the
+on no clock, so it may be made in pieces and beside other work: the same command resumes, also after a kill, with the
 slice that was under way. A score's time is its images times the speed.
 """
 
@@ -63,7 +63,7 @@ class Options:
     folder: Path = Path("runs/quality")
     """What goes on from here."""
     until: float | None = None
-    """End this call after so many minutes; the same command goes on."""
+    """End this call after so many minutes; the same command resumes."""
     theme: str = "quality"
     """What the result's file name begins with."""
     save: bool = False

@@ -536,7 +536,7 @@ TITLES = {
 
 
 class Results:
-    """All rows so far, as JSON lines and as a results file, written anew with each."""
+    """All rows so far, as JSON lines and as a results file, written again with each."""
 
     def __init__(self, path: Path | None, copy_to: Path | None, commit: str | None) -> None:
         self.rows: list[dict[str, Any]] = []

@@ -254,7 +254,7 @@ class RunConfig:
     images: int | None = None
     """How many images to train on, instead of epochs."""
     minutes: float | None = None
-    """Stop this session after so many minutes, with a checkpoint; the same command goes on from it."""
+    """Stop this session after so many minutes, with a checkpoint; the same command resumes from it."""
     loader: Literal["auto", "resident", "dali", "torch"] = "auto"
     """resident: decoded once, kept as bytes on the training device; dali, torch: decoded ahead, batch by batch."""
     resident_gib: float = 4.0
@@ -315,7 +315,7 @@ class RunConfig:
     """Stop after so many evaluations in a row none of which is the best by best_by."""
     extractor: Literal["auto", "inception", "efficientnet", "dinov2", "digits"] = "auto"
     """Features that evaluation compares; auto: digits for gray 28x28 images and stacked-mnist, else inception where its
-    weights are at hand, else efficientnet where it is installed."""
+    weights are available, else efficientnet where it is installed."""
     inception_weights: Path | None = None
     """The Inception weights' file; without it, torch-fidelity's cache or its download."""
     profile: bool = False

@@ -1,14 +1,14 @@
 """What goes wrong for a user's reason, and the exit codes that tell a scheduler what happened."""
 
 EXIT_DONE = 0
-EXIT_USER_ERROR = 2  # the command, the data or the disk must be mended first
+EXIT_USER_ERROR = 2  # the command, the data or the disk must be fixed first
 EXIT_DIVERGED = 3  # the losses are no longer finite: the same command would fail again
-EXIT_LOST = 69  # another process is gone or stuck: the same command goes on from the last checkpoint
-EXIT_STOPPED = 75  # stopped on request after a checkpoint: the same command goes on
+EXIT_LOST = 69  # another process is gone or stuck: the same command resumes from the last checkpoint
+EXIT_STOPPED = 75  # stopped on request after a checkpoint: the same command resumes
 
 
 class UserError(ValueError):
-    """A mistake that the user can mend. Its text is one line: what is wrong, the value, the remedy."""
+    """A mistake that the user can fix. Its text is one line: what is wrong, the value, the remedy."""
 
 
 class Diverged(RuntimeError):

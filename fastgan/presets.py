@@ -183,7 +183,7 @@ def ffhq256() -> Config:
 
 
 def fewshot() -> Config:
-    """Sets of under about 2,000 images, at 64x64: D sees every image changed, the more the more it learns by heart.
+    """Sets of under about 2,000 images, at 64x64: D sees every image changed, the more the more it memorises.
 
     Loss, penalties, blocks, learning rates, betas and burn-in (a fifth of the run) are R3GAN's (arXiv 2501.05441), the
     networks a twentieth as large as those of `ffhq64`: for one GPU or a patient CPU. Differentiable changes of reals
@@ -258,7 +258,7 @@ def faces128_fast() -> Config:
 
 
 def debug() -> Config:
-    """Seconds on a CPU, no download: the networks of `mnist28` at a sixteenth of their width on drawn shapes."""
+    """Seconds on a CPU, no download: the networks of `mnist28` at a sixteenth of their width on synthetic shapes."""
     preset = mnist28()
     return replace(
         preset,

@@ -35,7 +35,7 @@ if TYPE_CHECKING:  # torch is imported when training begins, not for a mistake o
     from fastgan.runs.run_folder import RunFolder
     from fastgan.training.trainer import Trainer
 
-FEW_IMAGES = 2_000  # below it D learns the images by heart where it sees them unchanged (ADA, 2006.06676)
+FEW_IMAGES = 2_000  # below it D memorises the images where it sees them unchanged (ADA, 2006.06676)
 
 
 class StopRequest:
@@ -86,7 +86,7 @@ def _hint(config: Config, num_images: int) -> str | None:
     if num_images >= FEW_IMAGES or config.data.data in NAMES or config.objective.augment != "none":
         return None
     remedy = "--preset fewshot, or --augment ada --augment-target 0.6"
-    return f"{num_images:,} images are few: D will learn them by heart; {remedy}"
+    return f"{num_images:,} images are few: D will memorise them; {remedy}"
 
 
 def _trainer(
@@ -143,7 +143,7 @@ def _trainer(
 
 
 def train(config: Config, stop: StopRequest) -> None:
-    """The run folder holds the trained run. An earlier session's run goes on from its last checkpoint.
+    """The run folder holds the trained run. An earlier session's run resumes from its last checkpoint.
 
     Raises UserError, Diverged, Lost, and Stopped (after a checkpoint) where `stop` was asked for.
     """
@@ -260,12 +260,12 @@ def _run(stop: StopRequest, args: Sequence[str]) -> int:
     except Diverged as error:
         return _print_error(f"diverged: {error}", EXIT_DIVERGED)
     except Stopped as end:
-        text = f"{end}; a checkpoint is saved, and the same command goes on from it"
+        text = f"{end}; a checkpoint is saved, and the same command resumes from it"
         return _print_error(text, EXIT_STOPPED if stop.signalled else EXIT_DONE)
     except OSError as error:  # a full disk or a vanished folder, outside the places that say more
         where = f" ({error.filename})" if error.filename else ""
         return _print_error(
-            f"error: {error.strerror or error}{where}: mend it and run the same command again", EXIT_USER_ERROR
+            f"error: {error.strerror or error}{where}: fix it and run the same command again", EXIT_USER_ERROR
         )
     return EXIT_DONE
 

@@ -344,7 +344,7 @@ def test_stopped_by_a_signal_only_the_checkpoint_is_written(
 
 
 def test_divergence_says_more_than_a_full_disk(run_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    """Where losses aren't finite and a write fails, the exit code is divergence's; the failed write is told of."""
+    """Where losses aren't finite and a write fails, the exit code is divergence's; the failed write is reported."""
     calls = []
 
     def spoiled(real_logits: torch.Tensor, fake_logits: torch.Tensor) -> torch.Tensor:
@@ -384,7 +384,7 @@ def test_other_failures_leave_a_whole_checkpoint(run_dir: Path, monkeypatch: pyt
 
 
 def test_folder_removed_meanwhile(run_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    """Where somebody removes the checkpoints during a run, between two writes, the next ones are made anew."""
+    """Where somebody removes the checkpoints during a run, between two writes, the next ones are made again."""
     log, moved = hooks.Hooks.log, run_dir / "moved"
 
     def removes(self: hooks.Hooks, trainer: Trainer) -> None:

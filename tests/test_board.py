@@ -96,7 +96,7 @@ def test_rows_that_stay_are_as_they_were(folder: RunFolder) -> None:
 
 
 def test_rows_are_cut_to_nothing(folder: RunFolder) -> None:
-    """A run that starts anew keeps no row of a killed one."""
+    """A run that starts from scratch keeps no row of a killed one."""
     append_row(folder.log, {"images_seen": 32})
     board_at(folder, 0).close()
     assert read_rows(folder.log) == []

@@ -134,7 +134,7 @@ def test_saved_again(tmp_path: Path) -> None:
 @pytest.mark.parametrize("place", [0, 8, 0.3, 0.5, 0.7, -1])
 @pytest.mark.parametrize("file", FILES)
 def test_flipped_byte(tmp_path: Path, file: str, place: float) -> None:
-    """A flipped byte anywhere in a file is noticed; the one before is taken, and the damaged one is told of."""
+    """A flipped byte anywhere in a file is noticed; the one before is taken, and the damaged one is reported."""
     checkpoints = Checkpoints(tmp_path)
     save(checkpoints, 64)
     path = save(checkpoints, 128)
@@ -225,7 +225,7 @@ def test_falls_back_more_than_once(tmp_path: Path) -> None:
 
 
 def test_all_damaged(tmp_path: Path) -> None:
-    """Where every checkpoint is damaged nothing starts anew by itself: one line says what to delete."""
+    """Where every checkpoint is damaged nothing starts from scratch by itself: one line says what to delete."""
     checkpoints, said = Checkpoints(tmp_path), list[str]()
     for images_seen in (64, 128):
         flip(save(checkpoints, images_seen) / "G.safetensors", 20)

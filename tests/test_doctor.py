@@ -103,7 +103,7 @@ def test_learned_by_heart_without_held_out_images() -> None:
 
 
 def test_copies_of_training_images() -> None:
-    """Samples that are training images are told of where the set is small enough to have been looked at whole."""
+    """Samples that are training images are reported where the set is small enough to have been looked at whole."""
     change = {"health/nearest_real": 0.2}
     assert faults(course_of(change, num_images=500)) == ["D overfits"]
     assert faults(course_of(change)) == []
@@ -245,7 +245,7 @@ def test_run_on_identical_images(tmp_path: Path) -> None:
 
 
 def test_run_on_64_images(tmp_path: Path) -> None:
-    """D learns 64 images by heart: it overfits."""
+    """D memorises 64 images: it overfits."""
     data = put(tmp_path / "data", crowded(64))
     options = ("--data", data, "--d-width", "4", "--penalty", "none", *rates("4e-3", "4e-3"), "--images", "14000")
     assert diagnosis_of(tmp_path / "run", *options).verdict == "D overfits"

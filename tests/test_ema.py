@@ -236,7 +236,7 @@ def test_buffers_of_the_newest_snapshot(tmp_path: Path) -> None:
 
 
 def test_weights_that_never_moved(tmp_path: Path) -> None:
-    """Weights that stay come out as they are, however bad the fit: it is told of, and what would help."""
+    """Weights that stay come out as they are, however bad the fit: it is reported, and what would help."""
     walk, averages, said = Walk(STDS), EmaSnapshots(tmp_path, STDS), list[str]()
     for images_seen in (32, 64):
         averages.save([walk.net, walk.net], images_seen)

@@ -72,7 +72,7 @@ def test_weights_start_glorot_uniform():
 
 
 def test_networks_are_channels_last_throughout():
-    """No activation that a convolution gets is laid out anew: in memory they all are channels last."""
+    """No activation that a convolution gets is laid out again: in memory they all are channels last."""
     G, D = networks.build(make().config)
     seen = []
     for net in (G, D):
@@ -138,7 +138,7 @@ def test_resumed_is_never_stopped():
 
 
 def test_state_lies_as_its_parameters_do():
-    """After a resume each mean of squared gradients has its parameter's strides: none is laid out anew in a step."""
+    """After a resume each mean of squared gradients has its parameter's strides: none is laid out again in a step."""
     trainer, resumed = make(), make()
     step(trainer)
     tensors, state = trainer.state()

@@ -63,7 +63,7 @@ def double() -> Iterator[None]:
 
 @pytest.mark.parametrize("share_fakes", [True, False])
 def test_training_goes_on_where_memory_runs_out(double, share_fakes):
-    """The micro-batch is halved until it fits, is told of, and what is learned is what a large memory learns."""
+    """The micro-batch is halved until it fits, is reported, and what is learned is what a large memory learns."""
     small, large = (build(share_fakes=share_fakes) for _ in range(2))
     run_short_of_memory(small, most=4)
     said = []

@@ -500,7 +500,7 @@ def test_strict(tmp_path: Path) -> None:
 
 
 def test_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A disk that is full is one line; the same command goes on when there is room."""
+    """A disk that is full is one line; the same command resumes when there is room."""
     put(tmp_path / "in", FILES)
 
     def full(*_: object) -> None:

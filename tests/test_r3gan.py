@@ -18,7 +18,7 @@ def seeded():
 
 
 def shake(net, std=0.3):
-    """`net` with all weights drawn anew, so that no block is the identity."""
+    """`net` with all weights drawn again, so that no block is the identity."""
     for parameter in net.parameters():
         torch.nn.init.normal_(parameter, std=std)
     return net

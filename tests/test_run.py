@@ -127,7 +127,7 @@ def test_divergence_keeps_the_last_good_checkpoint(tmp_path, capsys, monkeypatch
 
 
 def test_time_limit_is_an_end_in_good_order(tmp_path, capsys):
-    """After the given minutes the run ends with a checkpoint and exit code 0; the same command goes on from it."""
+    """After the given minutes the run ends with a checkpoint and exit code 0; the same command resumes from it."""
     run_dir = tmp_path / "run"
     assert run(run_dir, "--minutes", "0.00001") == 0
     assert "stopped on request at 32 images" in complaint(capsys)

@@ -220,7 +220,7 @@ def test_next_way_after_half_of_the_files(cache: Path, monkeypatch: pytest.Monke
 
 
 def test_partly_written_file_is_not_taken(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A process that dies while it writes leaves nothing under the file's name; the next one starts anew."""
+    """A process that dies while it writes leaves nothing under the file's name; the next one starts from scratch."""
     write_synced = files.write_synced
 
     def dies(path: Path, data: bytes) -> None:

@@ -146,7 +146,7 @@ def test_advice(
 
 
 def test_stop(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """A stop ends the sweep with 75 after the run that it stopped; the same command goes on with that one."""
+    """A stop ends the sweep with 75 after the run that it stopped; the same command resumes with that one."""
     asked, stand_in = ends([0, 75])
 
     def train_and_stop(children: sweep.Children, args: Sequence[str]) -> int:
@@ -156,7 +156,7 @@ def test_stop(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str
 
     monkeypatch.setattr(sweep.Children, "train", train_and_stop)
     assert cli.main(["sweep", "gamma", *TINY]) == 75
-    assert len(asked) == 2 and "the same command goes on" in capsys.readouterr().err
+    assert len(asked) == 2 and "the same command resumes" in capsys.readouterr().err
     more, stand_in_again = ends([0, 0])
     monkeypatch.setattr(sweep.Children, "train", stand_in_again)
     assert cli.main(["sweep", "gamma", *TINY]) == 0

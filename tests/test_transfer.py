@@ -67,7 +67,7 @@ def tensors_of(trainer: Trainer) -> dict[str, dict[str, torch.Tensor]]:
 
 
 def test_everything_is_taken_over(start: Checkpoint) -> None:
-    """From equal networks come all weights of G, D and, of the first average, the average; optimizers start anew."""
+    """From equal networks come all weights of G, D and, of the first average, the average; optimizers are new."""
     trainer = begun(start)
     ours = tensors_of(trainer)
     for file in ("G", "D", "G_ema"):
@@ -124,7 +124,7 @@ def test_names_across_resolutions() -> None:
 
 
 def test_higher_resolution_of_r3gan() -> None:
-    """A run at twice the resolution takes over all lower stages of both players; its new stage starts anew."""
+    """A run at twice the resolution takes over all lower stages of both players; its new stage starts from scratch."""
     low = config_of(network="r3gan", stages=(32, 32), width=0.5, group_width=0)
     low = replace(low, data=replace(low.data, image_size=(14, 14)))
     high = replace(low, data=replace(low.data, image_size=(28, 28)), networks=replace(low.networks, stages=(32,) * 3))
@@ -215,7 +215,7 @@ def test_hint_where_images_are_few() -> None:
     config = presets.get("ffhq64")
     plain = replace(config, objective=replace(config.objective, augment="none", augment_p=0.0))
     assert train._hint(plain, 1234) == (
-        "1,234 images are few: D will learn them by heart; --preset fewshot, or --augment ada --augment-target 0.6"
+        "1,234 images are few: D will memorise them; --preset fewshot, or --augment ada --augment-target 0.6"
     )
     assert train._hint(plain, 2000) is None and train._hint(config, 10) is None
     assert train._hint(presets.get("fewshot"), 10) is None and train._hint(presets.debug(), 1000) is None

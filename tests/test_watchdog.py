@@ -97,7 +97,7 @@ def test_sleeping_process_is_named_with_its_phase(start):
     assert spent < BOUND_S
     for process_line in (line, last_line(second)[0]):
         assert "rank 1 on" in process_line and "is stuck in reading a batch at 300 images" in process_line
-        assert process_line.endswith("start the same command again: it goes on from the checkpoint of 200 images")
+        assert process_line.endswith("start the same command again: it resumes from the checkpoint of 200 images")
 
 
 def test_killed_process_is_named_with_its_last_place(start):

@@ -31,8 +31,8 @@ WINS_PAIRS = 0.99  # of pairs of real and fake in the right order, in the mean; 
 WINS_LOSS = 0.2  # of the undecided loss: D is sure and right; healthy runs have 0.8 and more
 OVERFITTING = 0.5  # held_out_gap, moved_gap: three pairs in four have the seen image above; healthy runs stay below 0.2
 MEMORISED = 0.5  # nearest_real: samples are half as far from training images as new images are; healthy ones 1 and more
-FEW_IMAGES = 2_000  # below it D learns unchanged images by heart (ADA, 2006.06676)
-OFTEN = 20  # times that each image was seen: nothing is learned by heart at once
+FEW_IMAGES = 2_000  # below it D memorises unchanged images (ADA, 2006.06676)
+OFTEN = 20  # times that each image was seen: nothing is memorised at once
 LR_RATIO = 4.0  # between the players' learning rates: twofold ones are usual (TTUR, 1706.08500)
 WEAK_PAIRS = 0.5  # a D that does worse than chance, and has by far the smaller steps
 NO_USE = 0.6  # mean of label_real and label_fake: mixed-up classes have 0.50 to 0.53, healthy runs 0.70 and more
@@ -165,10 +165,12 @@ def find_overfitting(course: RunHistory) -> Finding | None:
     evidence = []
     held_out = course.mean("health/held_out_gap")
     if held_out is not None and held_out >= OVERFITTING:
-        evidence.append(course.told("health/held_out_gap", "D knows seen images from unseen: 0 is none, 1 by heart"))
+        evidence.append(course.told("health/held_out_gap", "D knows seen images from unseen: 0 is none, 1 memorised"))
     if held_out is None and course.passes >= OFTEN and course.health_of("moved_gap") >= OVERFITTING:
         evidence.append(
-            course.told("health/moved_gap", "D knows seen images from copies moved by one pixel: 0 is none, 1 by heart")
+            course.told(
+                "health/moved_gap", "D knows seen images from copies moved by one pixel: 0 is none, 1 memorised"
+            )
         )
     if course.num_images < FEW_IMAGES and course.health_of("nearest_real") < MEMORISED:
         evidence.append(course.told("health/nearest_real", "samples are copies of training images: 1 is a new image"))

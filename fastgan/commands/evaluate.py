@@ -28,7 +28,7 @@ class EvaluateOptions:
     """How many images to generate."""
     extractor: Literal["auto", "inception", "efficientnet", "dinov2", "digits"] = "auto"
     """Features to compare; auto: digits for gray 28x28 images and stacked-mnist, else inception where its weights are
-    at hand, else efficientnet where it is installed."""
+    available, else efficientnet where it is installed."""
     per_class: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Measure the distance of each class by itself, too, of a run with classes."""
     inception_weights: Path | None = None

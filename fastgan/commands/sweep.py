@@ -30,7 +30,7 @@ usage: fastgan sweep gamma [options]     (fastgan sweep gamma --help lists them:
 
   Three runs at a quarter, once and four times the config's first gamma (--gamma-end goes with it), --images long;
   without it a twentieth of the whole run, 200 steps at least. They are in RUN_DIR/gamma-VALUE; without --run-dir, in
-  runs/sweep-PRESET. The same command again goes on, and skips what is done."""
+  runs/sweep-PRESET. The same command again resumes, and skips what is done."""
 # column, its name in the log
 COLUMNS = (
     ("loss D", "loss/D"),
@@ -291,7 +291,7 @@ def main(args: Sequence[str]) -> int:
     finally:
         children.close()
     if children.stopped or EXIT_STOPPED in codes:
-        print(f"fastgan: the sweep was stopped; the same command goes on in {folder}", file=sys.stderr)
+        print(f"fastgan: the sweep was stopped; the same command resumes in {folder}", file=sys.stderr)
         asked_for = runs[0].config.run.minutes is not None and not children.stopped
         return EXIT_DONE if asked_for else EXIT_STOPPED
     means = [figures(run) for run in runs]

@@ -15,7 +15,7 @@ PREFETCH = 2
 
 
 class DaliLoader(PrefetchLoader):
-    """Batches from a prepared set, decoded ahead by DALI; a jump starts the pipeline anew."""
+    """Batches from a prepared set, decoded ahead by DALI; a jump starts the pipeline again."""
 
     def __init__(self, sampler: BatchSampler, source: PreparedDataset, num_threads: int) -> None:
         super().__init__(sampler)

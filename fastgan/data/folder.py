@@ -17,7 +17,7 @@ from fastgan.errors import UserError
 class FolderDataset:
     """Every image below `folder`, its middle fitted to `image_size`; its folders are the classes.
 
-    A file that turns out broken is told of, once, and the next good one stands in for it.
+    A file that turns out broken is reported, once, and the next good one stands in for it.
     Raises UserError where there is no image.
     """
 

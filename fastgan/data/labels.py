@@ -172,7 +172,7 @@ def _parse_json(data: bytes, path: str) -> dict[str, Label]:
     try:
         value: Any = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is no JSON file ({error}): mend it or give --labels none") from None
+        raise UserError(f"{path} is no JSON file ({error}): fix it or give --labels none") from None
     if isinstance(value, dict) and isinstance(value.get("labels"), list | dict | None):
         value = value.get("labels", None if path == "dataset.json" else value)
     if value is None:

@@ -62,7 +62,7 @@ class Prefetcher(Iterator[Sequence[Tensor]]):
         step = torch.cuda.current_stream(self._device)
         step.wait_event(ready.done)
         for tensor in ready.tensors:
-            tensor.record_stream(step)  # else its memory could be written anew while a step still reads it
+            tensor.record_stream(step)  # else its memory could be written again while a step still reads it
         return ready.tensors
 
     def _start(self) -> _Copy:

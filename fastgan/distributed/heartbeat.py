@@ -363,8 +363,8 @@ class Watchdog:
 
     def _remedy(self) -> str:
         if self._checkpoint is None:
-            return "start the same command again: it goes on from the last checkpoint, if there is one"
-        return f"start the same command again: it goes on from the checkpoint of {self._checkpoint:,} images"
+            return "start the same command again: it resumes from the last checkpoint, if there is one"
+        return f"start the same command again: it resumes from the checkpoint of {self._checkpoint:,} images"
 
 
 def is_lost(error: BaseException) -> bool:

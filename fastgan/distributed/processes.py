@@ -43,7 +43,7 @@ class Processes:
             _open_group(agreement, limit_s)
         patience = InitProcessGroupKwargs(timeout=collective_timeout(limit_s))
         in_place = DistributedDataParallelKwargs(gradient_as_bucket_view=True)  # exchanged where they lie
-        # What these two say, of layouts and of DeepSpeed's own calls, no user can mend.
+        # What these two say, of layouts and of DeepSpeed's own calls, no user can fix.
         warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides", UserWarning)
         warnings.filterwarnings("ignore", "`torch.distributed..* is deprecated", FutureWarning)
         # Its own precision and compiling would change what several processes learn, but not what one does.

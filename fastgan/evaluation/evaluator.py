@@ -102,7 +102,7 @@ class Evaluator:
         num_classes, labels = self.config.networks.num_classes, self.source.labels
         if not num_classes or labels is None:
             raise UserError(
-                "per_class: the run's generator is told no classes, so that its images have none: leave it out"
+                "per_class: the run's generator is not class-conditional, so its images have no classes: leave it out"
             )
         size, found = num_images // num_classes, {}
         for number in range(num_classes):
@@ -176,7 +176,9 @@ def load_on_all(
         say(f"training goes on without evaluation: {reason or f'a process has no extractor {name}'}")
         return None
     if name == "efficientnet" and config.run.extractor == "auto":
-        say("evaluation by efficientnet, as no Inception weights are at hand: its figures are fd_efficientnet, no FID")
+        say(
+            "evaluation by efficientnet, as no Inception weights are available: its figures are fd_efficientnet, no FID"
+        )
     return Evaluator(config, source, extractor, processes.device, processes)
 
 

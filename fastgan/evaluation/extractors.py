@@ -62,13 +62,13 @@ class Extractor(NamedTuple):
 
 
 def name_for(config: Config) -> str:
-    """The extractor that the config asks for: of `auto`, the one that fits the images and is at hand."""
+    """The extractor that the config asks for: of `auto`, the one that fits the images and is available."""
     return choose(config.run.extractor, config, config.run.inception_weights)
 
 
 def choose(asked: str, config: Config, inception_weights: Path | None = None) -> str:
     """The extractor `asked` for. `auto`: digits for gray 28x28 images and stacked-mnist; else inception where its
-    weights are at hand; else efficientnet where it is installed; else inception, to be downloaded."""
+    weights are available; else efficientnet where it is installed; else inception, to be downloaded."""
     if asked != "auto":
         return asked
     is_gray28 = (config.data.channels, config.data.image_size) == (1, (28, 28))

@@ -14,7 +14,7 @@ health/d_accuracy_held_out    of images that training never sees and D takes for
 health/logit_gap              mean logit of the training images less that of G's
 health/d_accuracy_pairs       share of all pairs of a training image and one of G's in which the first's logit is higher
 health/held_out_gap           how much more often a training image has a higher logit than a held-out one than the
-                              other way round: 0 is none, 1 is learned by heart
+                              other way round: 0 is none, 1 is memorised
 health/moved_gap              the same of the training images and their copies moved by a pixel, which D hasn't seen
                               either: it stands in where nothing is held out, and agrees with it to a tenth
 health/slope_real, slope_fake root mean square of D's gradient in training images and in G's: what R1 and R2 hold down

@@ -187,7 +187,7 @@ class Hooks:
 
         Where training was stopped `in_haste`, they are left to the session that ends the run: a scheduler that has
         sent its signal kills what goes on for long. Raises what a write raised, where training itself didn't fail:
-        that says more, and the other is told of.
+        that says more, and the other is reported.
         """
         ending = sys.exception()
         failed = ending is not None and not isinstance(ending, Stopped)

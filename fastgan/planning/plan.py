@@ -235,7 +235,7 @@ def _assumptions(found: Forecast) -> list[str]:
 
 
 def _transfer(config: Config) -> tuple[list[str], bool]:
-    """What would be taken over from another run, and whether it is all of G; a run that goes on takes nothing over."""
+    """What would be taken over from another run, and whether it is all of G; a run that resumes takes nothing over."""
     from fastgan import networks
     from fastgan.runs.checkpoint import Checkpoints
     from fastgan.runs.run_folder import RunFolder

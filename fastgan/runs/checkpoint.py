@@ -86,7 +86,7 @@ class Checkpoints:
         return final
 
     def latest(self, say: Callable[[str], None] = print) -> Checkpoint | None:
-        """The newest checkpoint that is whole, None where there is none at all; damaged ones are told of.
+        """The newest checkpoint that is whole, None where there is none at all; damaged ones are reported.
 
         Raises UserError where all are damaged: a new start would hide that.
         """
@@ -97,7 +97,7 @@ class Checkpoints:
             except CorruptCheckpoint as reason:
                 say(f"checkpoint {path} is damaged ({reason}): falling back to the one before")
         if paths:
-            raise UserError(f"every checkpoint in {self.folder} is damaged: delete that folder to start anew")
+            raise UserError(f"every checkpoint in {self.folder} is damaged: delete that folder to start from scratch")
         return None
 
     def remove_partial(self) -> None:

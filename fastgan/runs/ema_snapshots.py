@@ -87,7 +87,7 @@ class EmaSnapshots:
         """The average of `length` (sigma_rel) as it was at `at` images (None: at the newest snapshot) is on disk.
 
         Weights are combined in float64; buffers, BatchNorm's statistics, are those of the snapshot at `at`. A file that
-        was made before of the same snapshots stays. A large error is told of. Raises UserError.
+        was made before of the same snapshots stays. A large error is reported. Raises UserError.
         """
         stored = self._up_to(length, at)
         images_seen = stored[-1].images_seen

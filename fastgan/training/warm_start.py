@@ -1,7 +1,7 @@
 """`--transfer RUN`: a run whose networks start from another run's weights, wherever names and shapes agree.
 
 Only a run's first session looks at RUN. It writes a checkpoint before its first step, from which all later ones go on,
-also where RUN has trained on or is gone. Optimizers and the adaptive augmentation start anew.
+also where RUN has trained on or is gone. Optimizers and the adaptive augmentation start from scratch.
 """
 
 import json

@@ -71,7 +71,7 @@ class Record:
         try:
             return read_rows(path)
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise UserError(f"{path} can't be read ({error}): mend or delete that line") from None
+            raise UserError(f"{path} can't be read ({error}): fix or delete that line") from None
 
     @property
     def images_seen(self) -> int:

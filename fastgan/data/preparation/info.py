@@ -159,7 +159,7 @@ def _lines(folder: Path, facts: Facts) -> Iterator[str]:
         f" (images {', '.join(map(str, facts.flat[:NAMED]))})" if facts.flat else ""
     )
     if index["num_images"] < FEW_IMAGES:
-        yield f"warning: under {FEW_IMAGES:,} images a GAN learns by heart: find more, or train with augmentation"
+        yield f"warning: under {FEW_IMAGES:,} images a GAN memorises them: find more, or train with augmentation"
     yield f"contact sheet: {folder / CONTACT_SHEET}"
 
 

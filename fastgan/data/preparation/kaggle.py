@@ -29,7 +29,7 @@ def _short(error: Exception) -> str:
 
 
 def _remedy(error: Exception) -> str:
-    """What mends it, by the server's answer where there was one."""
+    """What fixes it, by the server's answer where there was one."""
     status = getattr(getattr(error, "response", None), "status_code", None)
     kinds = {kind.__name__ for kind in type(error).__mro__}
     if status in (401, 403) or kinds & {"UnauthenticatedError", "CredentialError"}:

@@ -42,7 +42,7 @@ class PrepareOptions:
     source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SRC")]
     """Folder, zip, tar, folder or {000..012} pattern of tars, folder of parquet files; mnist, fashion-mnist, toy."""
     dest: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DEST")]
-    """A new folder for the data set; the same command goes on after a stop."""
+    """A new folder for the data set; the same command resumes after a stop."""
     size: str
     """The images' size: 128, or 96x160 (height x width)."""
     fit: Literal["crop", "pad", "stretch"] = "crop"
@@ -90,7 +90,7 @@ def prepare(options: PrepareOptions) -> dict[str, Any]:
     except BrokenPipeError:  # of the console, not of DEST
         raise
     except OSError as error:
-        raise UserError(f"cannot write {dest} ({error.strerror or error}): mend that and run the same again") from None
+        raise UserError(f"cannot write {dest} ({error.strerror or error}): fix that and run the same again") from None
 
 
 def _check(options: PrepareOptions) -> Size:

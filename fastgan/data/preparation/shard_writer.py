@@ -79,7 +79,7 @@ class ShardWriter:
         self.shard.next = next_position
 
     def close(self) -> Shard:
-        """The shard is there under its name, and after it the record from which a killed run goes on."""
+        """The shard is there under its name, and after it the record from which a killed run resumes."""
         self._write(bytes(-self.shard.num_bytes % tarfile.RECORDSIZE or tarfile.RECORDSIZE))
         self._file.flush()
         os.fsync(self._file.fileno())
