@@ -251,6 +251,7 @@ def test_data_facts_tell_sets_apart():
     assert found["data set"]["images"] == len(source) and found["data set"]["content"] == source.content_hash()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("first", "second", "wanted"),
     [

@@ -27,6 +27,7 @@ def test_every_script_is_in_the_list():
     assert not {name for name in scripts if f"`{name}`" not in text}
 
 
+@pytest.mark.slow
 def test_gpu_acceptance_runs_where_it_can():
     """Without a GPU it says so; with --anyway its parts run on the CPU, each in a process of its own."""
     command = [BENCHMARKS / "gpu_acceptance.sh"]
@@ -112,6 +113,7 @@ def test_a_part_that_fails_spoils_no_other(play_parts):
     assert cells(rows, "good") == cells(rows, "late") == [("good", True)]
 
 
+@pytest.mark.slow
 def test_turns_are_taken_one_after_the_other(play_parts):
     """Parts get ready together but are timed alone, in the order given, wave by wave; one that never ends is ended."""
     rows = play_parts(["third", "hangs in its turn", "second", "first"], 60)
@@ -121,6 +123,7 @@ def test_turns_are_taken_one_after_the_other(play_parts):
     assert all(one["ended"] <= other["began"] for one, other in itertools.pairwise(turns))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("most", [1, 4])
 def test_the_time_is_kept(play_parts, most):
     """The end comes on time, and what didn't fit is said; what was found before is kept."""
@@ -133,6 +136,7 @@ def test_the_time_is_kept(play_parts, most):
     assert not [row for _, row in rows if row["right"] is False]
 
 
+@pytest.mark.slow
 def test_a_stop_leaves_rows_and_no_process(tmp_path):
     """SIGTERM during the acceptance ends all its processes; the rows so far lie in the folder asked for."""
     environment = os.environ | {"PYTHON": sys.executable, "CUDA_VISIBLE_DEVICES": "", "FASTGAN_PACK": str(tmp_path)}

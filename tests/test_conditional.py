@@ -234,6 +234,7 @@ def test_data_with_other_classes(num_classes: int) -> None:
     check(config_with(2), toy)
 
 
+@pytest.mark.slow
 def test_folders_are_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A run on a folder with a folder a class learns those classes."""
     for label, name in enumerate(("discs", "bars", "more")):

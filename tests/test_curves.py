@@ -1,11 +1,11 @@
-import math
-
 import pytest
+import torch
 from PIL import Image
 
 from fastgan import train
-from fastgan.monitor import loss_plot
+from fastgan.monitor import loss_plot, progress
 from fastgan.runs.rows import read_rows
+from fastgan.training.losses import LOSSES
 
 pytestmark = pytest.mark.usefixtures("keep_signal_handlers")
 
@@ -41,14 +41,18 @@ def test_without_rows_there_is_no_picture(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_undecided():
+@pytest.mark.parametrize("name", loss_plot.CHANCE_LEVEL)
+def test_chance_level(name):
     """The line stands where D's loss is if it holds every image for as likely real as not."""
-    value, _ = loss_plot.CHANCE_LEVEL["nonsaturating"]
-    assert value == pytest.approx(-2 * math.log(0.5))
+    value, _ = loss_plot.CHANCE_LEVEL[name]
+    undecided = torch.zeros(4)
+    assert float(LOSSES[name].d(undecided, undecided).mean()) == pytest.approx(value)
 
 
-def test_epochs_on_the_console(tmp_path, capsys):
+@pytest.mark.slow
+def test_epochs_on_the_console(tmp_path, capsys, monkeypatch):
     """A run that shows epochs prints, for each, its number, finished bar, time and the weighted means of its rows."""
+    monkeypatch.setattr(progress, "LINE_EVERY_S", 1e9)  # no lines before the end, however slow the machine
     run_dir = tmp_path / "run"
     args = ["--preset", "debug", "--console", "epochs", "--epochs", "2", "--log-every", "300"]
     assert train.main([*args, "--run-dir", str(run_dir)]) == 0
@@ -62,6 +66,7 @@ def test_epochs_on_the_console(tmp_path, capsys):
         assert lines[place] == f"Generator Loss: {g_loss} Discriminator Loss: {d_loss}"
 
 
+@pytest.mark.slow
 def test_a_resumed_epoch_has_the_means_of_one_never_stopped(tmp_path, capsys):
     """Rows and means of an epoch that was stopped in its middle are those of an epoch that wasn't."""
     args = ["--preset", "debug", "--console", "epochs", "--epochs", "1", "--log-every", "300", "--run-dir"]

@@ -63,6 +63,7 @@ def test_processes_learn_what_one_learns(tmp_path, one, num_processes):
     assert answer.stdout.count("done: 320 images") == 1
 
 
+@pytest.mark.slow
 def test_accelerates_own_precision_and_compiling_are_left_out(tmp_path, one):
     """Where Accelerate's configuration asks for them, two processes learn what one learns, and say who decides."""
     run_dir = tmp_path / "run"
@@ -73,6 +74,7 @@ def test_accelerates_own_precision_and_compiling_are_left_out(tmp_path, one):
     assert answer.stdout.count("dynamo_backend is inductor: it isn't used, fastgan's own --compile decides") == 1
 
 
+@pytest.mark.slow
 def test_whole_run_under_divided_weights(tmp_path, one):
     """ZeRO 3, where no process holds whole weights: rows and weights are those of one, with histograms, too."""
     run_dir = tmp_path / "run"
@@ -81,6 +83,7 @@ def test_whole_run_under_divided_weights(tmp_path, one):
     assert_same_run(run_dir, one)
 
 
+@pytest.mark.slow
 def test_mistake_on_several_processes_ends_them(tmp_path):
     """A wrong setting ends every process with its one line, and doesn't hang."""
     answer = launch(tmp_path / "run", 2, "--batch-size", "1001")
@@ -114,6 +117,7 @@ def test_threads_are_the_share_of_the_cores(monkeypatch, environment, wanted, th
     assert chosen == ([] if threads is None else [threads])
 
 
+@pytest.mark.slow
 def test_resumed_processes_log_what_undisturbed_ones_do(tmp_path):
     """Resumed between two rows, two processes write the very rows that they wrote before."""
     options = ("--log-every", "96", "--checkpoint-every", "64", "--keep-checkpoints", "9")
@@ -191,6 +195,7 @@ processes.close()
 """
 
 
+@pytest.mark.slow
 def test_every_process_group_outlasts_the_watchdog(tmp_path):
     """Votes, too, are waited for longer than any phase may take: gloo's own half hour would end an evaluation."""
     (tmp_path / "groups.py").write_text(GROUPS)

@@ -219,24 +219,28 @@ def rates(g_lr: str, d_lr: str) -> tuple[str, ...]:
     return ("--g-lr", g_lr, "--d-lr", d_lr)
 
 
+@pytest.mark.slow
 def test_run_with_too_high_a_learning_rate(tmp_path: Path) -> None:
     """Fifty times the learning rate is divergence, of a seed whose run has losses far above those of chance."""
     options = (*rates("0.1", "0.1"), "--images", "8200", "--seed", "1")
     assert diagnosis_of(tmp_path / "run", *options).verdict == "diverging"
 
 
+@pytest.mark.slow
 def test_run_with_far_too_strong_a_d(tmp_path: Path) -> None:
     """A D that learns two hundred times as fast as G, without a penalty, is far too strong."""
     options = (*rates("2e-5", "4e-3"), "--penalty", "none", "--images", "8200")
     assert diagnosis_of(tmp_path / "run", *options).verdict == "D far too strong"
 
 
+@pytest.mark.slow
 def test_run_that_collapses(tmp_path: Path) -> None:
     """Large steps with momentum and without a penalty make G's images identical: collapse."""
     options = ("--loss", "least-squares", "--penalty", "none", "--betas", "0.9", "0.999", "--images", "8200")
     assert diagnosis_of(tmp_path / "run", *rates("2e-2", "1e-3"), *options).verdict == "collapse"
 
 
+@pytest.mark.slow
 def test_run_on_identical_images(tmp_path: Path) -> None:
     """A data set of one image many times is told as what it is."""
     data = put(tmp_path / "data", named.load("toy").images[:1].expand(256, 1, 28, 28))
@@ -244,6 +248,7 @@ def test_run_on_identical_images(tmp_path: Path) -> None:
     assert found.verdict == "collapse" and "all training images" in found.evidence[0]
 
 
+@pytest.mark.slow
 def test_run_on_64_images(tmp_path: Path) -> None:
     """D memorises 64 images: it overfits."""
     data = put(tmp_path / "data", crowded(64))
@@ -257,6 +262,7 @@ def with_classes(folder: Path, mix_up: Callable[[list[int]], list[int]]) -> tupl
     return ("--data", put(folder, toy.images, mix_up(toy.labels.tolist())), "--num-classes", "2", "--images", "20100")
 
 
+@pytest.mark.slow
 def test_run_with_broken_labels(tmp_path: Path) -> None:
     """Classes that have nothing to do with the images are found out."""
     options = with_classes(tmp_path / "data", lambda labels: [(5 * n * n + n // 3) % 2 for n in range(len(labels))])
@@ -268,6 +274,7 @@ def test_run_that_is_too_short(tmp_path: Path) -> None:
     assert diagnosis_of(tmp_path / "run", "--images", "3000").verdict == "too short to tell"
 
 
+@pytest.mark.slow
 def test_healthy_run(tmp_path: Path) -> None:
     """The same settings with true labels, and none of the faults, are healthy."""
     assert diagnosis_of(tmp_path / "run", *with_classes(tmp_path / "data", list)).verdict == "healthy"
@@ -276,6 +283,7 @@ def test_healthy_run(tmp_path: Path) -> None:
 # The installation
 
 
+@pytest.mark.slow
 def test_installation(capsys: pytest.CaptureFixture[str]) -> None:
     """Without a run, each thing that training needs has a line, and all is well where these tests run."""
     assert cli.main(["doctor"]) == 0

@@ -106,6 +106,7 @@ def test_scaled_run_that_overflows_for_ever_is_diverged() -> None:
         trainer.check_finite()
 
 
+@pytest.mark.slow
 def test_all_processes_end_alike(tmp_path: Path) -> None:
     """A loss that is no number on one of two processes ends both, and both name the step in which it was."""
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d"]

@@ -16,6 +16,8 @@ from fastgan.training.trainer import Trainer
 from fastgan.utils import rng
 from fastgan.utils.rng import RngStream
 
+pytestmark = pytest.mark.slow
+
 CENTRES = torch.tensor(list(itertools.product((-0.8, -0.4, 0.0, 0.4, 0.8), repeat=2)))
 STD = 0.04  # a tenth of the grid's spacing, and five of the 256 levels of a pixel
 BATCH, STEPS, Z_DIM, WIDTH = 256, 1200, 2, 64

@@ -13,6 +13,8 @@ from torch.distributed import TCPStore
 
 from fastgan.distributed import consistency
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = Path(__file__).parents[1] / "launch" / "keep_going"
 COUNT = 'n=$(cat "$0" 2>/dev/null || echo 0); n=$((n + 1)); echo "$n" >"$0"; '
 

@@ -22,6 +22,8 @@ from fastgan.presets import parse_config
 from fastgan.runs.checkpoint import Checkpoints
 from fastgan.runs.rows import read_rows
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 LAUNCH = ROOT / "launch"
 # file -> processes of all machines, machines, how they are started

@@ -60,6 +60,7 @@ def test_one_process_is_torch_fidelity(alone, theirs):
     assert_theirs(alone, theirs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [2, 3])
 def test_several_processes_are_one(folder, alone, theirs, count):
     """Every process has every figure of one process, and of torch-fidelity, in batches of 100 and of 77, neither of

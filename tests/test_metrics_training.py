@@ -206,6 +206,7 @@ def test_per_class(told):
     assert "per_class" in text
 
 
+@pytest.mark.slow
 def test_two_processes_train_and_evaluate(tmp_path):
     """Two processes evaluate together: the same rows and best checkpoint as one process has."""
     folders = []
@@ -249,6 +250,7 @@ def test_distances_of_classes():
     assert "class 0 has 300 real and 1 generated images" in refusal(lambda: evaluator.per_class(OfTwoClasses(), 3))
 
 
+@pytest.mark.slow
 def test_two_processes_evaluate_a_run(told):
     """`fastgan evaluate` on two processes has one process's figures, and one row is kept."""
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d"]

@@ -128,6 +128,7 @@ def real_modes(digits: Extractor) -> Tensor:
     return torch.cat([modes.stacked_modes(stacked.pixels(items), digits) for items in torch.arange(8000).split(500)])
 
 
+@pytest.mark.slow
 def test_real_data_have_all_modes_at_the_floor(real_modes: Tensor) -> None:
     """Of real images, as many of each mode, all 1000 are found, and KL is far below what a sampler's chance leaves.
 

@@ -53,6 +53,7 @@ def distance(found: Tensor, wanted: Tensor) -> float:
     return float((found - wanted).norm() / wanted.norm())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("float32_stages", [0, 1, 2])
 @pytest.mark.parametrize("stem", [1, 2])
 @pytest.mark.parametrize(("reduced", "error"), [("bfloat16", 1e-2), ("float16", 3e-3)])
@@ -138,6 +139,7 @@ def set_scale(player: Engine, scale: float) -> None:
     player.scaler.load_state_dict(player.scaler.state_dict() | {"scale": scale})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share_fakes", [False, True])
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 def test_training_in_half_precision(precision: str, share_fakes: bool) -> None:

@@ -283,6 +283,7 @@ def killed(at: str, source: Path, dest: Path, workers: int = 2) -> None:
     assert process.exitcode == -signal.SIGKILL
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("at", "kept"),
     [

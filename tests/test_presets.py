@@ -138,6 +138,7 @@ def test_augmentation_that_adapts(capsys: pytest.CaptureFixture[str]) -> None:
     assert shown["augment_p of ada-upright"] == "0, then as augment_target makes it"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["faces128", *(name for name in ROWS if name != "stacked-mnist")])
 def test_data_that_is_not_here_yet(name: str, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The dry run says what to give to --data; with it, it counts the epochs; training without it is refused."""

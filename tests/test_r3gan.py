@@ -197,6 +197,7 @@ def test_gradients_of_d_to_second_order(num_classes):
     assert torch.autograd.gradgradcheck(logits, inputs)
 
 
+@pytest.mark.slow
 def test_penalty_inside_func_grad():
     """R1 through torch.func.grad has the gradient that autograd's create_graph has, and that differences confirm."""
     D = tiny_discriminator(2, (2, 4), base=(3, 2), num_classes=3).double()

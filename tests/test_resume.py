@@ -71,6 +71,7 @@ def undisturbed(tmp_path_factory) -> dict[str, str]:
     return found
 
 
+@pytest.mark.slow
 def test_killed_ten_times_ends_as_if_never_stopped(tmp_path, undisturbed):
     """Kill -9 at ten random moments: weights, optimizers, average, log rows and grids are those of the other run."""
     run_dir, moments = tmp_path / "run", random.Random(4)
@@ -94,6 +95,7 @@ def test_killed_ten_times_ends_as_if_never_stopped(tmp_path, undisturbed):
     assert contents(run_dir) == undisturbed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_stop_signals_save_and_go_on(tmp_path, undisturbed, number):
     """SIGTERM and Ctrl-C end with a checkpoint of that very step and exit code 75; the same command then finishes."""
@@ -115,6 +117,7 @@ def test_stop_signals_save_and_go_on(tmp_path, undisturbed, number):
     assert contents(run_dir)[last] == undisturbed[last]
 
 
+@pytest.mark.slow
 def test_full_disk_keeps_the_earlier_checkpoint(tmp_path):
     """Where a file can't grow any more the run ends with one line and exit code 2, and resumes once there is room."""
     run_dir = tmp_path / "run"

@@ -90,6 +90,7 @@ def last_line(process: subprocess.Popen) -> tuple[str, float]:
     return lines[0], time.monotonic() - began
 
 
+@pytest.mark.slow
 def test_sleeping_process_is_named_with_its_phase(start):
     """Where one process sleeps, both end within the bound and name it, its phase and the checkpoint to go on from."""
     first, second = start("sleeps")
@@ -121,6 +122,7 @@ def test_killed_rank_0_is_named_by_the_others(start):
     assert "rank 0 on" in line and "(last: reading a batch at 300 images); rank 1 on" in line
 
 
+@pytest.mark.slow
 def test_frozen_process_is_noticed(start):
     """A process that stands still without closing its connections, as behind a cut cable, is noticed too."""
     first, second = start("is stopped")

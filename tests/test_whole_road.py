@@ -33,6 +33,7 @@ def write_images(folder: Path, mode: str) -> None:
         image.save(folder / f"{number:03d}.png")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loader", ["resident", "dali"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_images_of_every_kind(tmp_path, kind, loader, capsys):

@@ -22,7 +22,10 @@ from fastgan.kernels import bias_act, choice, diffaugment, random, resample, unp
 from fastgan.kernels.choice import constexpr, jit, tl  # noqa: E402
 from fastgan.kernels.tiles import layout  # noqa: E402
 
-pytestmark = pytest.mark.skipif(choice.INTERPRETED, reason="TRITON_INTERPRET is set: there is nothing to compile")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(choice.INTERPRETED, reason="TRITON_INTERPRET is set: there is nothing to compile"),
+]
 
 ARCHITECTURES = (80, 90, 100)  # A100, H100, B200
 CASES = ((torch.float32, False), (torch.float32, True), (torch.bfloat16, True), (torch.float16, True))

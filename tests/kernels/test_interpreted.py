@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("triton", reason="Triton isn't made for this platform")
 
 CHECKS = sorted((Path(__file__).parent / "interpreted").glob("check_*.py"))

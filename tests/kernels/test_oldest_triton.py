@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 VERSION = "3.6.0"
 OLDEST = Path(sys.prefix) / f"triton-{VERSION}"
 CUBINS = Path(__file__).with_name("test_cubins.py")
