@@ -1,11 +1,13 @@
 """Images to features: the networks that metrics look through, by name."""
 
+import contextlib
 import importlib.util
+from collections.abc import Callable, Iterator
 from hashlib import sha256
 from importlib import resources
 from pathlib import Path
+from types import ModuleType
 from typing import NamedTuple
-from unittest import mock
 
 import safetensors.torch
 import torch
@@ -129,7 +131,7 @@ def _inception(device: torch.device, path: Path | None) -> Extractor:
         version = sha256(path.read_bytes()).hexdigest()
         weights = torch.load(path, map_location="cpu", weights_only=True)
         # torch-fidelity would unpickle the file; it is handed what was loaded without.
-        with mock.patch.object(inception, "load_state_dict_from_url", lambda *_, **__: weights):
+        with _replaced(inception, "load_state_dict_from_url", lambda *_, **__: weights):
             net = inception.FeatureExtractorInceptionV3(
                 "inception-v3-compat", ["2048", "logits_unbiased"], verbose=False
             )
@@ -245,8 +247,9 @@ def _dinov2(device: torch.device) -> Extractor:
     try:
         weights = torch.load(path, map_location="cpu", weights_only=True)
         # torch-fidelity would ask the network, and unpickle the weights.
-        local = mock.Mock(side_effect=lambda _, name: load_source(str(source), name, source="local", pretrained=False))
-        with mock.patch.object(torch.hub, "load", local):
+        with _replaced(
+            torch.hub, "load", lambda _, name: load_source(str(source), name, source="local", pretrained=False)
+        ):
             net = FeatureExtractorDinoV2("dinov2-vit-l-14", ["dinov2"])
         net.model.load_state_dict(weights)
     except Exception as error:  # whatever a wrong file makes them raise, the remedy is the same
@@ -254,6 +257,17 @@ def _dinov2(device: torch.device) -> Extractor:
     version = sha256(path.read_bytes()).hexdigest()
     transform = AS_RGB + "bilinear as TensorFlow 1 does to 224x224, ImageNet's mean and deviation"
     return Extractor("dinov2", version[:16], DINO_FEATURES, _ready(_OfRgb(net), device), 0, transform)
+
+
+@contextlib.contextmanager
+def _replaced(module: ModuleType, name: str, function: Callable[..., object]) -> Iterator[None]:
+    """Let the module's function be another within: torch-fidelity gets weights by it, and by no argument."""
+    original = getattr(module, name)
+    setattr(module, name, function)
+    try:
+        yield
+    finally:
+        setattr(module, name, original)
 
 
 def _ready(net: nn.Module, device: torch.device) -> nn.Module:

@@ -1,5 +1,5 @@
-"""`grid_sample` of pictures, differentiable twice in the pictures whatever the torch: before 2.12 or so torch's own
-wasn't, which R1 behind an augmentation needs.
+"""`grid_sample` of pictures, differentiable twice in the pictures whatever the torch, which R1 behind an augmentation
+needs: torch 2.11's own isn't.
 """
 
 import torch
