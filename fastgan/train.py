@@ -120,18 +120,18 @@ def _trainer(
             checkpoints.remove_partial()
         return checkpoints.latest(processes.print) if start is None else None
 
-    source = agreement.run_on_all(
+    dataset = agreement.run_on_all(
         "data set", open_images, data_fingerprint, main_first=True
     )  # one process gets a known set
-    snapshot = agreement.run_on_all(
+    checkpoint = agreement.run_on_all(
         "run folder", open_folder, lambda found: {"run folder": {"checkpoint": found and found.path.name}}
     )
-    loader = build_loader(config, source, processes.device, processes.rank, processes.world_size, processes.print)
+    loader = build_loader(config, dataset, processes.device, processes.rank, processes.world_size, processes.print)
     trainer = Trainer(config, nets, loader, processes.make_engine, processes.world_size, at=watchdog.set_phase)
-    if snapshot is not None:
-        trainer.load_state(snapshot.tensors, snapshot.state)
+    if checkpoint is not None:
+        trainer.load_state(checkpoint.tensors, checkpoint.state)
         processes.print(f"resuming {folder.path} at {trainer.images_seen:,} of {trainer.total_images:,} images")
-    elif (hint := _hint(config, len(source))) is not None:
+    elif (hint := _hint(config, len(dataset))) is not None:
         processes.print(hint)
     if start is not None and taken is not None:
         warm_start.load_matching(trainer, start, taken)
@@ -139,7 +139,7 @@ def _trainer(
         if processes.is_main:
             taken.save(folder.transfer)
     micro_batch.settle(trainer, folder, processes)
-    return trainer, source
+    return trainer, dataset
 
 
 def train(config: Config, stop: StopRequest) -> None:
@@ -178,35 +178,35 @@ def _train(config: Config, stop: StopRequest, agreement: "ConsistencyCheck", wat
     torch.backends.cudnn.allow_tf32 = run.tf32
     processes = Processes(run.threads, run.engine, run.offload, agreement, run.timeout_s)
     folder = RunFolder(config.run_dir)
-    trainer, source = _trainer(config, processes, folder, agreement, watchdog)
+    trainer, dataset = _trainer(config, processes, folder, agreement, watchdog)
     if trainer.images_seen >= trainer.total_images:
         processes.print(f"{folder.path} is complete: give more --epochs to train on")
         return
     if trainer.images_seen:
         watchdog.report_saved(trainer.images_seen)
-    watch = Hooks(trainer, folder, source, processes, watchdog.report_saved)
-    compiling.settle(trainer, processes, watch.say)
+    hooks = Hooks(trainer, folder, dataset, processes, watchdog.report_saved)
+    compiling.settle(trainer, processes, hooks.say)
     stop.after(config.run.minutes)
     try:
         if trainer.images_seen == 0:
-            watch.grid(trainer)
+            hooks.grid(trainer)
             if config.transfer is not None:  # later sessions go on from here, without the other run
-                watch.checkpoint(trainer)
-        _run_steps(trainer, watch, processes, folder, stop)
+                hooks.checkpoint(trainer)
+        _run_steps(trainer, hooks, processes, folder, stop)
         trainer.set_phase("finishing", EVENT_S)
-        watch.finish(trainer)
+        hooks.finish(trainer)
     except Stopped:
-        watch.checkpoint(trainer)
+        hooks.checkpoint(trainer)
         raise
     finally:
-        watch.close(trainer, in_haste=stop.signalled)
+        hooks.close(trainer, in_haste=stop.signalled)
     processes.barrier()  # a main process that dies while it finishes is started again with the others
     processes.print(f"done: {trainer.images_seen:,} images seen; everything is in {folder.path}")
     processes.close()
 
 
 def _run_steps(
-    trainer: "Trainer", watch: "Hooks", processes: "Processes", folder: "RunFolder", stop: StopRequest
+    trainer: "Trainer", hooks: "Hooks", processes: "Processes", folder: "RunFolder", stop: StopRequest
 ) -> None:
     """Training has come to its end. Raises Stopped where `stop` was asked for on any process."""
 
@@ -214,12 +214,12 @@ def _run_steps(
         return stop.update(processes.delayed_max(stop.asked))
 
     if not (trainer.config.run.profile and processes.is_main):
-        trainer.run(watch.hooks(trainer), should_stop)
+        trainer.run(hooks.schedule(trainer), should_stop)
         return
     from fastgan.monitor.profiler import Profiler
 
-    with Profiler(folder.profile, processes.device, watch.say) as recording:
-        trainer.run([*recording.hooks(), *watch.hooks(trainer)], should_stop)
+    with Profiler(folder.profile, processes.device, hooks.say) as profiler:
+        trainer.run([*profiler.schedule(), *hooks.schedule(trainer)], should_stop)
 
 
 def main(args: Sequence[str] | None = None) -> int:

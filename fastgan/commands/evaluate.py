@@ -52,24 +52,24 @@ def evaluate(options: EvaluateOptions) -> dict[str, float]:
 
 
 def _evaluate(options: EvaluateOptions, group: Group, device: torch.device) -> dict[str, float]:
-    folder, config, snapshot, G = open_run(options.run, options.which)
+    folder, config, checkpoint, G = open_run(options.run, options.which)
     name = extractors.choose(options.extractor, config, options.inception_weights)
     extractor = extractors.load(name, device, options.inception_weights)
-    source = open_dataset(config)
-    check(config, source)
-    evaluator = Evaluator(config, source, extractor, device, group)
+    dataset = open_dataset(config)
+    check(config, dataset)
+    evaluator = Evaluator(config, dataset, extractor, device, group)
     metrics = evaluator(G.to(device), options.images)
     protocol = evaluator.protocol(options.images)
     if options.per_class:
         metrics |= evaluator.per_class(G, options.images)
         protocol["class_fakes"] = options.images // config.networks.num_classes
     if group.rank == 0:
-        seen = snapshot.state["images_seen"]
+        seen = checkpoint.state["images_seen"]
         row = {"images_seen": seen, "which": asdict(options.which), "metrics": metrics, "protocol": protocol}
         append_row(folder.evaluation, row | {"session": session()})
         for remark in evaluator.warnings(options.images):
             print(remark)
-        print(f"{seen:,} images seen; {options.images:,} generated, {len(source):,} real; features of {name}")
+        print(f"{seen:,} images seen; {options.images:,} generated, {len(dataset):,} real; features of {name}")
         for metric, value in metrics.items():
             print(f"  {metric:26} {value:10.4f}")
     return metrics

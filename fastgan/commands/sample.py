@@ -52,7 +52,7 @@ def _resolve(options: SampleOptions, config: Config) -> tuple[list[int], Tensor 
 def sample(options: SampleOptions) -> list[Path]:
     """PNG files of the seeds in `out`, or one grid; their paths."""
     parse_seeds(options.seeds)  # what is wrong with them is said before anything is read
-    _, config, snapshot, G = open_run(options.run, options.which)
+    _, config, checkpoint, G = open_run(options.run, options.which)
     device = to_device()
     seeds, labels, names, columns = _resolve(options, config)
     images = images_of(G.to(device), seeds, config.networks.z_dim, device, labels)
@@ -66,5 +66,5 @@ def sample(options: SampleOptions) -> list[Path]:
                 save_png(path, image)
     except OSError as error:
         raise UserError(f"cannot write into {options.out} ({error.strerror}): give another --out") from None
-    print(f"{len(images)} images after {snapshot.state['images_seen']:,} images seen: {options.out}")
+    print(f"{len(images)} images after {checkpoint.state['images_seen']:,} images seen: {options.out}")
     return paths

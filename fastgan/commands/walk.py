@@ -103,7 +103,7 @@ def walk(options: WalkOptions) -> Path:
     """The walk is in `out`. Raises UserError for a folder without a run or checkpoint, or a file that can't be."""
     if not options.is_gif:
         _require_video()
-    _, config, snapshot, G = open_run(options.run, options.which)
+    _, config, checkpoint, G = open_run(options.run, options.which)
     path, device = walk_of(options, config), to_device()
     made = pictures(path, G.to(device), config.networks.z_dim, device)
     images = map(functools.partial(enlarge, side=SIDE), map(to_image, made))
@@ -116,7 +116,7 @@ def walk(options: WalkOptions) -> Path:
     except OSError as error:
         raise UserError(f"cannot write {options.out} ({error.strerror or error}): give another --out") from None
     many = "" if path.count == 1 else f"{path.count} walks, "
-    seen = snapshot.state["images_seen"]
+    seen = checkpoint.state["images_seen"]
     print(f"{many}{len(path)} frames, {len(path) / options.fps:.1f} s after {seen:,} images seen: {options.out}")
     return options.out
 

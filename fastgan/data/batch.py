@@ -72,18 +72,18 @@ class BatchSampler:
     def __init__(
         self,
         config: Config,
-        source: ImageDataset,
+        dataset: ImageDataset,
         device: torch.device,
         rank: int = 0,
         num_processes: int = 1,
         indices_on: torch.device = CPU,
     ) -> None:
-        self.source, self.device, self.num_images = source, device, len(source)
+        self.dataset, self.device, self.num_images = dataset, device, len(dataset)
         self._config, self._rank, self._num_processes = config, rank, num_processes
         streams = [(RngStream.ORDER, RngStream.MIRROR)]
         if not config.objective.reuse_reals:
             streams.append((RngStream.ORDER_G, RngStream.MIRROR_G))
-        self._roles = [(Sampler(len(source), config.seed, order, indices_on), mirror) for order, mirror in streams]
+        self._roles = [(Sampler(len(dataset), config.seed, order, indices_on), mirror) for order, mirror in streams]
         self.max_images = len(self._roles) * largest_local_batch(config.data.batch_size, num_processes)
 
     def global_positions(self, images_seen: int) -> range:
@@ -102,7 +102,7 @@ class BatchSampler:
 
     def labelled(self, indices: Tensor, pixels: Tensor) -> tuple[Tensor, ...]:
         """Return the pixels and, where the set has labels, those of the indices, int64 on the CPU."""
-        return (pixels,) if self.source.labels is None else (pixels, self.source.labels[indices])
+        return (pixels,) if self.dataset.labels is None else (pixels, self.dataset.labels[indices])
 
     def batch(self, images_seen: int, pixels: Tensor, labels: Tensor | None = None) -> Batch:
         """Make the batch of its images' pixels, uint8 [indices, C, H, W], and labels [indices], on the device."""

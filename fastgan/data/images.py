@@ -69,16 +69,16 @@ class ArrayDataset:
         return digest.hexdigest()[:16]
 
 
-def decoded(decode: Callable[[int], np.ndarray], items: Tensor, shape: tuple[int, int, int]) -> Tensor:
+def decoded(decode: Callable[[int], np.ndarray], indices: Tensor, shape: tuple[int, int, int]) -> Tensor:
     """The images, uint8 [B, C, H, W], channels last in memory, that `decode` makes [H, W, C] = `shape` of each item.
 
     Decoders let other threads run, so as many threads as torch has share the work.
     """
-    if torch.get_num_threads() == 1 or len(items) < 2:
-        images = [decode(item) for item in items.tolist()]
+    if torch.get_num_threads() == 1 or len(indices) < 2:
+        images = [decode(item) for item in indices.tolist()]
     else:
         with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-            images = list(pool.map(decode, items.tolist()))
+            images = list(pool.map(decode, indices.tolist()))
     stacked = np.stack(images) if images else np.empty((0, *shape), np.uint8)
     return torch.from_numpy(stacked).permute(0, 3, 1, 2)
 

@@ -43,7 +43,7 @@ def label_entries(source: ArchiveReader, option: str | None) -> Labelled:
     names = {label for label in labels if label is not None}
     classes = _class_names(source.classes, names) if option is None else None
     order = _in_order(names) if classes is None else list(range(len(classes)))
-    number = {label: place for place, label in enumerate(order)}
+    number = {label: index for index, label in enumerate(order)}
     pairs = list(zip(source.entries, labels, strict=True))
     return Labelled(
         entries=[entry for entry, label in pairs if label is not None],
@@ -154,8 +154,8 @@ def _parse_csv(data: bytes, path: str) -> dict[str, Label]:
     head = [cell.strip().lower() for cell in rows[0]] if rows else []
     file, label, start = 0, 1, 0
     if any(word in head for word in FILE_WORDS) and any(word in head for word in LABEL_WORDS):
-        file = next(place for place, word in enumerate(head) if word in FILE_WORDS)
-        label = next(place for place, word in enumerate(head) if word in LABEL_WORDS)
+        file = next(column for column, word in enumerate(head) if word in FILE_WORDS)
+        label = next(column for column, word in enumerate(head) if word in LABEL_WORDS)
         start = 1
     pairs = []
     for line, row in enumerate(rows[start:], start + 1):

@@ -24,13 +24,13 @@ class _Decoded(IterableDataset[Sequence[Tensor]]):
     def __iter__(self) -> Iterator[Sequence[Tensor]]:
         info = get_worker_info()
         number, count = (info.id, info.num_workers) if info is not None else (0, 1)
-        place, turn = self.start, 0
+        images_seen, turn = self.start, 0
         while True:
             if turn % count == number:
-                items = self.sampler.dataset_indices(place)
-                pixels = self.sampler.source.pixels(items).contiguous(memory_format=torch.channels_last)
-                yield self.sampler.labelled(items, pixels)
-            place, turn = self.sampler.global_positions(place).stop, turn + 1
+                indices = self.sampler.dataset_indices(images_seen)
+                pixels = self.sampler.dataset.pixels(indices).contiguous(memory_format=torch.channels_last)
+                yield self.sampler.labelled(indices, pixels)
+            images_seen, turn = self.sampler.global_positions(images_seen).stop, turn + 1
 
 
 class TorchLoader(PrefetchLoader):

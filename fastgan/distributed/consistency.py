@@ -280,19 +280,19 @@ def launch_fingerprint(config: Config) -> Fingerprint:
     return {"setting": settings, "version": versions | {package: _version(package) for package in PACKAGES}}
 
 
-def data_fingerprint(source: "ImageDataset") -> Fingerprint:
+def data_fingerprint(dataset: "ImageDataset") -> Fingerprint:
     """What has to be equal of the images: how many, of which kind, their classes, and their bytes where that is known.
 
     A folder's hash holds its files' times, in which equal copies differ.
     """
     from fastgan.data.folder import FolderDataset
 
-    height, width = source.image_size
-    facts: dict[str, object] = {"images": len(source), "channels": source.channels, "size": f"{height}x{width}"}
-    if source.labels is not None:
-        facts["classes"] = sha256(source.labels.cpu().numpy().tobytes()).hexdigest()[:16]
-    if not isinstance(source, FolderDataset):
-        facts["content"] = source.content_hash()
+    height, width = dataset.image_size
+    facts: dict[str, object] = {"images": len(dataset), "channels": dataset.channels, "size": f"{height}x{width}"}
+    if dataset.labels is not None:
+        facts["classes"] = sha256(dataset.labels.cpu().numpy().tobytes()).hexdigest()[:16]
+    if not isinstance(dataset, FolderDataset):
+        facts["content"] = dataset.content_hash()
     return {"data set": facts}
 
 

@@ -98,10 +98,10 @@ class Engine:
             parameter = parameters[int(number)]
             # Each value lies as the optimizer would have made it: a fused one walks parameter and value in step.
             if value.shape == parameter.shape:
-                place = torch.empty_like(parameter)
+                own = torch.empty_like(parameter)
             else:
-                place = torch.empty_like(value, device=parameter.device if self._counts_on_device() else "cpu")
-            self.optimizer.state[parameter][name] = place.copy_(value)
+                own = torch.empty_like(value, device=parameter.device if self._counts_on_device() else "cpu")
+            self.optimizer.state[parameter][name] = own.copy_(value)
 
 
 def fix_ddp_bucket_order(shared: nn.Module, module: nn.Module) -> None:

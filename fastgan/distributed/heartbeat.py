@@ -115,7 +115,7 @@ class Watchdog:
         self._told: str | None = None
         self._checkpoint: int | None = None
         self._first: int | None = None  # images seen when the first step began
-        self._place = Phase("starting", 0, 0, time.monotonic(), max(limit_s, preparing_s))
+        self._phase = Phase("starting", 0, 0, time.monotonic(), max(limit_s, preparing_s))
         self._reached = time.monotonic()
         self._beats: dict[int, tuple[Heartbeat, float]] = {}  # rank 0 alone has them, each with when it was new
         self._began = self._asked_since = self._digest_heard = self._reached
@@ -143,14 +143,14 @@ class Watchdog:
 
         All processes say the same phases in the same order. Nothing is sent from here.
         """
-        before = self._place
+        before = self._phase
         moves = before.moves + 1 if images_seen == before.images_seen else 0
         if limit_s is None:
             if self._first is None and images_seen > 0:
                 self._first = images_seen
             begins = self._first is None or images_seen == self._first
             limit_s = max(self.limit_s, self.preparing_s) if begins else self.limit_s
-        self._place = Phase(phase, images_seen, moves, time.monotonic(), limit_s)
+        self._phase = Phase(phase, images_seen, moves, time.monotonic(), limit_s)
 
     def report_saved(self, images_seen: int) -> None:
         """There is a checkpoint of so many images: the last line names it."""
@@ -186,9 +186,9 @@ class Watchdog:
             self._wake.set()
             time.sleep(self.beat_s / 4)
         if text is None:
-            place = f"{self._place.phase} at {self._place.images_seen:,} images"
+            where = f"{self._phase.phase} at {self._phase.images_seen:,} images"
             text = (
-                f"the exchange between the processes broke in {place} ({_first_line(error)}), though all of them live: "
+                f"the exchange between the processes broke in {where} ({_first_line(error)}), though all of them live: "
                 "look at the network between the hosts"
             )
         self._tell(text)
@@ -224,15 +224,15 @@ class Watchdog:
 
     def _send(self, number: int) -> None:
         assert self._store is not None
-        place, in_phase_s, ended = self._place, self._waited(), self._ended
+        phase, in_phase_s, ended = self._phase, self._waited(), self._ended
         beat = Heartbeat(
             self.rank,
             self._host,
-            place.phase,
-            place.images_seen,
-            place.moves,
+            phase.phase,
+            phase.images_seen,
+            phase.moves,
             in_phase_s,
-            min(place.limit_s - in_phase_s, 1e9),
+            min(phase.limit_s - in_phase_s, 1e9),
             ended,
             number,
         )
@@ -313,7 +313,7 @@ class Watchdog:
             if waited <= self.limit_s / 2:
                 self._asked = False  # it went on
             text = self._gone(self.limit_s / 2) if waited > self.limit_s else None
-            if text is None and waited > self._place.limit_s:
+            if text is None and waited > self._phase.limit_s:
                 text = self._stuck(waited)
             if text is not None and not self._closed:
                 self._give_up(text)
@@ -330,7 +330,7 @@ class Watchdog:
         if now - self._reached > silence_s:
             return (
                 f"the main host's store ({store_address()}) is out of reach for {now - self._reached:.0f} s; "
-                f"rank {self.rank} on {self._host} waits in {self._place.phase} at {self._place.images_seen:,} images"
+                f"rank {self.rank} on {self._host} waits in {self._phase.phase} at {self._phase.images_seen:,} images"
             )
         digest, unread_s = self._digest, now - max(self._digest_heard, self._asked_since)
         if digest is not None and digest.ended is not None:
@@ -343,12 +343,12 @@ class Watchdog:
             who = digest.silent
         else:
             return None
-        place = self._place
-        return f"{who}; rank {self.rank} on {self._host} waits in {place.phase} at {place.images_seen:,} images"
+        phase = self._phase
+        return f"{who}; rank {self.rank} on {self._host} waits in {phase.phase} at {phase.images_seen:,} images"
 
     def _stuck(self, waited: float) -> str | None:
         """Who keeps the others waiting though it lives; None where it may still be at it."""
-        digest, mine = self._digest, self._place
+        digest, mine = self._digest, self._phase
         if digest is None or digest.num_behind == 0 or digest.left_s > 0:
             return None
         if digest.num_behind == self.world_size:
@@ -359,7 +359,7 @@ class Watchdog:
         return f"{digest.behind}, and the others wait for it"
 
     def _waited(self) -> float:
-        return time.monotonic() - self._place.since
+        return time.monotonic() - self._phase.since
 
     def _remedy(self) -> str:
         if self._checkpoint is None:

@@ -1,6 +1,6 @@
 """The processes of a run: which one this is, where it computes, and the engine through which they train one network.
 
-The only place that knows of engines. A trainer reads the same with each: a `Player` trains its network, whether alone,
+The only place that knows of engines. A trainer reads the same with each: a `Engine` trains its network, whether alone,
 with the gradients of all processes averaged (DDP, through Accelerate), or with states, gradients and weights divided
 among them as well (DeepSpeed's ZeRO 1, 2 and 3: Rajbhandari 2020, arXiv 1910.02054).
 """

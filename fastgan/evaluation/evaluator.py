@@ -47,12 +47,12 @@ class Evaluator:
     def __init__(
         self,
         config: Config,
-        source: ImageDataset,
+        dataset: ImageDataset,
         extractor: Extractor,
         device: torch.device,
         group: Group | None = None,
     ) -> None:
-        self.config, self.source, self.extractor, self.device = config, source, extractor, device
+        self.config, self.dataset, self.extractor, self.device = config, dataset, extractor, device
         self.group = group or SingleProcess()
         self._reals: RealStatistics | None = None
 
@@ -65,7 +65,7 @@ class Evaluator:
     @property
     def counts_modes(self) -> bool:
         """Whether modes are counted, instead of distances measured."""
-        return self.extractor.name == "digits" and isinstance(self.source, StackedDataset)
+        return self.extractor.name == "digits" and isinstance(self.dataset, StackedDataset)
 
     @property
     def metrics(self) -> list[str]:
@@ -81,11 +81,11 @@ class Evaluator:
         The digits extractor counts the modes of stacked-mnist; else distances are measured, digits' legibility too.
         """
         networks = self.config.networks
-        labels = fidelity.labels_for(torch.arange(num_images), networks.num_classes, self.source.labels)
+        labels = fidelity.labels_for(torch.arange(num_images), networks.num_classes, self.dataset.labels)
         if self.counts_modes:
             return self._modes(G, num_images, labels)
         if self._reals is None:
-            self._reals = real_statistics(self.source, self.extractor, self.device, self.group)
+            self._reals = real_statistics(self.dataset, self.extractor, self.device, self.group)
         fakes = self._fakes(G, num_images, labels)
         metrics = fidelity.measure(fakes, self._reals, self.extractor, kid_subsets)
         if self.extractor.name == "digits":
@@ -99,14 +99,14 @@ class Evaluator:
         Class c's images are those of the seeds 0, 1, 2 … when G is told c. Raises UserError where G is told no
         classes, or a class is too small.
         """
-        num_classes, labels = self.config.networks.num_classes, self.source.labels
+        num_classes, labels = self.config.networks.num_classes, self.dataset.labels
         if not num_classes or labels is None:
             raise UserError(
                 "per_class: the run's generator is not class-conditional, so its images have no classes: leave it out"
             )
         size, found = num_images // num_classes, {}
         for number in range(num_classes):
-            part = Subset(self.source, (labels == number).nonzero().flatten(), f"{self.source.name}, class {number}")
+            part = Subset(self.dataset, (labels == number).nonzero().flatten(), f"{self.dataset.name}, class {number}")
             if min(size, len(part)) < 2:
                 raise UserError(
                     f"per_class: class {number} has {len(part)} real and {size} generated images: "
@@ -120,7 +120,7 @@ class Evaluator:
 
     def warnings(self, num_images: int) -> list[str]:
         """What must be known of figures from so few images, a line each."""
-        return [] if self.counts_modes else fidelity.warnings(num_images, len(self.source), self.extractor)
+        return [] if self.counts_modes else fidelity.warnings(num_images, len(self.dataset), self.extractor)
 
     def protocol(self, num_images: int, kid_subsets: int | None = None) -> dict[str, object]:
         """What must agree before two figures may be compared."""
@@ -128,10 +128,10 @@ class Evaluator:
             "extractor": self.extractor.name,
             "extractor_weights": self.extractor.version,
             "transform": self.extractor.transform,
-            "data": self.source.name,
-            "data_hash": self.source.content_hash(),
+            "data": self.dataset.name,
+            "data_hash": self.dataset.content_hash(),
             "split": "train",
-            "num_reals": len(self.source),
+            "num_reals": len(self.dataset),
             "num_fakes": num_images,
             "sample_seeds": f"0-{num_images - 1}",
             "classes": "the data set's" if self.config.networks.num_classes else "none",
@@ -139,7 +139,7 @@ class Evaluator:
             "pixels": "8 bits",
             "torch_fidelity": version("torch-fidelity"),
         }
-        return found | ({} if self.counts_modes else fidelity.settings(num_images, len(self.source), kid_subsets))
+        return found | ({} if self.counts_modes else fidelity.settings(num_images, len(self.dataset), kid_subsets))
 
     def _images(self, G: nn.Module, numbers: range, labels: Tensor | None) -> Tensor:
         given = None if labels is None else labels[numbers.start : numbers.stop]
@@ -158,7 +158,7 @@ class Evaluator:
 
 
 def load_on_all(
-    config: Config, source: ImageDataset, processes: Processes, say: Callable[[str], None]
+    config: Config, dataset: ImageDataset, processes: Processes, say: Callable[[str], None]
 ) -> Evaluator | None:
     """The evaluator that the config asks for, of all processes; None, on all, where one of them can't have it.
 
@@ -179,7 +179,7 @@ def load_on_all(
         say(
             "evaluation by efficientnet, as no Inception weights are available: its figures are fd_efficientnet, no FID"
         )
-    return Evaluator(config, source, extractor, processes.device, processes)
+    return Evaluator(config, dataset, extractor, processes.device, processes)
 
 
 def check_metric(name: str | None, evaluator: Evaluator | None) -> None:

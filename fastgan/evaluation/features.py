@@ -137,16 +137,16 @@ def batches(num_images: int, group: Group, batch_size: int = BATCH_SIZE) -> list
     """The numbers of this process's batches, in order: together they are all numbers, each once, by rank."""
     starts = range(0, num_images, batch_size)
     mine = local_shard(range(len(starts)), group.rank, group.world_size)
-    return [range(starts[place], min(starts[place] + batch_size, num_images)) for place in mine]
+    return [range(starts[batch], min(starts[batch] + batch_size, num_images)) for batch in mine]
 
 
 def ahead(numbers: list[range], read: Callable[[range], Tensor]) -> Iterator[tuple[range, Tensor]]:
     """Each range and what `read` returns of it; the next is read while the last is used."""
     with ThreadPoolExecutor(1) as pool:
         waiting = [pool.submit(read, part) for part in numbers[:1]]
-        for place, part in enumerate(numbers):
+        for batch, part in enumerate(numbers):
             images = waiting.pop().result()
-            waiting += [pool.submit(read, following) for following in numbers[place + 1 : place + 2]]
+            waiting += [pool.submit(read, following) for following in numbers[batch + 1 : batch + 2]]
             yield part, images
 
 

@@ -52,25 +52,25 @@ class Walk:
     def __len__(self) -> int:
         return len(self.seeds) * self.frames
 
-    def _latents(self, place: int, z_dim: int) -> Tensor:
-        """Those [count, Z] of the seed at the place, round and round."""
+    def _latents(self, position: int, z_dim: int) -> Tensor:
+        """Those [count, Z] of the seed at the position, round and round."""
         span = max(self.seeds) - min(self.seeds) + 1
-        seed = self.seeds[place % len(self.seeds)]
+        seed = self.seeds[position % len(self.seeds)]
         return latents(seed + span * torch.arange(self.count), z_dim)
 
-    def _labels(self, place: int) -> Tensor | None:
+    def _labels(self, position: int) -> Tensor | None:
         if not self.classes:
             return None
-        turn = torch.arange(self.count) if self.count > 1 else torch.tensor([place])
+        turn = torch.arange(self.count) if self.count > 1 else torch.tensor([position])
         return torch.tensor(self.classes)[turn % len(self.classes)]
 
     def steps(self, z_dim: int) -> Iterator[tuple[Tensor, Tensor | None]]:
         """Latents [count, Z] and classes [count] of each frame."""
         shares = torch.arange(self.frames) / self.frames
-        for place in range(len(self.seeds)):
-            path = slerp(self._latents(place, z_dim), self._latents(place + 1, z_dim), shares)
+        for position in range(len(self.seeds)):
+            path = slerp(self._latents(position, z_dim), self._latents(position + 1, z_dim), shares)
             for z in path:
-                yield z, self._labels(place)
+                yield z, self._labels(position)
 
 
 @torch.inference_mode()

@@ -31,33 +31,33 @@ class RealStatistics(NamedTuple):
 class Subset:
     """Some images of a set, as a set."""
 
-    def __init__(self, source: ImageDataset, items: Tensor, name: str) -> None:
-        self.source, self.items, self.name = source, items, name
-        self.channels, self.image_size = source.channels, source.image_size
-        self.labels = None if source.labels is None else source.labels[items]
+    def __init__(self, dataset: ImageDataset, items: Tensor, name: str) -> None:
+        self.dataset, self.items, self.name = dataset, items, name
+        self.channels, self.image_size = dataset.channels, dataset.image_size
+        self.labels = None if dataset.labels is None else dataset.labels[items]
 
     def __len__(self) -> int:
         return len(self.items)
 
     def pixels(self, items: Tensor) -> Tensor:
         """The images of the given numbers, uint8 [B, C, H, W]."""
-        return self.source.pixels(self.items[items])
+        return self.dataset.pixels(self.items[items])
 
     def content_hash(self) -> str:
         """A hash of the whole set's and of which images these are."""
-        digest = sha256(self.source.content_hash().encode())
+        digest = sha256(self.dataset.content_hash().encode())
         digest.update(self.items.numpy().tobytes())
         return digest.hexdigest()[:16]
 
 
-def key(source: ImageDataset, extractor: Extractor) -> str:
+def key(dataset: ImageDataset, extractor: Extractor) -> str:
     """What the statistics depend on: the set's content, the transform, the extractor's weights, this code's version."""
     seen = sha256(f"{extractor.version} {extractor.transform}".encode()).hexdigest()[:16]
-    return f"{source.content_hash()}-{extractor.name}-{seen}-v{STATISTICS_VERSION}"
+    return f"{dataset.content_hash()}-{extractor.name}-{seen}-v{STATISTICS_VERSION}"
 
 
 def real_statistics(
-    source: ImageDataset,
+    dataset: ImageDataset,
     extractor: Extractor,
     device: torch.device,
     group: Group | None = None,
@@ -68,20 +68,20 @@ def real_statistics(
     All processes of the group call it; where one has no cached ones, all extract.
     """
     group = group or SingleProcess()
-    path = cache_dir() / "statistics" / f"{key(source, extractor)}.safetensors"
-    kept = _read(path.read_bytes(), len(source)) if path.exists() else None
+    path = cache_dir() / "statistics" / f"{key(dataset, extractor)}.safetensors"
+    kept = _read(path.read_bytes(), len(dataset)) if path.exists() else None
     if group.all_reduce_min(int(kept is not None)) and kept is not None:
         return kept
-    order = Sampler(len(source), seed=0)  # so that the first ones are a random part
+    order = Sampler(len(dataset), seed=0)  # so that the first ones are a random part
 
     def read(numbers: range) -> Tensor:
-        return source.pixels(order.dataset_indices(numbers))
+        return dataset.pixels(order.dataset_indices(numbers))
 
-    collector = Collector(extractor, len(source), device)
-    for numbers, images in ahead(batches(len(source), group, batch_size), read):
+    collector = Collector(extractor, len(dataset), device)
+    for numbers, images in ahead(batches(len(dataset), group, batch_size), read):
         collector.add(numbers, images.to(device))
     found = collector.finish(group)
-    made = RealStatistics(found.gaussian, found.features, radii(found.features), len(source))
+    made = RealStatistics(found.gaussian, found.features, radii(found.features), len(dataset))
     if group.rank == 0:
         tensors = {"mean": made.gaussian.mean, "root": made.gaussian.root}
         tensors |= {"features": made.features, "radii": made.radii}

@@ -38,7 +38,7 @@ class Evaluations:
         self,
         config: Config,
         folder: RunFolder,
-        source: ImageDataset,
+        dataset: ImageDataset,
         processes: Processes,
         logger: RunLogger | None,
         asides: Asides,
@@ -49,7 +49,7 @@ class Evaluations:
         self._asides, self._saving, self._say = asides, saving, say
         self.evaluator: Evaluator | None = None  # on all processes, where one of them can't evaluate or none is to
         if self._run.eval_every:
-            self.evaluator = load_on_all(config, source, processes, say)
+            self.evaluator = load_on_all(config, dataset, processes, say)
             check_metric(self._run.best_by, self.evaluator)
             for warning in [] if self.evaluator is None else self.evaluator.warnings(self._run.eval_images):
                 say(warning)

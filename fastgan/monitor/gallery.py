@@ -20,8 +20,8 @@ WALKS, WALK_STEPS = 4, 8
 class Gallery:
     """Draws on the board what G makes of the same seeds each time; real images are read at the first use."""
 
-    def __init__(self, board: RunLogger, config: Config, source: ImageDataset, device: torch.device) -> None:
-        self.board, self.config, self.source, self.device = board, config, source, device
+    def __init__(self, board: RunLogger, config: Config, dataset: ImageDataset, device: torch.device) -> None:
+        self.board, self.config, self.dataset, self.device = board, config, dataset, device
         self._reals: np.ndarray | None = None
 
     @torch.inference_mode()
@@ -37,8 +37,8 @@ class Gallery:
 
     def _real_grid(self, count: int) -> np.ndarray:
         if self._reals is None:
-            items = Sampler(len(self.source), seed=0).dataset_indices(range(min(count, len(self.source))))
-            reals = self.source.pixels(items)
+            items = Sampler(len(self.dataset), seed=0).dataset_indices(range(min(count, len(self.dataset))))
+            reals = self.dataset.pixels(items)
             self._reals = grid(torch.cat([reals, reals.new_zeros(count - len(reals), *reals.shape[1:])]))
         return self._reals
 

@@ -75,14 +75,14 @@ class FixedBatch:
 class Health:
     """Measures trainers of one config against its data set, of which it reads a part at the first use."""
 
-    def __init__(self, config: Config, source: ImageDataset, device: torch.device) -> None:
-        self.config, self.source, self.device = config, source, device
+    def __init__(self, config: Config, dataset: ImageDataset, device: torch.device) -> None:
+        self.config, self.dataset, self.device = config, dataset, device
         self._fixed: FixedBatch | None = None
 
     def __call__(self, trainer: Trainer) -> dict[str, float]:
         """Measure the trainer as it stands, which stays as it is; all processes must ask. Waits for the device once."""
         if self._fixed is None:
-            self._fixed = fixed_images(self.config, self.source, self.device)
+            self._fixed = fixed_images(self.config, self.dataset, self.device)
         with trainer.G.gathered_params(), trainer.D.gathered_params():
             found = self._judge(trainer, self._fixed) | self._look(trainer, self._fixed)
         values = torch.stack([value.double() for value in found.values()]).tolist()
@@ -243,27 +243,27 @@ def saturation(images: Tensor) -> Tensor:
     return (images.abs() > SATURATED).double().mean()
 
 
-def held_out_source(config: Config, source: ImageDataset) -> ImageDataset | None:
+def held_out_source(config: Config, dataset: ImageDataset) -> ImageDataset | None:
     """Images like those of training that training never sees; None where there are none, as in a user's folder."""
     name = config.data.data
     if name not in NAMES or name in NO_TEST_SPLIT:
         return None
     found = open_named(name, "test")
-    same = (found.channels, found.image_size) == (source.channels, source.image_size)
+    same = (found.channels, found.image_size) == (dataset.channels, dataset.image_size)
     return found if same else None
 
 
-def fixed_images(config: Config, source: ImageDataset, device: torch.device) -> FixedBatch:
+def fixed_images(config: Config, dataset: ImageDataset, device: torch.device) -> FixedBatch:
     """The first images that training saw, as many held-out ones, and what their distances are."""
-    seen = Sampler(len(source), config.seed).dataset_indices(range(min(len(source), NUM_NEIGHBORS)))
-    pixels = source.pixels(seen).to(device)
+    seen = Sampler(len(dataset), config.seed).dataset_indices(range(min(len(dataset), NUM_NEIGHBORS)))
+    pixels = dataset.pixels(seen).to(device)
     conditional = config.networks.num_classes > 0
     reals, neighbors = to_unit_range(pixels[:NUM_IMAGES]), shrunk(to_unit_range(pixels))
-    labels = _labels(source, seen[:NUM_IMAGES], device) if conditional else None
+    labels = _labels(dataset, seen[:NUM_IMAGES], device) if conditional else None
     held_out = held_out_labels = None
     among = torch.cdist(neighbors[:NUM_IMAGES], neighbors).fill_diagonal_(torch.inf).min(1).values
     ordinary = among.mean() if len(neighbors) > 1 else among.new_zeros(())
-    if (others := held_out_source(config, source)) is not None:
+    if (others := held_out_source(config, dataset)) is not None:
         items = Sampler(len(others), config.seed).dataset_indices(range(min(len(others), len(reals))))
         held_out = to_unit_range(others.pixels(items).to(device))
         held_out_labels = _labels(others, items, device) if conditional else None
@@ -272,6 +272,6 @@ def fixed_images(config: Config, source: ImageDataset, device: torch.device) -> 
     return FixedBatch(reals, labels, held_out, held_out_labels, neighbors, ordinary, spread, several)
 
 
-def _labels(source: ImageDataset, items: Tensor, device: torch.device) -> Tensor:
-    assert source.labels is not None
-    return source.labels[items.to(source.labels.device)].to(device)
+def _labels(dataset: ImageDataset, items: Tensor, device: torch.device) -> Tensor:
+    assert dataset.labels is not None
+    return dataset.labels[items.to(dataset.labels.device)].to(device)

@@ -35,20 +35,20 @@ class Hooks:
         self,
         trainer: Trainer,
         folder: RunFolder,
-        source: ImageDataset,
+        dataset: ImageDataset,
         processes: Processes,
         saved: Callable[[int], None] = lambda images_seen: None,
     ) -> None:
         self.config, self.folder, self.processes = trainer.config, folder, processes
         self.logger = RunLogger(folder, self.config, trainer.images_seen) if processes.is_main else None
-        self.gallery = Gallery(self.logger, self.config, source, processes.device) if self.logger else None
+        self.gallery = Gallery(self.logger, self.config, dataset, processes.device) if self.logger else None
         self.progress = _progress(trainer) if processes.is_main else None
         self.asides = Asides(processes, self.say)
         self.saving = Saving(self.config, folder, processes, self.asides, saved)
         self.evaluations = Evaluations(
-            self.config, folder, source, processes, self.logger, self.asides, self.saving, self.say
+            self.config, folder, dataset, processes, self.logger, self.asides, self.saving, self.say
         )
-        self.measure_health = health.Health(self.config, source, processes.device)
+        self.measure_health = health.Health(self.config, dataset, processes.device)
         self._last_log, self._last_time, self._last_wait = trainer.images_seen, time.monotonic(), 0.0
         self.begin_epoch(trainer)
 
@@ -56,7 +56,7 @@ class Hooks:
         if self.progress is not None:
             self.progress.say(text)
 
-    def hooks(self, trainer: Trainer) -> list[Hook]:
+    def schedule(self, trainer: Trainer) -> list[Hook]:
         """Return what is due when, in its order: what precedes a checkpoint is never done again after a resume."""
         run, epoch = self.config.run, trainer.loader.num_images
         hooks = [

@@ -29,7 +29,7 @@ class Profiler:
             acc_events=True,
         )
 
-    def hooks(self) -> list[Hook]:
+    def schedule(self) -> list[Hook]:
         """What must happen after each step."""
         return [Hook(1, self.step)]
 

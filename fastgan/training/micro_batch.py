@@ -26,8 +26,8 @@ def settle(trainer: Trainer, folder: RunFolder, processes: Processes) -> None:
 
     Raises UserError where not even one image fits.
     """
-    config, place = trainer.config, _place(trainer.config, processes)
-    asked, known = config.run.micro_batch, _read(folder, place)
+    config, key = trainer.config, _key(trainer.config, processes)
+    asked, known = config.run.micro_batch, _read(folder, key)
     if asked == "auto" and known is None and processes.device.type == "cuda":
         with trainer.G.gathered_params(), trainer.D.gathered_params():
             known = find(trainer.max_local_batch_size, lambda size: try_out(trainer, size))
@@ -35,11 +35,11 @@ def settle(trainer: Trainer, folder: RunFolder, processes: Processes) -> None:
     sizes = [size for size in (asked, known) if isinstance(size, int)]
     trainer.micro_batch_size = processes.all_reduce_min(min(sizes, default=trainer.max_local_batch_size))
     if asked == "auto":
-        _write(folder, place, trainer.micro_batch_size)
+        _write(folder, key, trainer.micro_batch_size)
 
     def remember(size: int) -> None:
         print(f"memory ran out: micro_batch is {size} from now on; what is learned stays the same", flush=True)
-        _write(folder, place, size)
+        _write(folder, key, size)
 
     trainer.on_out_of_memory = remember
 
@@ -83,21 +83,21 @@ def try_out(trainer: Trainer, size: int) -> None:
         del lasting
 
 
-def _place(config: Config, processes: Processes) -> dict[str, object]:
+def _key(config: Config, processes: Processes) -> dict[str, object]:
     """What a size that fitted is good for."""
     device = torch.cuda.get_device_name(processes.device) if processes.device.type == "cuda" else "CPU"
     return {"batch_size": config.data.batch_size, "processes": processes.world_size, "device": device}
 
 
-def _read(folder: RunFolder, place: dict[str, object]) -> int | None:
-    """What the folder remembers of this place."""
+def _read(folder: RunFolder, key: dict[str, object]) -> int | None:
+    """Return what the folder remembers of this machine."""
     try:
         kept = json.loads(folder.micro_batch.read_text())
         size = int(kept.pop("micro_batch"))
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return size if kept == place else None
+    return size if kept == key else None
 
 
-def _write(folder: RunFolder, place: dict[str, object], size: int) -> None:
-    write_atomically(folder.micro_batch, json.dumps({**place, "micro_batch": size}).encode())
+def _write(folder: RunFolder, key: dict[str, object], size: int) -> None:
+    write_atomically(folder.micro_batch, json.dumps({**key, "micro_batch": size}).encode())

@@ -29,9 +29,9 @@ def side_by_side(parts: Sequence[tuple[str, np.ndarray]]) -> np.ndarray:
     size = max(FONT_SIZE, round(FONT_SHARE * total))
     head = size + 2 * MARGIN
     canvas = _white(images[0].mode, (total, head + height))
-    for place, (image, (name, _)) in enumerate(zip(images, parts, strict=True)):
-        canvas.paste(image, (place * (width + MARGIN), head))
-        _write(canvas, (place * (width + MARGIN) + 1, MARGIN), name, size)
+    for number, (image, (name, _)) in enumerate(zip(images, parts, strict=True)):
+        canvas.paste(image, (number * (width + MARGIN), head))
+        _write(canvas, (number * (width + MARGIN) + 1, MARGIN), name, size)
     return _pixels(canvas)
 
 
@@ -53,9 +53,9 @@ def _white(mode: str, size: tuple[int, int]) -> Image.Image:
     return Image.new(mode, size, 255 if mode == "L" else "white")
 
 
-def _write(canvas: Image.Image, place: tuple[int, int], text: str, size: int) -> None:
+def _write(canvas: Image.Image, position: tuple[int, int], text: str, size: int) -> None:
     ink = 0 if canvas.mode == "L" else "black"
-    ImageDraw.Draw(canvas).text(place, text, fill=ink, font=ImageFont.load_default(size))
+    ImageDraw.Draw(canvas).text(position, text, fill=ink, font=ImageFont.load_default(size))
 
 
 def _pixels(image: Image.Image) -> np.ndarray:

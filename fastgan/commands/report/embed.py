@@ -64,16 +64,16 @@ def spread(count: int, wanted: int) -> list[int]:
     """At most `wanted` of the numbers below `count`, evenly spread, the first and the last among them."""
     if count <= wanted:
         return list(range(count))
-    return [round(place * (count - 1) / (wanted - 1)) for place in range(wanted)]
+    return [round(position * (count - 1) / (wanted - 1)) for position in range(wanted)]
 
 
 def frames(paths: Sequence[Path], alt: Callable[[Path], str], budget: int) -> list[Picture]:
     """The images in order, as many and as large as fit into `budget` bytes, evenly spread; none where none fit."""
     for wanted, side in FRAMES:
-        places = spread(len(paths), wanted)
-        if places and len(picture(paths[-1], "", side).src) * len(places) > 2 * budget:  # soon told
+        positions = spread(len(paths), wanted)
+        if positions and len(picture(paths[-1], "", side).src) * len(positions) > 2 * budget:  # soon told
             continue
-        made = [picture(paths[place], alt(paths[place]), side) for place in places]
+        made = [picture(paths[position], alt(paths[position]), side) for position in positions]
         if sum(len(one.src) for one in made) <= budget:
             return made
     return []
@@ -88,10 +88,10 @@ def gif(path: Path, paths: Sequence[Path], alt: str, budget: int) -> Picture | N
         with Image.open(path) as image:
             return Picture(_address(path.read_bytes(), "gif"), *image.size, alt)
     for wanted, largest in FRAMES if paths else ():
-        side, places = min(largest, GIF_SIDE), spread(len(paths), wanted)
-        if len(_gif([_frame(paths[-1], side)])) * len(places) > 2 * budget:  # soon told
+        side, positions = min(largest, GIF_SIDE), spread(len(paths), wanted)
+        if len(_gif([_frame(paths[-1], side)])) * len(positions) > 2 * budget:  # soon told
             continue
-        images = [_frame(paths[place], side) for place in places]
+        images = [_frame(paths[position], side) for position in positions]
         if len(data := _gif(images)) * 4 / 3 < budget:
             return Picture(_address(data, "gif"), *images[0].size, alt)
     return None

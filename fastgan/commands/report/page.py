@@ -169,8 +169,8 @@ def pictures(record: Record, budget: int) -> dict[str, Any]:
         "gif": gif,
         "others": [(head, made) for (_, head, _), made in zip(others, shown, strict=False)],
         "frames": [
-            (made, _images_of(made.alt), place in embed.spread(len(frames), KEY_FRAMES))
-            for place, made in enumerate(frames)
+            (made, _images_of(made.alt), number in embed.spread(len(frames), KEY_FRAMES))
+            for number, made in enumerate(frames)
         ],
     }
 

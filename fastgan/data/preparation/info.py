@@ -94,8 +94,8 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     return index, members
 
 
-def _read_image(folder: Path, index: dict[str, Any], place: tuple[int, int, int]) -> np.ndarray:
-    shard, offset, length = place
+def _read_image(folder: Path, index: dict[str, Any], location: tuple[int, int, int]) -> np.ndarray:
+    shard, offset, length = location
     with (folder / index["shards"][shard]["name"]).open("rb") as file:
         file.seek(offset)
         return decode(file.read(length), None, index["fit"], index["channels"])
@@ -119,9 +119,9 @@ def _look(options: InfoOptions, index: dict[str, Any], places: list[tuple[int, i
 def look_at(folder: Path, index: dict[str, Any], places: list[tuple[int, int, int]]) -> list[Look | BadImage]:
     """What is seen of the images at the places, or why nothing is."""
     looks: list[Look | BadImage] = []
-    for place in places:
+    for location in places:
         try:
-            pixels = _read_image(folder, index, place)
+            pixels = _read_image(folder, index, location)
             looks.append(Look(digest(pixels), float(pixels.std(axis=(0, 1)).max())))
         except (OSError, IndexError) as error:
             looks.append(BadImage(str(error)))

@@ -111,7 +111,7 @@ def _existing(pattern: str) -> list[Path]:
 def braces(pattern: str) -> list[str]:
     """The names of a pattern like `part-{000..012}-{a,b}.tar`; zeros in front are kept."""
     parts = re.split(r"\{([^{}]*)\}", pattern)
-    choices = [[part] if place % 2 == 0 else _choices(part) for place, part in enumerate(parts)]
+    choices = [[part] if number % 2 == 0 else _choices(part) for number, part in enumerate(parts)]
     return ["".join(names) for names in itertools.product(*choices)]
 
 

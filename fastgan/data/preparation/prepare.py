@@ -180,9 +180,9 @@ def _batches(entries: list[Entry], start: int = 0) -> Iterator[list[RawImage]]:
     """The entries' raw images from `start` on, several at a time."""
     batch: list[RawImage] = []
     num_bytes = 0
-    for place in range(start, len(entries)):
+    for position in range(start, len(entries)):
         try:
-            raw: RawImage = entries[place].path or entries[place].read()
+            raw: RawImage = entries[position].path or entries[position].read()
         except BadImage as bad:
             raw = bad
         batch.append(raw)
@@ -210,14 +210,14 @@ def _write_shards(dest: Path, recipe: Transform, labelled: Labelled, pool: Pool)
     results = itertools.chain.from_iterable(_progress(cooked, labelled.entries, start, "prepare"))
     writer = ShardWriter(dest, shards, recipe.encoding)
     try:
-        for place, result in enumerate(results, start):
+        for position, result in enumerate(results, start):
             if isinstance(result, BadImage):
-                writer.skip(Skipped(labelled.entries[place].name, result.args[0]), place + 1)
+                writer.skip(Skipped(labelled.entries[position].name, result.args[0]), position + 1)
                 continue
             if not writer.fits(result):
                 shards.append(writer.close())
                 writer = ShardWriter(dest, shards, recipe.encoding)
-            writer.add(result, labelled.numbers[place] if labelled.numbers else None, place + 1)
+            writer.add(result, labelled.numbers[position] if labelled.numbers else None, position + 1)
         if writer.shard.offsets:
             shards.append(writer.close())
             return shards, []

@@ -19,21 +19,21 @@ class InMemoryLoader:
 
     def __init__(self, sampler: BatchSampler) -> None:
         self._sampler, self.num_images = sampler, sampler.num_images
-        source = sampler.source
-        self._shape = (*source.image_size, source.channels)
+        dataset = sampler.dataset
+        self._shape = (*dataset.image_size, dataset.channels)
         self._num_bytes = math.prod(self._shape)
         words = -(-self._num_bytes // WORD)
-        self._rows = torch.empty((len(source), words), dtype=torch.int64, device=sampler.device)
-        self._labels = None if source.labels is None else source.labels.to(sampler.device)
+        self._rows = torch.empty((len(dataset), words), dtype=torch.int64, device=sampler.device)
+        self._labels = None if dataset.labels is None else dataset.labels.to(sampler.device)
         bytes_ = self._rows.view(torch.uint8)
-        for items in torch.arange(len(source)).split(CHUNK):
-            images = source.pixels(items).permute(0, 2, 3, 1).flatten(1)
-            bytes_[items[0] : items[-1] + 1, : self._num_bytes] = images.to(sampler.device)
+        for indices in torch.arange(len(dataset)).split(CHUNK):
+            images = dataset.pixels(indices).permute(0, 2, 3, 1).flatten(1)
+            bytes_[indices[0] : indices[-1] + 1, : self._num_bytes] = images.to(sampler.device)
 
     def batch(self, images_seen: int) -> Batch:
         """This process's share of the batch that starts at `images_seen`."""
-        items = self._sampler.dataset_indices(images_seen)
-        rows = self._rows.index_select(0, items)  # several times as fast as indexing
-        labels = None if self._labels is None else self._labels.index_select(0, items)
+        indices = self._sampler.dataset_indices(images_seen)
+        rows = self._rows.index_select(0, indices)  # several times as fast as indexing
+        labels = None if self._labels is None else self._labels.index_select(0, indices)
         pixels = rows.view(torch.uint8)[:, : self._num_bytes].unflatten(1, self._shape)
         return self._sampler.batch(images_seen, pixels.permute(0, 3, 1, 2), labels)
