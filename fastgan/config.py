@@ -6,27 +6,15 @@ Each field is a flag of the same name on the command line. A field's comment str
 import dataclasses
 import json
 import math
-import typing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from fastgan.errors import UserError
+from fastgan.utils.fields import flat, from_plain, require, require_positive
 
 MAX_SEED = 2**63 - 1
 MAX_EMA_STD = 0.25  # the plain mean of all weights since the start has 0.289
 BATCH_NORM_IN_D = ("dcgan128",)  # the networks whose D couples the images of a batch
-
-
-def _require(right: bool, name: str, value: object, wanted: str) -> None:
-    if not right:
-        raise UserError(f"{name} is {value!r}: {wanted}")
-
-
-def _require_positive(section: object, *names: str) -> None:
-    for name in names:
-        value = getattr(section, name)
-        _require(value > 0 and math.isfinite(value), name, value, "give a number above 0")
 
 
 @dataclass(frozen=True)
@@ -47,9 +35,9 @@ class DataConfig:
     """True: each image is mirrored left to right with probability 0.5."""
 
     def __post_init__(self) -> None:
-        _require(bool(self.data), "data", self.data, "name a data set")
-        _require(min(self.image_size) > 0, "image_size", self.image_size, "give height and width above 0")
-        _require_positive(self, "channels", "batch_size")
+        require(bool(self.data), "data", self.data, "name a data set")
+        require(min(self.image_size) > 0, "image_size", self.image_size, "give height and width above 0")
+        require_positive(self, "channels", "batch_size")
 
 
 @dataclass(frozen=True)
@@ -87,12 +75,12 @@ class NetworkConfig:
     """r3gan in another precision: how many stages, from the lowest resolution up, compute in float32 all the same."""
 
     def __post_init__(self) -> None:
-        _require_positive(self, "z_dim", "width", "d_width", "blocks", "expansion")
-        _require(self.group_width >= 0, "group_width", self.group_width, "give a number of channels, 0 for one group")
+        require_positive(self, "z_dim", "width", "d_width", "blocks", "expansion")
+        require(self.group_width >= 0, "group_width", self.group_width, "give a number of channels, 0 for one group")
         for channels in self.stages:
-            _require(channels > 0, "stages", self.stages, "give numbers of channels above 0")
-        _require(self.num_classes >= 0, "num_classes", self.num_classes, "give a number of classes, 0 for none")
-        _require(self.float32_stages >= 0, "float32_stages", self.float32_stages, "give a number of stages, 0 or more")
+            require(channels > 0, "stages", self.stages, "give numbers of channels above 0")
+        require(self.num_classes >= 0, "num_classes", self.num_classes, "give a number of classes, 0 for none")
+        require(self.float32_stages >= 0, "float32_stages", self.float32_stages, "give a number of stages, 0 or more")
 
 
 @dataclass(frozen=True)
@@ -132,8 +120,8 @@ class ObjectiveConfig:
 
     def __post_init__(self) -> None:
         smoothing, p = self.label_smoothing, self.augment_p
-        _require(0 <= smoothing < 0.5, "label_smoothing", smoothing, "give a number from 0 up to, not with, 0.5")
-        _require(
+        require(0 <= smoothing < 0.5, "label_smoothing", smoothing, "give a number from 0 up to, not with, 0.5")
+        require(
             not smoothing or self.loss == "nonsaturating",
             "label_smoothing",
             smoothing,
@@ -141,18 +129,16 @@ class ObjectiveConfig:
         )
         for name in ("gamma", "gamma_end", "logit_centring"):
             value = getattr(self, name)
-            _require(value is None or 0 <= value < math.inf, name, value, "give a number of 0 or more")
-        _require(0 <= p <= 1, "augment_p", p, "give a probability")
-        _require(
-            p == 0 or self.augment != "none", "augment_p", p, "no augmentation is chosen: give --augment ada, or 0"
-        )
-        _require(
+            require(value is None or 0 <= value < math.inf, name, value, "give a number of 0 or more")
+        require(0 <= p <= 1, "augment_p", p, "give a probability")
+        require(p == 0 or self.augment != "none", "augment_p", p, "no augmentation is chosen: give --augment ada, or 0")
+        require(
             self.augment_target is None or self.augment != "none",
             "augment_target",
             self.augment_target,
             "no augmentation is chosen: give --augment ada",
         )
-        _require(
+        require(
             self.penalty_form == "exact" or self.penalty in ("r1", "r1+r2"),
             "penalty_form",
             self.penalty_form,
@@ -163,13 +149,13 @@ class ObjectiveConfig:
 
     def _refuse_idle_reals(self) -> None:
         """Refuse reals for G that it doesn't look at, or whose classes its fakes can't have."""
-        _require(
+        require(
             self.reuse_reals or self.loss == "relativistic",
             "reuse_reals",
             self.reuse_reals,
             f"under the loss {self.loss} G sees no reals: give --reuse-reals or --loss relativistic",
         )
-        _require(
+        require(
             self.reuse_reals or not self.share_fakes,
             "reuse_reals",
             self.reuse_reals,
@@ -177,14 +163,14 @@ class ObjectiveConfig:
         )
 
     def _refuse_what_fails(self) -> None:
-        _require_positive(self, "penalty_every")
-        _require(
+        require_positive(self, "penalty_every")
+        require(
             self.penalty_every == 1 or self.loss != "relativistic",
             "penalty_every",
             self.penalty_every,
             "lazy penalties make the relativistic loss unstable (R3GAN, appendix): give 1",
         )
-        _require(
+        require(
             self.loss != "relativistic" or self.penalty in ("r1+r2", "none"),
             "penalty",
             self.penalty,
@@ -226,21 +212,21 @@ class OptimizerConfig:
     """Widths of power-function averages (EDM2), shares of training up to 0.25: `fastgan ema` makes any other of two."""
 
     def __post_init__(self) -> None:
-        _require_positive(self, "g_lr", "d_lr", "eps", "ema_ramp")
+        require_positive(self, "g_lr", "d_lr", "eps", "ema_ramp")
         for beta in self.betas:
-            _require(0 <= beta < 1, "betas", self.betas, "give two numbers from 0 up to, not with, 1")
+            require(0 <= beta < 1, "betas", self.betas, "give two numbers from 0 up to, not with, 1")
         end = self.beta2_end
-        _require(end is None or 0 <= end < 1, "beta2_end", end, "give a number from 0 up to, not with, 1")
-        _require(0 <= self.rho < 1, "rho", self.rho, "give a number from 0 up to, not with, 1")
+        require(end is None or 0 <= end < 1, "beta2_end", end, "give a number from 0 up to, not with, 1")
+        require(0 <= self.rho < 1, "rho", self.rho, "give a number from 0 up to, not with, 1")
         for name in ("lr_decay", "g_lr_end", "d_lr_end", "burn_in"):
             value = getattr(self, name)
-            _require(value is None or 0 <= value < math.inf, name, value, "give a number of 0 or more")
+            require(value is None or 0 <= value < math.inf, name, value, "give a number of 0 or more")
         for half_life in self.ema_half_lives:
-            _require(0 < half_life < math.inf, "ema_half_lives", self.ema_half_lives, "give numbers of images above 0")
+            require(0 < half_life < math.inf, "ema_half_lives", self.ema_half_lives, "give numbers of images above 0")
         for std in self.ema_stds:
-            _require(0 < std <= MAX_EMA_STD, "ema_stds", self.ema_stds, f"give numbers above 0, at most {MAX_EMA_STD}")
+            require(0 < std <= MAX_EMA_STD, "ema_stds", self.ema_stds, f"give numbers above 0, at most {MAX_EMA_STD}")
         different = len(set(self.ema_stds)) == len(self.ema_stds)
-        _require(different, "ema_stds", self.ema_stds, "give each once")
+        require(different, "ema_stds", self.ema_stds, "give each once")
 
 
 @dataclass(frozen=True)
@@ -324,19 +310,19 @@ class RunConfig:
     """Print the plan and end."""
 
     def __post_init__(self) -> None:
-        _require_positive(self, "epochs", "log_every", "grid_side", "resident_gib", "keep_checkpoints", "eval_images")
-        _require_positive(self, "timeout_s", "eval_curve_images")
+        require_positive(self, "epochs", "log_every", "grid_side", "resident_gib", "keep_checkpoints", "eval_images")
+        require_positive(self, "timeout_s", "eval_curve_images")
         micro = self.micro_batch
-        _require(micro in (None, "auto") or int(micro) > 0, "micro_batch", micro, "give a number above 0, or auto")
+        require(micro in (None, "auto") or int(micro) > 0, "micro_batch", micro, "give a number above 0, or auto")
         every = ("grid_every", "checkpoint_every", "ema_snapshot_every")
         for name in ("images", "minutes", "threads", "patience", *every):
             if getattr(self, name) is not None:
-                _require_positive(self, name)
+                require_positive(self, name)
         wanted = "it counts evaluations without a better metric: give --best-by and --eval-every, too, or leave it out"
-        _require(self.patience is None or bool(self.best_by and self.eval_every), "patience", self.patience, wanted)
-        _require((self.workers or 0) >= 0, "workers", self.workers, "give a whole number, 0 or more")
+        require(self.patience is None or bool(self.best_by and self.eval_every), "patience", self.patience, wanted)
+        require((self.workers or 0) >= 0, "workers", self.workers, "give a whole number, 0 or more")
         for name in ("eval_every", "health_every"):
-            _require((getattr(self, name) or 0) >= 0, name, getattr(self, name), "give a number of images, 0 or more")
+            require((getattr(self, name) or 0) >= 0, name, getattr(self, name), "give a number of images, 0 or more")
 
 
 @dataclass(frozen=True)
@@ -356,23 +342,23 @@ class Config:
     run: RunConfig = field(default_factory=RunConfig)
 
     def __post_init__(self) -> None:
-        _require(0 <= self.seed <= MAX_SEED, "seed", self.seed, f"give a whole number from 0 to {MAX_SEED}")
+        require(0 <= self.seed <= MAX_SEED, "seed", self.seed, f"give a whole number from 0 to {MAX_SEED}")
         network, penalty = self.networks.network, self.objective.penalty
-        _require(
+        require(
             penalty == "none" or network not in BATCH_NORM_IN_D,
             "penalty",
             penalty,
             f"D of {network} has BatchNorm, under which no image has a gradient of its own (WGAN-GP, section 4): "
             "give --penalty none or --network r3gan",
         )
-        _require(
+        require(
             self.run.micro_batch is None or network not in BATCH_NORM_IN_D,
             "micro_batch",
             self.run.micro_batch,
             f"D of {network} has BatchNorm, whose statistics are those of the whole batch: leave it out",
         )
         precision, form = self.networks.precision, self.objective.penalty_form
-        _require(
+        require(
             precision == "float32" or form == "exact",
             "penalty_form",
             form,
@@ -397,31 +383,10 @@ class Config:
         plain = json.loads(text)
         if isinstance(plain.get("run", {}).get("cuda_graphs"), bool):  # as it was once
             plain["run"]["cuda_graphs"] = "on" if plain["run"]["cuda_graphs"] else "auto"
-        config: Config = _from_plain(Config, plain)
+        config: Config = from_plain(Config, plain)
         return config
 
     def differences(self, other: "Config") -> list[str]:
         """`field: mine, the other's` for every field that decides what is learned and isn't equal."""
         mine, others = (flat(dataclasses.replace(config, run=RunConfig())) for config in (self, other))
         return [f"{name}: {mine[name]}, not {others[name]}" for name in mine if mine[name] != others[name]]
-
-
-def flat(section: Any) -> dict[str, Any]:
-    """A config's fields, those of its sections too, by their own names: no two sections share one."""
-    leaves: dict[str, Any] = {}
-    for part in dataclasses.fields(section):
-        value = getattr(section, part.name)
-        leaves.update(flat(value) if dataclasses.is_dataclass(value) else {part.name: value})
-    return leaves
-
-
-def _from_plain(kind: Any, value: Any) -> Any:
-    """`value`, made of what JSON knows, as the type `kind`."""
-    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
-        kinds = typing.get_type_hints(kind)
-        if unknown := set(value) - set(kinds):
-            raise UserError(f"config: unknown fields {', '.join(sorted(unknown))}: was it made by a newer fastgan?")
-        return kind(**{name: _from_plain(kinds[name], value[name]) for name in value})
-    if isinstance(value, list):
-        return tuple(value)
-    return Path(value) if isinstance(value, str) and Path in (kind, *typing.get_args(kind)) else value
