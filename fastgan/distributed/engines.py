@@ -16,26 +16,26 @@ class Engine:
         self.scaler: torch.amp.GradScaler | None = None
 
     def enable_loss_scaling(self) -> None:
-        """From now on gradients are those of a scaled loss, which float16 holds; the scale follows their size."""
+        """Scale losses from now on, so that float16 holds their gradients; the scale follows their size."""
         self.scaler = torch.amp.GradScaler(next(self.net.parameters()).device.type)
 
     def scale(self, loss: Tensor) -> Tensor:
-        """The loss in the scale in which `step` expects its gradients."""
+        """Return the loss in the scale in which `step` expects its gradients."""
         return loss if self.scaler is None else self.scaler.scale(loss)
 
     def accumulate(self, sync: bool) -> AbstractContextManager[None]:
-        """In it, a forward and backward pass adds to the gradients; after the step's last one they are shared."""
+        """Let a forward and backward pass within add to the gradients, and with `sync`, the step's last, share them."""
         if sync or not isinstance(self.module, DistributedDataParallel):
             return contextlib.nullcontext()
         alone: AbstractContextManager[None] = self.module.no_sync()
         return alone
 
     def backward(self, loss: Tensor) -> None:
-        """The loss's gradients are added to those of the weights."""
+        """Add the loss's gradients to those of the weights."""
         loss.backward()
 
     def zero_grad(self) -> None:
-        """What backward passes since the last step left behind is gone."""
+        """Forget what backward passes since the last step left behind."""
         self.optimizer.zero_grad()
 
     def make_capturable(self, wanted: bool) -> None:
@@ -49,9 +49,9 @@ class Engine:
         return any(bool(group.get("fused") or group["capturable"]) for group in self.optimizer.param_groups)
 
     def step(self, lr: float | Tensor, beta2: float | Tensor) -> Tensor:
-        """The weights have moved along the gradients, which are gone; returns their norm before that.
+        """Move the weights along the gradients and clear these; return their norm before that.
 
-        Where losses are scaled and the scale was too large, they haven't, and the norm is 0.
+        Where losses are scaled and the scale was too large, nothing moves, and the norm is 0.
         """
         self._set(lr, beta2)
         if self.scaler is not None:
@@ -73,24 +73,24 @@ class Engine:
                 group["betas"] = (group["betas"][0], beta2)
 
     def gathered_params(self) -> AbstractContextManager[None]:
-        """In it, the network's weights are whole on every process; all processes must enter."""
+        """Hold the network's weights whole on every process within; all processes must enter."""
         return contextlib.nullcontext()
 
     def frozen(self) -> AbstractContextManager[None]:
-        """Let others compute through the network, whole as in `whole`, without gradients of its weights."""
+        """Let others compute through the network, its weights whole, without gradients of them."""
         return self.gathered_params()
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The network's whole state, parameters and buffers by name; all processes must ask."""
+        """Return the network's whole state, parameters and buffers by name; all processes must ask."""
         return dict(self.net.state_dict())
 
     def optimizer_state(self) -> dict[str, Tensor]:
-        """The optimizer's whole state, by `parameter's number/name`; all processes must ask."""
+        """Return the optimizer's whole state, by `parameter's number/name`; all processes must ask."""
         found = self.optimizer.state_dict()["state"]
         return {f"{number}/{name}": value for number, values in found.items() for name, value in values.items()}
 
     def load_state_dict(self, weights: dict[str, Tensor], optimizer_state: dict[str, Tensor]) -> None:
-        """The network and its optimizer are as they were when these were taken, by any engine on any processes."""
+        """Put network and optimizer where these were taken, by any engine on any number of processes."""
         self.net.load_state_dict(weights)
         parameters = list(self.net.parameters())
         for key, value in optimizer_state.items():
@@ -104,8 +104,23 @@ class Engine:
             self.optimizer.state[parameter][name] = own.copy_(value)
 
 
+def ddp_engine(shared: nn.Module, net: nn.Module, module: nn.Module, optimizer: torch.optim.Optimizer) -> Engine:
+    """Make the engine of a module that DDP has wrapped as `shared`.
+
+    Dynamo would cut a compiled module's graph where DDP's buckets end, and fails at a penalty's torch.func.grad. Uncut,
+    the backward pass is one node of autograd: DDP exchanges all gradients after it, and nothing beside it. Where
+    nothing is compiled, each bucket is exchanged while the backward pass goes on.
+    """
+    torch._dynamo.config.optimize_ddp = False
+    assert isinstance(shared, DistributedDataParallel)
+    shared.broadcast_buffers = False  # they are functions of what all processes have: the same on all
+    fix_ddp_bucket_order(shared, module)
+    optimizer.zero_grad()
+    return Engine(net, shared, optimizer)
+
+
 def fix_ddp_bucket_order(shared: nn.Module, module: nn.Module) -> None:
-    """DDP has arranged the module's gradients for its exchanges, in an order that only the module decides.
+    """Let DDP arrange the module's gradients for its exchanges, in an order that only the module decides.
 
     It does so once, in the order of a process's first backward pass, and in this order three or more processes add them
     up: arranged by whichever step a run goes on with, a resumed run would differ in its last bits. One bucket for all

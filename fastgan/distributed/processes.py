@@ -1,8 +1,7 @@
-"""The processes of a run: which one this is, where it computes, and the engine through which they train one network.
+"""The processes of a run: which one this is, where it computes, and what it exchanges with the others.
 
-The only place that knows of engines. A trainer reads the same with each: a `Engine` trains its network, whether alone,
-with the gradients of all processes averaged (DDP, through Accelerate), or with states, gradients and weights divided
-among them as well (DeepSpeed's ZeRO 1, 2 and 3: Rajbhandari 2020, arXiv 1910.02054).
+A trainer reads the same with each engine that `make_engine` gives it: `Engine`, alone or with DDP through Accelerate,
+or `ZeroEngine`, DeepSpeed's ZeRO.
 """
 
 import ctypes
@@ -18,13 +17,16 @@ from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwar
 from torch import Tensor, nn
 
 from fastgan.distributed.consistency import ConsistencyCheck
-from fastgan.distributed.engines import Engine, fix_ddp_bucket_order
+from fastgan.distributed.engines import Engine, ddp_engine
 from fastgan.distributed.heartbeat import LIMIT_S, collective_timeout
 from fastgan.distributed.zero import ZeroEngine
 
+# Accelerate's settings that aren't used, and fastgan's own.
+UNUSED = {"mixed_precision": "--precision", "dynamo_backend": "--compile"}
+
 
 class Processes:
-    """One process of a run of `count`, number `rank`, computing on `device`."""
+    """Process `rank` of a run of `world_size`, computing on `device`."""
 
     def __init__(
         self,
@@ -41,47 +43,32 @@ class Processes:
         tune_malloc()
         if agreement is not None and agreement.store is not None:
             _open_group(agreement, limit_s)
-        patience = InitProcessGroupKwargs(timeout=collective_timeout(limit_s))
-        in_place = DistributedDataParallelKwargs(gradient_as_bucket_view=True)  # exchanged where they lie
-        # What these two say, of layouts and of DeepSpeed's own calls, no user can fix.
-        warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides", UserWarning)
-        warnings.filterwarnings("ignore", "`torch.distributed..* is deprecated", FutureWarning)
-        # Its own precision and compiling would change what several processes learn, but not what one does.
-        off = {"mixed_precision": "no", "dynamo_backend": "no"}
-        cpu = not torch.cuda.is_available()
-        self._accelerator = Accelerator(cpu=cpu, kwargs_handlers=[patience, in_place], **off)
+        _silence_libraries()
+        self._accelerator = _accelerator(limit_s)
         self.rank: int = self._accelerator.process_index
         self.world_size: int = self._accelerator.num_processes
         self.device: torch.device = self._accelerator.device
         self.is_main: bool = self._accelerator.is_main_process
-        for name, option in zip(off, ("--precision", "--compile"), strict=True):
+        self._cpu_group = _cpu_group(limit_s) if self.world_size > 1 else None
+        self._pending_max: tuple[dist.Work, Tensor] | None = None
+        self._name_unused_wishes()
+
+    def _name_unused_wishes(self) -> None:
+        """Print which of the launcher's own settings fastgan's decide instead of."""
+        for name, option in UNUSED.items():
             if (asked := os.environ.get(f"ACCELERATE_{name.upper()}", "no").lower()) != "no":
                 self.print(f"Accelerate's {name} is {asked}: it isn't used, fastgan's own {option} decides")
-        self._pending_max: tuple[dist.Work, Tensor] | None = None
-        self._cpu_group: dist.ProcessGroup | None = None
-        if self.world_size > 1:
-            group = dist.new_group(backend="gloo", timeout=collective_timeout(limit_s))
-            assert isinstance(group, dist.ProcessGroup)
-            self._cpu_group = group
 
     def make_engine(self, net: nn.Module, module: nn.Module, optimizer: torch.optim.Optimizer) -> Engine:
-        """The network's player, by the run's engine; one process needs none."""
+        """Wrap the network for the run's engine: one process trains alone."""
         if self.world_size == 1:
             return Engine(net, module, optimizer)
         if self.engine_name.startswith("zero"):
             return ZeroEngine(net, module, optimizer, int(self.engine_name.removeprefix("zero")), self.offload)
-        # Dynamo would cut a compiled module's graph where DDP's buckets end, and fails at a penalty's torch.func.grad.
-        # Uncut, the backward pass is one node of autograd: DDP exchanges all gradients after it, and nothing beside it.
-        # Where nothing is compiled, each bucket is exchanged while the backward pass goes on.
-        torch._dynamo.config.optimize_ddp = False
-        shared = self._accelerator.prepare_model(module)
-        shared.broadcast_buffers = False  # they are functions of what all processes have: the same on all
-        fix_ddp_bucket_order(shared, module)
-        optimizer.zero_grad()
-        return Engine(net, shared, optimizer)
+        return ddp_engine(self._accelerator.prepare_model(module), net, module, optimizer)
 
     def delayed_max(self, number: int) -> int:
-        """The largest number of all processes when they last asked, 0 the first time: all must ask, after each step.
+        """Return the largest of all processes' last numbers, 0 the first time; all must ask after each step.
 
         It is the same on all, and nobody waits: this time's numbers are gathered while the next step runs.
         """
@@ -97,14 +84,14 @@ class Processes:
         return int(last[1])
 
     def all_reduce_mean(self, values: dict[str, float]) -> dict[str, float]:
-        """Each value's mean over all processes, who must all ask, with the same names."""
+        """Return each value's mean over all processes, who must all ask, with the same names."""
         if self.world_size == 1 or not values:
             return values
         mine = torch.tensor(list(values.values()), dtype=torch.float64, device=self.device)
         return dict(zip(values, self._accelerator.reduce(mine, reduction="mean").tolist(), strict=True))
 
     def all_reduce_min(self, number: int) -> int:
-        """The smallest of all processes' numbers; all must ask."""
+        """Return the smallest of all processes' numbers; all must ask."""
         if self.world_size == 1:
             return number
         mine = torch.tensor(number)
@@ -112,7 +99,7 @@ class Processes:
         return int(mine)
 
     def all_gather(self, mine: Tensor) -> Tensor:
-        """All processes' tensors [N, ...], on the CPU, in a row by rank, the same on all; N may differ."""
+        """Return all processes' tensors [N, ...], on the CPU, in a row by rank, the same on all; N may differ."""
         if self.world_size == 1:
             return mine
         sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.world_size)]
@@ -124,7 +111,7 @@ class Processes:
         return torch.cat([part[: int(size)] for part, size in zip(parts, sizes, strict=True)])
 
     def all_reduce_sum(self, mine: Tensor) -> Tensor:
-        """The sum of all processes' tensors, on the CPU and of one shape, the same on all; all must ask."""
+        """Return the sum of all processes' tensors, on the CPU and of one shape, the same on all; all must ask."""
         if self.world_size == 1:
             return mine
         summed = mine.clone()
@@ -132,16 +119,16 @@ class Processes:
         return summed
 
     def print(self, text: str) -> None:
-        """The main process prints the line."""
+        """Print the line, on the main process."""
         if self.is_main:
             print(text, flush=True)
 
     def barrier(self) -> None:
-        """All processes have come here."""
+        """Wait until all processes have come here."""
         self._accelerator.wait_for_everyone()
 
     def close(self) -> None:
-        """The process group is closed; nothing may be sent after."""
+        """Close the process group; nothing may be sent after."""
         if self._pending_max is not None:
             self._pending_max[0].wait()
         self._accelerator.end_training()
@@ -149,8 +136,29 @@ class Processes:
             torch.distributed.destroy_process_group()
 
 
+def _silence_libraries() -> None:
+    """Ignore warnings of layouts and of DeepSpeed's own calls, which no user can do anything about."""
+    warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides", UserWarning)
+    warnings.filterwarnings("ignore", "`torch.distributed..* is deprecated", FutureWarning)
+
+
+def _accelerator(limit_s: float) -> Accelerator:
+    """Make Accelerate's part: without its own precision and compiling, which would change what several learn."""
+    patience = InitProcessGroupKwargs(timeout=collective_timeout(limit_s))
+    in_place = DistributedDataParallelKwargs(gradient_as_bucket_view=True)  # exchanged where they lie
+    off = dict.fromkeys(UNUSED, "no")
+    return Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=[patience, in_place], **off)
+
+
+def _cpu_group(limit_s: float) -> dist.ProcessGroup:
+    """Make a second group, over gloo, for numbers that are on the host."""
+    group = dist.new_group(backend="gloo", timeout=collective_timeout(limit_s))
+    assert isinstance(group, dist.ProcessGroup)
+    return group
+
+
 def _open_group(agreement: ConsistencyCheck, limit_s: float) -> None:
-    """The process group that Accelerate will find: in a part of the store where no earlier attempt left addresses.
+    """Open the process group that Accelerate will find, in a part of the store where no earlier attempt left addresses.
 
     A restart by torchrun finds those otherwise, and gloo then calls on processes that are gone.
     """
@@ -165,7 +173,7 @@ def _open_group(agreement: ConsistencyCheck, limit_s: float) -> None:
 
 
 def _asked_by_launcher() -> tuple[str, bool]:
-    """The engine that Accelerate's configuration names, and whether it keeps states on the host.
+    """Return the engine that Accelerate's configuration names, and whether it keeps states on the host.
 
     Accelerate itself isn't to start it, as it knows one network only: it finds no such wish from now on.
     """
@@ -177,7 +185,7 @@ def _asked_by_launcher() -> tuple[str, bool]:
 
 
 def _set_threads(threads: int | None) -> None:
-    """This process computes with so many CPU threads; with None, with its share of the machine's cores.
+    """Let this process compute with so many CPU threads; with None, with its part of the machine's cores.
 
     Accelerate's and torch's launchers set OMP_NUM_THREADS to 1 where the user set nothing, which would leave all cores
     but one idle; where no launcher is, or the variable is above 1, it stands.
@@ -194,7 +202,7 @@ def _set_threads(threads: int | None) -> None:
 
 
 def tune_malloc() -> None:
-    """Large blocks that are freed stay with this process and are used again, where its C library is glibc.
+    """Keep large blocks that are freed with this process, to be used again, where its C library is glibc.
 
     Otherwise each large tensor is fresh memory from the kernel, which fills it with zeros page by page.
     """
