@@ -16,7 +16,7 @@ import safetensors.torch
 import torch
 
 from fastgan import train
-from fastgan.errors import EXIT_DIVERGED, EXIT_STOPPED, EXIT_USER_ERROR, UserError
+from fastgan.errors import EXIT_DIVERGED, EXIT_STOPPED, EXIT_USER_ERROR, Diverged, UserError
 from fastgan.monitor import hooks
 from fastgan.runs import checkpoint, ema_snapshots
 from fastgan.runs.async_writer import AsyncWriter, Files
@@ -354,11 +354,20 @@ def test_divergence_says_more_than_a_full_disk(run_dir: Path, monkeypatch: pytes
         return losses.nonsaturating_d(real_logits, fake_logits) * (torch.nan if len(calls) > 2 else 1)
 
     monkeypatch.setitem(losses.LOSSES, "nonsaturating", losses.Loss(spoiled, losses.nonsaturating_g))
+    diverged, check_finite = list[bool](), Trainer.check_finite
+
+    def noted(trainer: Trainer) -> None:
+        try:
+            check_finite(trainer)
+        except Diverged:
+            diverged.append(True)
+            raise
 
     def fails(path: Path, data: Any) -> None:
-        wait_until(lambda: len(calls) > 2)  # the write fails when training has
+        wait_until(lambda: diverged)  # the write fails when training has
         raise OSError(errno.ENOSPC, "No space left on device")
 
+    monkeypatch.setattr(Trainer, "check_finite", noted)
     monkeypatch.setattr(checkpoint, "write_synced", fails)
     assert run(run_dir) == EXIT_DIVERGED
     said = capsys.readouterr()

@@ -196,11 +196,11 @@ def test_weights_missing_elsewhere():
 
 
 def test_per_class(told):
-    """Each class has a distance of its own; a run whose G is told no classes is refused in one line."""
+    """Each class has a distance of its own; a run that is not class-conditional is refused in one line."""
     config = presets.get("debug")
     toy = named.load("toy")
     digits = extractors.load("digits", CPU)
-    with pytest.raises(UserError, match="told no classes"):
+    with pytest.raises(UserError, match="not class-conditional"):
         Evaluator(config, toy, digits, CPU).per_class(torch.nn.Identity(), 100)
     text = refusal(lambda: cli._run(["evaluate", str(told), "--images", "120", "--per-class"]))
     assert "per_class" in text

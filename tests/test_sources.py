@@ -50,7 +50,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.setattr(named, way, offline)
     md5s = {name: md5(data).hexdigest() for name, data in WHOLE.items()}
     tiny = IdxDataset("mnist", md5s, torchvision_class="MNIST", npm_package="tiny@1", debian_package="tiny")
-    monkeypatch.setattr(named, "IDX_SOURCES", {"mnist": tiny})
+    monkeypatch.setattr(named, "IDX_DATASETS", {"mnist": tiny})
     monkeypatch.setattr(named, "NUM_IMAGES", {"mnist": 5, "toy": named.TOY_SIZE})
     monkeypatch.setenv("FASTGAN_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"

@@ -49,7 +49,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name, data in files.items():
         (folder / name).write_bytes(data)
     md5s = {name: md5(data).hexdigest() for name, data in files.items()}
-    monkeypatch.setattr(named, "IDX_SOURCES", {"mnist": IdxDataset("mnist", md5s, torchvision_class="MNIST")})
+    monkeypatch.setattr(named, "IDX_DATASETS", {"mnist": IdxDataset("mnist", md5s, torchvision_class="MNIST")})
     monkeypatch.setenv("FASTGAN_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
 
