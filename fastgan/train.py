@@ -191,12 +191,12 @@ def _train(config: Config, stop: StopRequest, agreement: "ConsistencyCheck", wat
         if trainer.images_seen == 0:
             hooks.grid(trainer)
             if config.transfer is not None:  # later sessions go on from here, without the other run
-                hooks.checkpoint(trainer)
+                hooks.saving.checkpoint(trainer)
         _run_steps(trainer, hooks, processes, folder, stop)
         trainer.set_phase("finishing", EVENT_S)
         hooks.finish(trainer)
     except Stopped:
-        hooks.checkpoint(trainer)
+        hooks.saving.checkpoint(trainer)
         raise
     finally:
         hooks.close(trainer, in_haste=stop.signalled)

@@ -1,4 +1,4 @@
-"""The numbers of fastgan/counter.py, where the formulas stand, in one launch: SplitMix64 of keys, uniform and normal.
+"""The numbers of fastgan/utils/rng.py, where the formulas stand, in one launch: SplitMix64 of keys, uniform and normal.
 
 They have no gradient. A GPU's host would spend some forty operations on a batch's latents otherwise.
 """

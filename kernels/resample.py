@@ -93,8 +93,10 @@ def _kernel(  # type: ignore[no-untyped-def]
     TILE_C: constexpr,
     TILE_P: constexpr,
 ):
-    """out = scale R x, plus bias, then activated, or steepened where y is given. Where x_y is given x is steepened
-    first, and where `sums` are, these are its sums over the pixels that are nearest to a tile's.
+    """out = scale R x, plus bias, then activated, or act_backward of it where y is given.
+
+    Where x_y is given act_backward of x comes first, and where `sums` are, these are its sums over the pixels that are
+    nearest to a tile's.
 
     `rows` and `columns` are those of x. Without ACTIVE the kernel is linear.
     """

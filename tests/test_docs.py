@@ -4,6 +4,7 @@ import re
 import runpy
 import shlex
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,15 +19,21 @@ from fastgan.commands.report.page import ReportOptions
 from fastgan.commands.sample import SampleOptions
 from fastgan.commands.walk import WalkOptions
 from fastgan.config import Config
+from fastgan.data.loaders import build_loader, open_dataset
 from fastgan.data.preparation.info import InfoOptions
 from fastgan.data.preparation.prepare import PrepareOptions
 from fastgan.presets import parse_config
 from fastgan.training.losses import LOSSES, Loss
+from fastgan.training.trainer import Trainer
 from fastgan.utils.arguments import parse
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(
-    [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "launch/README.md", ROOT / "benchmarks/README.md"]
+    [
+        *ROOT.glob("*.md"),
+        *ROOT.glob("docs/*.md"),
+        *(ROOT / f"{name}/README.md" for name in ("launch", "benchmarks", "kernels")),
+    ]
 )
 OPTIONS = {
     "evaluate": EvaluateOptions,
@@ -133,11 +140,6 @@ def test_example_of_a_loss(examples) -> None:
 
 def test_example_of_a_network(examples) -> None:
     """It is built by its name, and trains."""
-    from dataclasses import replace
-
-    from fastgan.data.loaders import build_loader, open_dataset
-    from fastgan.training.trainer import Trainer
-
     examples("A network")
     config: Config = presets.get("debug")
     config = replace(config, networks=replace(config.networks, network="linear"))

@@ -92,7 +92,7 @@ class Digest:
 
 class Watchdog:
     """Watches a run of `count` processes from process `rank`, through a clone of `store`, in which there is nothing of
-    earlier attempts (agreement.py); nothing is watched where it is alone.
+    earlier attempts (consistency.py); nothing is watched where it is alone.
 
     A dead process, or a store out of reach, ends this one after `limit_s` and a few beats at most, whatever the phase.
     A process that lives ends it once it has been longer in a phase than the phase's own limit, and others wait for it.

@@ -78,7 +78,7 @@ def _cubes(values: Tensor) -> float:
 def inception_score(splits: Tensor) -> tuple[float, float]:
     """Mean and standard deviation over splits of exp(mean KL(p(class | image) || p(class))). Salimans 2016, 1606.03498.
 
-    From the sums [S, K + 1] of `features.Collected`.
+    From the sums [S, K + 1] of `features.FeatureStatistics`.
     """
     p, p_log_p = splits[:, :-1], splits[:, -1]
     sizes = p.sum(1)  # each image's probabilities sum to 1

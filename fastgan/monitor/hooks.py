@@ -70,10 +70,10 @@ class Hooks:
         elif run.health_every:
             hooks.append(Hook(run.health_every, self.health))
         if run.eval_every:
-            hooks.append(Hook(run.eval_every, self.evaluate))
+            hooks.append(Hook(run.eval_every, self.evaluations.evaluate))
         if self.config.optimizer.ema_stds:
-            hooks.append(Hook(run.ema_snapshot_every or epoch, self.ema_snapshot))
-        return [*hooks, Hook(run.checkpoint_every or epoch, self.checkpoint), Hook(epoch, self.begin_epoch)]
+            hooks.append(Hook(run.ema_snapshot_every or epoch, self.saving.ema_snapshot))
+        return [*hooks, Hook(run.checkpoint_every or epoch, self.saving.checkpoint), Hook(epoch, self.begin_epoch)]
 
     def step(self, trainer: Trainer) -> None:
         """Show the progress. Raises what a write in the background raised."""
@@ -160,25 +160,13 @@ class Hooks:
             if self.logger is not None:
                 self.logger.log_performance(trainer.images_seen, found)
 
-    def evaluate(self, trainer: Trainer) -> None:
-        """Evaluate, as `Evaluations.evaluate` does."""
-        self.evaluations.evaluate(trainer)
-
-    def ema_snapshot(self, trainer: Trainer) -> None:
-        """Save snapshots of averages, as `Saving.ema_snapshot` does."""
-        self.saving.ema_snapshot(trainer)
-
-    def checkpoint(self, trainer: Trainer) -> None:
-        """Save a checkpoint, as `Saving.checkpoint` does."""
-        self.saving.checkpoint(trainer)
-
     def finish(self, trainer: Trainer) -> None:
-        """Do what is due at the end of training, and wait until it is on disk. Raises as `checkpoint` does."""
+        """Do what is due at the end of training, and wait until it is on disk. Raises as `Saving.checkpoint` does."""
         self.end_epoch(trainer)
         self.grid(trainer)
-        self.evaluate(trainer)
-        self.ema_snapshot(trainer)
-        self.checkpoint(trainer)
+        self.evaluations.evaluate(trainer)
+        self.saving.ema_snapshot(trainer)
+        self.saving.checkpoint(trainer)
         self.saving.close()
         self.saving.raise_if_failed()
 

@@ -107,7 +107,7 @@ class Checkpoints:
 
 
 def read(path: Path) -> Checkpoint:
-    """The checkpoint in the folder `path`. Raises Damaged, with the reason, where a byte isn't as it was written."""
+    """Read the checkpoint in the folder `path`. Raises CorruptCheckpoint where a byte isn't as it was written."""
     try:
         content = json.loads((path / STATE).read_text())
         files, state = content["files"], content["state"]
