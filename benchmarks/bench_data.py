@@ -34,6 +34,9 @@ from fastgan.distributed.processes import tune_malloc
 from fastgan.utils.arguments import parse
 
 
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 @dataclass(frozen=True)
 class Options:
     """Compare the loaders on prepared data sets."""
@@ -129,7 +132,7 @@ def measure(options: Options, folder: Path) -> str:
     def loader_rate(name: str, kind: str, workers: int) -> Callable[[], float]:
         def once() -> float:
             before = memory_gib()
-            loader = build_loader(config_for(options, source, kind, workers), source, torch.device("cpu"))
+            loader = build_loader(config_for(options, source, kind, workers), source, DEVICE)
             found = rate(stepper(loader), options)
             memory.setdefault(name, memory_gib() - before)
             return found

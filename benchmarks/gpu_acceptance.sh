@@ -18,6 +18,9 @@ if [ -d "$FASTGAN_PACK/wheels" ]; then
     "$python" -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --upgrade --target "$site/wheels" \
         "$FASTGAN_PACK"/wheels/*.whl
 fi
+for archive in "$FASTGAN_PACK"/*.tar.xz; do # packages that as wheels are too large to bring along, DALI's say
+    [ -f "$archive" ] && mkdir -p "$site/wheels" && tar -xJf "$archive" -C "$site/wheels"
+done
 [ -d "$FASTGAN_PACK/cache" ] && cp -r "$FASTGAN_PACK/cache/." "$site/cache"
 export PYTHONPATH="$site/tree:$root/benchmarks:$site/wheels" PYTHONUNBUFFERED=1 FASTGAN_CACHE="$site/cache"
 export TORCHINDUCTOR_CACHE_DIR="$site/inductor" TRITON_CACHE_DIR="$site/triton" TORCHINDUCTOR_COMPILE_THREADS=3
