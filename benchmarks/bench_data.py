@@ -1,4 +1,4 @@
-"""Images/s of the loaders on a prepared data set, in turn: DALI, torch's DataLoader, resident, and bare DALI decoding.
+"""Images/s of the loaders on a prepared data set, in turn: DALI, torch's DataLoader, in memory, and bare DALI decoding.
 
 Bare decoding is the smallest DALI pipeline there is: encoded bytes in file order, decoder, no torch. A loader's figure
 counts finished batches, with order, labels and pixels as a tensor on the device; decoding starts before the clock does,
@@ -142,7 +142,7 @@ def measure(options: Options, folder: Path) -> str:
     threads = torch.get_num_threads()
     plan = [("dali", "dali", threads)]
     plan += [(f"torch, {workers} workers", "torch", workers) for workers in range(options.max_workers + 1)]
-    plan += [("resident", "resident", threads)]
+    plan += [("in_memory", "in_memory", threads)]
     measures |= {name: loader_rate(name, kind, workers) for name, kind, workers in plan}
     values = harness.in_turn(measures, options.rounds)
     medians = {name: statistics.median(found) for name, found in values.items()}

@@ -30,7 +30,7 @@ SHOWN = (
     Shown("`mnist28` on two processes, of one on both cores", "scaling", "mnist28 | 256 | 2", "of one process's"),
     Shown("prepared 128x128 PNGs from DALI, images/s", "data", "dali", "images/s"),
     Shown("... of bare DALI decoding", "data", "dali", "of bare DALI"),
-    Shown("... from memory, images/s", "data", "resident", "images/s"),
+    Shown("... from memory, images/s", "data", "in_memory", "images/s"),
     Shown("evaluation of generated images, of bare extraction", "metrics", "generated images", "of bare"),
 )
 

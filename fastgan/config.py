@@ -8,12 +8,14 @@ import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from fastgan.utils.fields import flat, from_plain, require, require_positive
 
 MAX_SEED = 2**63 - 1
 MAX_EMA_STD = 0.25  # the plain mean of all weights since the start has 0.289
+FORMER_FIELDS = {"share_fakes": "reuse_fakes", "resident_gib": "in_memory_gib"}  # of 0.1's config.json
+FORMER_LOADERS = {"resident": "in_memory"}
 BATCH_NORM_IN_D = ("dcgan128",)  # the networks whose D couples the images of a batch
 
 
@@ -115,7 +117,7 @@ class ObjectiveConfig:
     reuse_reals: bool = True
     """relativistic: True: G's phase compares with the reals that D just saw. False: with reals of its own, as R3GAN's
     program does, drawn from an order of their own."""
-    share_fakes: bool = False
+    reuse_fakes: bool = False
     """True: one pass of G serves both players' phases. False: each phase draws its own latents."""
 
     def __post_init__(self) -> None:
@@ -156,10 +158,10 @@ class ObjectiveConfig:
             f"under the loss {self.loss} G sees no reals: give --reuse-reals or --loss relativistic",
         )
         require(
-            self.reuse_reals or not self.share_fakes,
+            self.reuse_reals or not self.reuse_fakes,
             "reuse_reals",
             self.reuse_reals,
-            "fakes that serve both phases go with reals that do: give --reuse-reals or --no-share-fakes",
+            "fakes that serve both phases go with reals that do: give --reuse-reals or --no-reuse-fakes",
         )
 
     def _refuse_what_fails(self) -> None:
@@ -241,10 +243,10 @@ class RunConfig:
     """How many images to train on, instead of epochs."""
     minutes: float | None = None
     """Stop this session after so many minutes, with a checkpoint; the same command resumes from it."""
-    loader: Literal["auto", "resident", "dali", "torch"] = "auto"
-    """resident: decoded once, kept as bytes on the training device; dali, torch: decoded ahead, batch by batch."""
-    resident_gib: float = 4.0
-    """The most memory that `auto` gives to a resident data set."""
+    loader: Literal["auto", "in_memory", "dali", "torch"] = "auto"
+    """in_memory: decoded once, kept as bytes on the training device; dali, torch: decoded ahead, batch by batch."""
+    in_memory_gib: float = 4.0
+    """The most memory that `auto` gives to a data set in memory."""
     workers: int | None = None
     """Processes (torch; 0: the training process) or threads (dali) that decode; without it, a process's threads."""
     engine: Literal["auto", "ddp", "zero1", "zero2", "zero3"] = "auto"
@@ -310,7 +312,7 @@ class RunConfig:
     """Print the plan and end."""
 
     def __post_init__(self) -> None:
-        require_positive(self, "epochs", "log_every", "grid_side", "resident_gib", "keep_checkpoints", "eval_images")
+        require_positive(self, "epochs", "log_every", "grid_side", "in_memory_gib", "keep_checkpoints", "eval_images")
         require_positive(self, "timeout_s", "eval_curve_images")
         micro = self.micro_batch
         require(micro in (None, "auto") or int(micro) > 0, "micro_batch", micro, "give a number above 0, or auto")
@@ -380,13 +382,26 @@ class Config:
     @staticmethod
     def from_json(text: str) -> "Config":
         """The config that `to_json` wrote. Raises UserError on fields that this version doesn't know."""
-        plain = json.loads(text)
-        if isinstance(plain.get("run", {}).get("cuda_graphs"), bool):  # as it was once
-            plain["run"]["cuda_graphs"] = "on" if plain["run"]["cuda_graphs"] else "auto"
-        config: Config = from_plain(Config, plain)
+        config: Config = from_plain(Config, _upgrade(json.loads(text)))
         return config
 
     def differences(self, other: "Config") -> list[str]:
         """`field: mine, the other's` for every field that decides what is learned and isn't equal."""
         mine, others = (flat(dataclasses.replace(config, run=RunConfig())) for config in (self, other))
         return [f"{name}: {mine[name]}, not {others[name]}" for name in mine if mine[name] != others[name]]
+
+
+def _upgrade(plain: dict[str, Any]) -> dict[str, Any]:
+    """Return an earlier version's config.json in today's words."""
+    new = {
+        section: {FORMER_FIELDS.get(name, name): value for name, value in fields.items()}
+        if isinstance(fields, dict)
+        else fields
+        for section, fields in plain.items()
+    }
+    run = new.get("run", {})
+    if isinstance(run.get("cuda_graphs"), bool):
+        run["cuda_graphs"] = "on" if run["cuda_graphs"] else "auto"
+    if run.get("loader") in FORMER_LOADERS:
+        run["loader"] = FORMER_LOADERS[run["loader"]]
+    return new

@@ -3,9 +3,23 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from fastgan.config import Config, DataConfig, NetworkConfig, ObjectiveConfig, OptimizerConfig, RunConfig
+from fastgan.config import (
+    FORMER_LOADERS,
+    Config,
+    DataConfig,
+    NetworkConfig,
+    ObjectiveConfig,
+    OptimizerConfig,
+    RunConfig,
+)
 from fastgan.errors import UserError
 from fastgan.utils.arguments import parse
+
+FORMER_FLAGS = {  # of 0.1
+    "--share-fakes": "--reuse-fakes",
+    "--no-share-fakes": "--no-reuse-fakes",
+    "--resident-gib": "--in-memory-gib",
+}
 
 
 def mnist28() -> Config:
@@ -19,7 +33,7 @@ def mnist28() -> Config:
         preset="mnist28",
         data=DataConfig(data="mnist", image_size=(28, 28), channels=1, batch_size=256, keep_partial_batch=True),
         networks=NetworkConfig(network="dcgan28", z_dim=100),
-        objective=ObjectiveConfig(loss="nonsaturating", share_fakes=True),
+        objective=ObjectiveConfig(loss="nonsaturating", reuse_fakes=True),
         optimizer=OptimizerConfig(g_lr=1e-4, d_lr=1e-4, betas=(0.9, 0.999), eps=1e-7),
         run=RunConfig(epochs=50, eval_every=600_000),
     )
@@ -36,7 +50,7 @@ def mnist28_fast() -> Config:
         preset="mnist28-fast",
         data=DataConfig(data="mnist", image_size=(28, 28), channels=1, batch_size=64, keep_partial_batch=False),
         networks=NetworkConfig(network="dcgan", z_dim=64, stages=(96, 48), d_width=2 / 3, num_classes=10),
-        objective=ObjectiveConfig(loss="nonsaturating", penalty="r1", gamma=0.1, penalty_every=4, share_fakes=True),
+        objective=ObjectiveConfig(loss="nonsaturating", penalty="r1", gamma=0.1, penalty_every=4, reuse_fakes=True),
         optimizer=OptimizerConfig(g_lr=2e-3, d_lr=2e-3, betas=(0.0, 0.99), ema_half_lives=(10_000,)),
         run=RunConfig(epochs=20, eval_every=120_000, grid_side=8),
     )
@@ -57,7 +71,7 @@ def faces128() -> Config:
         preset="faces128",
         data=DataConfig(data="faces", image_size=(128, 128), channels=3, batch_size=32, keep_partial_batch=True),
         networks=NetworkConfig(network="dcgan128", z_dim=100),
-        objective=ObjectiveConfig(loss="nonsaturating", share_fakes=True),
+        objective=ObjectiveConfig(loss="nonsaturating", reuse_fakes=True),
         optimizer=OptimizerConfig(optimizer="rmsprop", g_lr=5e-4, d_lr=1e-4, lr_decay=1e-8, rho=0.9, eps=1e-7),
         run=RunConfig(epochs=10, console="epochs", log_every=960, eval_every=0),
     )
@@ -128,7 +142,7 @@ def stacked_mnist_fast() -> Config:
         preset="stacked-mnist-fast",
         data=DataConfig(data="stacked-mnist", image_size=(32, 32), channels=3, batch_size=64, keep_partial_batch=False),
         networks=NetworkConfig(network="dcgan", z_dim=64, stages=(128, 64, 32)),
-        objective=ObjectiveConfig(loss="nonsaturating", penalty="r1", gamma=0.1, penalty_every=4, share_fakes=True),
+        objective=ObjectiveConfig(loss="nonsaturating", penalty="r1", gamma=0.1, penalty_every=4, reuse_fakes=True),
         optimizer=OptimizerConfig(
             g_lr=2e-3,
             d_lr=2e-3,
@@ -251,7 +265,7 @@ def faces128_fast() -> Config:
             data="faces", image_size=(128, 128), channels=3, batch_size=16, keep_partial_batch=False, mirror=True
         ),
         networks=NetworkConfig(network="dcgan", z_dim=64, stages=(256, 128, 64, 32, 16), smooth_image=True),
-        objective=ObjectiveConfig(loss="nonsaturating", penalty="r1", gamma=10.0, penalty_every=4, share_fakes=True),
+        objective=ObjectiveConfig(loss="nonsaturating", penalty="r1", gamma=10.0, penalty_every=4, reuse_fakes=True),
         optimizer=OptimizerConfig(g_lr=1e-3, d_lr=1e-3, betas=(0.0, 0.99), ema_half_lives=(5_000,)),
         run=RunConfig(epochs=20, console="epochs", log_every=960, eval_every=0),
     )
@@ -306,4 +320,18 @@ def parse_config(args: Sequence[str], prog: str = "fastgan train") -> Config:
             name = args[number + 1]
         elif arg.startswith("--preset="):
             name = arg.removeprefix("--preset=")
-    return parse(Config, args, prog=prog, default=get(name))
+    return parse(Config, _upgrade_flags(args), prog=prog, default=get(name))
+
+
+def _upgrade_flags(args: Sequence[str]) -> list[str]:
+    """Return the arguments with today's names of flags and loaders: commands for earlier versions still work."""
+    new: list[str] = []
+    for arg in args:
+        flag, equals, value = arg.partition("=")
+        flag = FORMER_FLAGS.get(flag, flag)
+        if flag == "--loader":
+            value = FORMER_LOADERS.get(value, value)
+        elif new and new[-1] == "--loader":
+            flag = FORMER_LOADERS.get(flag, flag)
+        new.append(flag + equals + value)
+    return new

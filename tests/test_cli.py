@@ -34,7 +34,7 @@ MISTAKES = {
     "preset": (["--preset", "mnist"], ["'mnist'", *presets.PRESETS]),
     "flag": (["--batchsize", "3"], ["'--batchsize'", "did you mean --batch-size", "--seed", "--run-dir"]),
     "kind of value": (["--batch-size", "many"], ["--batch-size", "'many'"]),
-    "choice": (["--loader", "fast"], ["--loader", "'fast'", "'auto'", "'resident'"]),
+    "choice": (["--loader", "fast"], ["--loader", "'fast'", "'auto'", "'in_memory'"]),
     "range": (["--batch-size", "0"], ["batch_size is 0"]),
     "data set": (["--data", "mnits", "--dry-run"], ["'mnits'", *named.NAMES]),
     "network": (["--network", "dcgan29", "--dry-run"], ["'dcgan29'", *networks.BUILDERS]),

@@ -356,7 +356,7 @@ def test_configs_of_before_mean_what_they_meant() -> None:
         ("data", "data", "fashion-mnist"),
         ("data", "keep_partial_batch", False),
         ("networks", "width", 0.5),
-        ("objective", "share_fakes", False),
+        ("objective", "reuse_fakes", False),
         ("optimizer", "betas", (0.5, 0.99)),
     ],
 )

@@ -59,17 +59,17 @@ def test_preset(args: list[str]) -> None:
 
 def test_flags_stand_over_the_preset() -> None:
     """Flags change the preset, wherever `--preset` stands; all other fields are the preset's."""
-    flags = ["--batch-size", "8", "--betas", "0.25", "0.75", "--no-share-fakes", "--run-dir", "there", "--width=0.5"]
+    flags = ["--batch-size", "8", "--betas", "0.25", "0.75", "--no-reuse-fakes", "--run-dir", "there", "--width=0.5"]
     wanted = flat(presets.debug()) | {
         "batch_size": 8,
         "betas": (0.25, 0.75),
-        "share_fakes": False,
+        "reuse_fakes": False,
         "run_dir": Path("there"),
         "width": 0.5,
     }
     assert flat(parse_config(["--preset", "debug", *flags])) == wanted
     assert flat(parse_config([*flags, "--preset=debug"])) == wanted
-    assert flat(presets.debug())["share_fakes"] is True
+    assert flat(presets.debug())["reuse_fakes"] is True
 
 
 def test_a_flag_may_undo_the_preset() -> None:

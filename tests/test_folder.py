@@ -70,7 +70,7 @@ def test_content_hash_follows_the_files(tmp_path):
 
 
 @pytest.mark.usefixtures("keep_signal_handlers")
-@pytest.mark.parametrize("loader", ["resident", "torch"])
+@pytest.mark.parametrize("loader", ["in_memory", "torch"])
 def test_training_reads_a_folder(tmp_path, loader):
     """`--data FOLDER` trains on it, and resumes."""
     write_images(tmp_path / "set", 40, size=(28, 28))

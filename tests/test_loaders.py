@@ -24,7 +24,7 @@ from fastgan.errors import UserError
 
 CPU = torch.device("cpu")
 NUM, SIZE, BATCH = 45, (10, 14), 16  # batches of 16, 16, 13
-LOADERS = ("resident", "torch", "dali")
+LOADERS = ("in_memory", "torch", "dali")
 pytestmark = pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
 
 
@@ -107,7 +107,7 @@ def sets(tmp_path_factory):
 def test_pixels_are_those_of_the_files(sets, loader, channels, encoding):
     """Over two epochs each image has its label and its file's pixels, channels last: PNG's exactly, JPEG's nearly."""
     source, images = sets[channels, encoding]
-    order = batches(config_for("resident", channels), source, 0, 8)
+    order = batches(config_for("in_memory", channels), source, 0, 8)
     for batch, wanted in zip(batches(config_for(loader, channels), source, 0, 8), order, strict=True):
         assert all(image.permute(1, 2, 0).is_contiguous() for image in batch.pixels)
         found = batch.pixels.int()
@@ -128,7 +128,7 @@ def test_pixels_are_those_of_the_files(sets, loader, channels, encoding):
 def test_processes_and_resume_points_see_one_sequence(sets, loader, keep_partial, num_processes):
     """The shares of 1, 2 and 3 processes, from the start and from any later batch, are the one sequence of batches."""
     source, _ = sets[3, "png"]
-    whole = batches(config_for("resident", keep_partial=keep_partial, reuse_reals=False), source, 0, 7)
+    whole = batches(config_for("in_memory", keep_partial=keep_partial, reuse_reals=False), source, 0, 7)
     config = config_for(loader, keep_partial=keep_partial, reuse_reals=False)
     for first in (0, 2, 4):
         start = sum(batch.global_size for batch in whole[:first])
@@ -172,7 +172,7 @@ def test_gs_phase_has_reals_of_its_own(sets, loader):
 def test_any_place_may_be_asked_for(sets, loader):
     """A loader that is asked for an earlier place, or jumps ahead, gives that place's batch."""
     source, _ = sets[3, "png"]
-    wanted = build_loader(config_for("resident"), source, CPU)
+    wanted = build_loader(config_for("in_memory"), source, CPU)
     asked = build_loader(config_for(loader), source, CPU)
     for place in (0, 16, 0, 45 * 3, 32, 45):
         assert torch.equal(asked.batch(place).pixels, wanted.batch(place).pixels)
@@ -182,7 +182,7 @@ def test_any_place_may_be_asked_for(sets, loader):
 def test_mirroring_is_decided_by_the_images_number(sets, loader):
     """About half of the images are mirrored, the same ones in every loader, others in another epoch."""
     source, _ = sets[3, "png"]
-    plain = batches(config_for("resident", keep_partial=False), source, 0, 20)
+    plain = batches(config_for("in_memory", keep_partial=False), source, 0, 20)
     mirrored = batches(config_for(loader, mirror=True, keep_partial=False), source, 0, 20)
     flips = []
     for before, after in zip(plain, mirrored, strict=True):
@@ -190,7 +190,7 @@ def test_mirroring_is_decided_by_the_images_number(sets, loader):
             flips.append(not torch.equal(image, other))
             assert torch.equal(other, image.flip(2) if flips[-1] else image)
     assert 0.4 < sum(flips) / len(flips) < 0.6
-    again = batches(config_for("resident", mirror=True, keep_partial=False), source, 0, 20)
+    again = batches(config_for("in_memory", mirror=True, keep_partial=False), source, 0, 20)
     assert all(torch.equal(a.reals, b.reals) for a, b in zip(mirrored, again, strict=True))
     parts = [mirrored[0].micro_batch(slice(start, start + 2)).reals for start in range(0, len(mirrored[0].pixels), 2)]
     assert torch.equal(torch.cat(parts), mirrored[0].reals)
@@ -211,10 +211,10 @@ class Devices(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("place", [0, 32, 45 * 5])
-def test_resident_batches_are_made_on_the_device(sets, place):
-    """No part of a resident batch comes from the CPU, the first of an epoch and one across its end included."""
+def test_batches_in_memory_are_made_on_the_device(sets, place):
+    """No part of a batch in memory comes from the CPU, the first of an epoch and one across its end included."""
     source, _ = sets[3, "png"]
-    config = config_for("resident", mirror=True, keep_partial=False, reuse_reals=False)
+    config = config_for("in_memory", mirror=True, keep_partial=False, reuse_reals=False)
     loader = build_loader(config, source, torch.device("meta"))
     with Devices() as devices:
         batch = loader.batch(place)
@@ -269,11 +269,11 @@ def test_worker_processes_end_in_order():
 
 
 def test_choice_of_loader(sets, monkeypatch):
-    """Small sets are resident; larger ones go to DALI where they are prepared and it is installed, else to torch."""
+    """Small sets are kept in memory; larger ones go to DALI where they are prepared and it is installed, else to torch."""
     source, _ = sets[3, "png"]
     auto = config_for("auto")
-    assert choose_loader(auto, source)[0] == "resident"
-    tight = replace(auto, run=replace(auto.run, resident_gib=1e-9))
+    assert choose_loader(auto, source)[0] == "in_memory"
+    tight = replace(auto, run=replace(auto.run, in_memory_gib=1e-9))
     assert choose_loader(tight, source)[0] == "dali"
     in_memory = ArrayDataset("memory", torch.zeros(50, 3, *SIZE, dtype=torch.uint8))
     assert choose_loader(tight, in_memory)[0] == "torch"

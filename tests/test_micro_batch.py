@@ -61,10 +61,10 @@ def double() -> Iterator[None]:
     torch.set_default_dtype(torch.float32)
 
 
-@pytest.mark.parametrize("share_fakes", [True, False])
-def test_training_goes_on_where_memory_runs_out(double, share_fakes):
+@pytest.mark.parametrize("reuse_fakes", [True, False])
+def test_training_goes_on_where_memory_runs_out(double, reuse_fakes):
     """The micro-batch is halved until it fits, is reported, and what is learned is what a large memory learns."""
-    small, large = (build(share_fakes=share_fakes) for _ in range(2))
+    small, large = (build(reuse_fakes=reuse_fakes) for _ in range(2))
     run_short_of_memory(small, most=4)
     said = []
     small.on_out_of_memory = said.append
@@ -86,7 +86,7 @@ def test_no_room_for_one_image_is_the_users_to_mend():
 @pytest.mark.parametrize("where", ["G's pass over a whole batch", "G's own gradients", "an optimizer's step"])
 def test_what_no_micro_batch_helps_is_the_users_to_fix(monkeypatch, where):
     """One line, and the micro-batch stays; an optimizer that may have moved some weights isn't asked again."""
-    trainer, calls = build(share_fakes=True), []
+    trainer, calls = build(reuse_fakes=True), []
 
     def fail(*_):
         calls.append(where)
@@ -129,9 +129,9 @@ def test_trying_finds_the_largest_that_fits():
         micro_batch.find(3, lambda size: attempt(100))
 
 
-@pytest.mark.parametrize("share_fakes", [True, False])
-def test_trying_changes_nothing(share_fakes):
-    trainer = build(share_fakes=share_fakes)
+@pytest.mark.parametrize("reuse_fakes", [True, False])
+def test_trying_changes_nothing(reuse_fakes):
+    trainer = build(reuse_fakes=reuse_fakes)
     before = {name: value.clone() for name, value in weights(trainer).items()}
     micro_batch.try_out(trainer, 5)
     assert all(torch.equal(value, before[name]) for name, value in weights(trainer).items())

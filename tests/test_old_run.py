@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from fastgan import cli
 from fastgan.commands.doctor import EXIT_FAULT
+from fastgan.presets import parse_config
 from fastgan.runs.run_folder import RunFolder
 
 OLD = Path(__file__).with_name("data") / "run-of-0.1"
@@ -51,5 +52,14 @@ def test_its_config_is_the_same_again(old_run: Path) -> None:
     folder = RunFolder(old_run)
     config = folder.read_config()
     folder.check(config)
-    assert config.objective.share_fakes
-    assert config.run.loader == "resident"
+    assert config.objective.reuse_fakes
+    assert config.run.loader == "in_memory"
+
+
+def test_its_command_still_works() -> None:
+    """Flags and loaders by the names that they had then mean what they meant."""
+    old = ["--preset", "debug", "--share-fakes", "--resident-gib=2", "--loader", "resident"]
+    new = ["--preset", "debug", "--reuse-fakes", "--in-memory-gib=2", "--loader", "in_memory"]
+    assert parse_config(old) == parse_config(new)
+    assert parse_config(["--loader=resident"]) == parse_config(["--loader=in_memory"])
+    assert not parse_config(["--preset", "mnist28", "--no-share-fakes"]).objective.reuse_fakes

@@ -25,7 +25,7 @@ from fastgan.utils.rng import RngStream
 TINY = Config(
     data=DataConfig(data="toy", image_size=(8, 8), channels=3, batch_size=8),
     networks=NetworkConfig(network="dcgan", z_dim=5, stages=(6,)),
-    objective=ObjectiveConfig(share_fakes=True),
+    objective=ObjectiveConfig(reuse_fakes=True),
 )
 SMALL = Config(
     data=DataConfig(data="toy", image_size=(16, 16), channels=3, batch_size=8),
@@ -207,13 +207,13 @@ def test_rmsprop_has_one_state() -> None:
     assert forecast(config, Cluster(), 0).memory["rmsprop's states"] == FLOAT * sum(networks.sizes(TINY))
 
 
-def test_resident_data() -> None:
+def test_data_in_memory() -> None:
     """Pixels that are kept on the GPU count, an image in whole words of 8 bytes; those of too large a set don't."""
     config = replace(SMALL, data=replace(SMALL.data, image_size=(28, 28), channels=1))
     assert forecast(config, Cluster(), 60_000).memory["data set"] == 60_000 * 784
     odd = replace(TINY, data=replace(TINY.data, image_size=(12, 10), channels=3), networks=NetworkConfig("dcgan28"))
     assert refusal(lambda: forecast(odd, Cluster(), 60_000)).startswith("image_size is (12, 10)")
-    small = replace(config, run=replace(config.run, resident_gib=0.01))
+    small = replace(config, run=replace(config.run, in_memory_gib=0.01))
     assert forecast(small, Cluster(), 60_000).memory["data set"] == 0
     assert forecast(config, Cluster(), None).data_is_unknown
 

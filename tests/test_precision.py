@@ -140,13 +140,13 @@ def set_scale(player: Engine, scale: float) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("share_fakes", [False, True])
+@pytest.mark.parametrize("reuse_fakes", [False, True])
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
-def test_training_in_half_precision(precision: str, share_fakes: bool) -> None:
+def test_training_in_half_precision(precision: str, reuse_fakes: bool) -> None:
     """Three steps of the whole recipe stay finite, move every weight of D and leave weights and averages float32."""
     config = config_of(precision)
     trainer = trainer_of(
-        replace(config, objective=replace(config.objective, share_fakes=share_fakes, reuse_reals=share_fakes))
+        replace(config, objective=replace(config.objective, reuse_fakes=reuse_fakes, reuse_reals=reuse_fakes))
     )
     before = [p.detach().clone() for p in trainer.D.net.parameters()]
     for terms in steps(trainer, 3):
@@ -156,11 +156,11 @@ def test_training_in_half_precision(precision: str, share_fakes: bool) -> None:
     assert {t.dtype for group in tensors.values() for t in group.values()} == {torch.float32}
 
 
-@pytest.mark.parametrize("share_fakes", [False, True])
-def test_scaling_losses_changes_no_step(share_fakes: bool) -> None:
+@pytest.mark.parametrize("reuse_fakes", [False, True])
+def test_scaling_losses_changes_no_step(reuse_fakes: bool) -> None:
     """A scale of 8192 and none give the same losses, norms and weights, but for what float16 rounds to 0 without it."""
     config = config_of("float16")
-    config = replace(config, objective=replace(config.objective, share_fakes=share_fakes, reuse_reals=share_fakes))
+    config = replace(config, objective=replace(config.objective, reuse_fakes=reuse_fakes, reuse_reals=reuse_fakes))
     scaled, plain = trainer_of(config), trainer_of(config)
     for (_, player), (_, other) in zip(scaled._engines(), plain._engines(), strict=True):
         set_scale(player, 8192.0)

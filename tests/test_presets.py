@@ -97,7 +97,7 @@ def test_what_the_dry_run_does_not_show(name: str) -> None:
     assert config.optimizer.betas[0] == 0 and config.optimizer.lr_decay == 0
     objective = config.objective
     assert (objective.loss, objective.penalty, objective.penalty_form) == ("relativistic", "r1+r2", "exact")
-    assert objective.penalty_every == 1 and not objective.share_fakes and objective.augment in KINDS
+    assert objective.penalty_every == 1 and not objective.reuse_fakes and objective.augment in KINDS
     assert not objective.reuse_reals and not objective.augment_pairs
     assert not config.data.keep_partial_batch and not nets.spectral_norm
 
@@ -172,7 +172,7 @@ REFUSED = {
         "too coarse for differences",
     ),
     "idle reals": (["--preset", "mnist28", "--no-reuse-reals"], "reuse_reals is False", "G sees no reals"),
-    "shared fakes": (["--preset", "cifar10", "--share-fakes"], "reuse_reals is False", "--no-share-fakes"),
+    "shared fakes": (["--preset", "cifar10", "--reuse-fakes"], "reuse_reals is False", "--no-reuse-fakes"),
     "batch norm": (["--preset", "faces128", "--penalty", "r1"], "penalty is 'r1'", "D of dcgan128 has BatchNorm"),
     "another network": (
         ["--preset", "ffhq256", "--network", "dcgan128"],

@@ -174,7 +174,7 @@ def test_loader_draws_in_the_training_process(cache: Path) -> None:
     """The loader chosen keeps nothing and starts no processes; another one that is asked for gives the same batches."""
     source = StackedDataset(fake_digits(), 2000)
     assert choose_loader(config(), source) == ("torch", "drawn batch by batch")
-    drawn, kept = (build_loader(config(loader=loader), source, CPU) for loader in ("auto", "resident"))
+    drawn, kept = (build_loader(config(loader=loader), source, CPU) for loader in ("auto", "in_memory"))
     assert drawn._num_workers == 0
     for place in (0, 50, 1950, 2000, 700):
         ours, theirs = drawn.batch(place), kept.batch(place)

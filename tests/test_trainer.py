@@ -68,7 +68,7 @@ def test_generator_phase_leaves_d_as_it_was():
 
 def test_shared_fakes_are_those_of_a_second_pass(monkeypatch):
     """One pass of G for both phases gives the weights that two passes over the same latents give."""
-    shared, separate = make(share_fakes=True), make(share_fakes=False)
+    shared, separate = make(reuse_fakes=True), make(reuse_fakes=False)
     original = separate.generate
     monkeypatch.setattr(separate, "generate", lambda G, batch, stream: original(G, batch, RngStream.LATENTS_D))
     for trainer in (shared, separate):
@@ -80,7 +80,7 @@ def test_shared_fakes_are_those_of_a_second_pass(monkeypatch):
 
 def test_separate_phases_draw_their_own_latents():
     """Without sharing, D and G see fakes of different latents."""
-    trainer = make(share_fakes=False)
+    trainer = make(reuse_fakes=False)
     batch = trainer.loader.batch(0)
     a, b = (trainer.generate(trainer.G.net, batch, stream) for stream in (RngStream.LATENTS_D, RngStream.LATENTS_G))
     assert not torch.equal(a, b)

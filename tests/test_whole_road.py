@@ -34,7 +34,7 @@ def write_images(folder: Path, mode: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("loader", ["resident", "dali"])
+@pytest.mark.parametrize("loader", ["in_memory", "dali"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_images_of_every_kind(tmp_path, kind, loader, capsys):
     """A set of this kind is prepared, trained on for three steps, and sampled as PNGs of its size and channels."""

@@ -29,7 +29,7 @@ class FastganPeer:
         config = replace(
             config,
             data=replace(config.data, keep_partial_batch=False),  # as the others: every step has a whole batch
-            objective=replace(config.objective, share_fakes=not twice),
+            objective=replace(config.objective, reuse_fakes=not twice),
         )
         source = ArrayDataset("digits", torch.from_numpy(images)[:, None], None)
         device = torch.device("cpu")

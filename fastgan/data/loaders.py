@@ -82,8 +82,8 @@ def choose_loader(config: Config, dataset: ImageDataset) -> tuple[str, str]:
     if isinstance(dataset, StackedDataset):
         return "torch", "drawn batch by batch"
     gib = len(dataset) * dataset.channels * dataset.image_size[0] * dataset.image_size[1] / 2**30
-    if gib <= config.run.resident_gib:
-        return "resident", f"{gib:.2f} GiB decoded, of the {config.run.resident_gib:g} that --resident-gib allows"
+    if gib <= config.run.in_memory_gib:
+        return "in_memory", f"{gib:.2f} GiB decoded, of the {config.run.in_memory_gib:g} that --in-memory-gib allows"
     if not isinstance(dataset, PreparedDataset):
         return "torch", f"{gib:.1f} GiB decoded are too much to keep, and the set isn't prepared"
     if importlib.util.find_spec("nvidia") and importlib.util.find_spec("nvidia.dali"):
@@ -105,7 +105,7 @@ def build_loader(
     say(f"data: {len(dataset):,} images of {dataset.name}; loader {kind} ({reason})")
     drawn = isinstance(dataset, StackedDataset)  # which is quicker than to hand it over
     workers = config.run.workers if config.run.workers is not None else 0 if drawn else torch.get_num_threads()
-    if kind == "resident":
+    if kind == "in_memory":
         return InMemoryLoader(BatchSampler(config, dataset, device, rank, num_processes, indices_on=device))
     sampler = BatchSampler(config, dataset, device, rank, num_processes)
     if kind == "torch":

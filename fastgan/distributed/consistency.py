@@ -37,7 +37,7 @@ ABSENT = "absent: "  # what a verdict begins with where nobody made a mistake
 ERRORS_S = 1.0  # for more errors to come after the first
 GRACE_S = 10.0  # for all to read the verdict before the store goes with its host's launcher
 PACKAGES = ("torch", "accelerate", "deepspeed")
-OF_HOST = ("run_dir", "loader", "resident_gib", "workers", "threads", "console", "inception_weights", "minutes")
+OF_HOST = ("run_dir", "loader", "in_memory_gib", "workers", "threads", "console", "inception_weights", "minutes")
 REMEDIES = {
     "setting": "give every host the same command",
     "version": "install the same on every host",

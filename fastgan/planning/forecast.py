@@ -23,7 +23,7 @@ class Forecast:
     cluster: Cluster
     share: int  # images of the busiest GPU
     work: "StepCost"
-    data_bytes: int | None  # of the resident data set; None: it isn't here, so nobody knows
+    data_bytes: int | None  # of the data set in memory; None: it isn't here, so nobody knows
 
     @property
     def gpu(self) -> Gpu:
@@ -158,10 +158,10 @@ def in_parts(found: Forecast) -> Forecast | None:
 
 def _resident_bytes(config: Config, num_images: int | None) -> int | None:
     """Bytes of the pixels that are kept on the device, 0 where none are; None where that can't be known yet."""
-    if config.data.data == DRAWN or config.run.loader not in ("auto", "resident"):
+    if config.data.data == DRAWN or config.run.loader not in ("auto", "in_memory"):
         return 0
     if num_images is None:
         return None
     (height, width), word = config.data.image_size, 8
     size = num_images * -(-height * width * config.data.channels // word) * word
-    return size if config.run.loader == "resident" or size <= config.run.resident_gib * 2**30 else 0
+    return size if config.run.loader == "in_memory" or size <= config.run.in_memory_gib * 2**30 else 0

@@ -227,7 +227,7 @@ def _play(step: _Step, ledger: OpCounter, penalized: bool) -> tuple[ActivationMe
     """Both phases of a round, as `Trainer.train_step` has them, without the optimizers; what each one held."""
     objective = step.config.objective
     augment_p = objective.augment_p if objective.augment_target is None else torch.zeros(())
-    share = objective.share_fakes
+    share = objective.reuse_fakes
     ledger.peak = ledger.live
     with torch.set_grad_enabled(share):
         fakes = step.fakes()

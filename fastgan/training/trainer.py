@@ -71,7 +71,7 @@ class Trainer:
         self.ema = Ema(G, max(1, len(config.optimizer.ema_half_lives)))
         self.power = Ema(G, len(config.optimizer.ema_stds))
         # BatchNorm wants the whole batch at once; one pass of G that serves both phases is a whole one, too.
-        self.splits_g = not config.objective.share_fakes and not has_batch_norm(G)
+        self.splits_g = not config.objective.reuse_fakes and not has_batch_norm(G)
         self.G = engine(G, G, make_optimizer(G, config))
         self.d_objective, self.g_objective = DiscriminatorObjective(D, config), GeneratorObjective(D, config)
         self.D = engine(D, self.d_objective, make_optimizer(D, config))
@@ -146,7 +146,7 @@ class Trainer:
 
     def play(self, batch: Batch, hparams: StepHyperparameters) -> Metrics:
         """Do the step's work on the device, which depends on the batch, the hparams and this trainer's tensors only."""
-        fakes = self.generate(self.G.module, batch, RngStream.LATENTS_D) if self.config.objective.share_fakes else None
+        fakes = self.generate(self.G.module, batch, RngStream.LATENTS_D) if self.config.objective.reuse_fakes else None
         metrics = self.discriminator_phase(batch, fakes, hparams)
         metrics |= self.generator_phase(batch.for_g, fakes, hparams)
         with self.G.gathered_params():
