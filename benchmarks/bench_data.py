@@ -33,7 +33,6 @@ from fastgan.data.prepared import PreparedDataset
 from fastgan.distributed.processes import tune_malloc
 from fastgan.utils.arguments import parse
 
-
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 

@@ -328,7 +328,7 @@ def plain() -> Iterator[Row]:
 
 def tests() -> Iterator[Row]:
     """The tests that need a GPU."""
-    files = ["test_recorded.py", "test_loaders.py", "kernels/test_conv2d.py"]
+    files = ["test_cuda_graphs.py", "test_loaders.py", "kernels/test_conv2d.py"]
     folder = Path(__file__).parent.parent / "tests"
     command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", "--rootdir", str(folder)]
     done = subprocess.run(

@@ -74,7 +74,7 @@ def _kernel(  # type: ignore[no-untyped-def]
     x,
     mean,
     color,
-    place,
+    offsets,
     out,
     sums,
     channels,
@@ -103,13 +103,18 @@ def _kernel(  # type: ignore[no-untyped-def]
     p = program % along * TILE_P + tl.arange(0, TILE_P)[None, :]
     h = p // width
     w = p % width
-    place += image * 6  # shift right and down, then the window's first column, the one after its last, and its rows
+    offsets += image * 6  # shift right and down, then the window's first column, the one after its last, and its rows
     color += image * 3  # added, vivid, gain
-    row = h + tl.load(place + 1) * (1 if ADJOINT else -1)  # what is read
-    column = w + tl.load(place) * (1 if ADJOINT else -1)
+    row = h + tl.load(offsets + 1) * (1 if ADJOINT else -1)  # what is read
+    column = w + tl.load(offsets) * (1 if ADJOINT else -1)
     y = row if ADJOINT else h  # where the window is looked for
     x_ = column if ADJOINT else w
-    kept = (x_ < tl.load(place + 2)) | (x_ >= tl.load(place + 3)) | (y < tl.load(place + 4)) | (y >= tl.load(place + 5))
+    kept = (
+        (x_ < tl.load(offsets + 2))
+        | (x_ >= tl.load(offsets + 3))
+        | (y < tl.load(offsets + 4))
+        | (y >= tl.load(offsets + 5))
+    )
     kept = kept & (row >= 0) & (row < height) & (column >= 0) & (column < width)
     valid = (c < channels) & (h < height)
     start = image.to(tl.int64) * stride_picture
@@ -134,7 +139,7 @@ def _kernel(  # type: ignore[no-untyped-def]
         tl.store(out + start + at, v, mask=valid)
 
 
-def _run(x: Tensor, color: Tensor, place: Tensor, adjoint: bool, constant: bool) -> Tensor:
+def _run(x: Tensor, color: Tensor, offsets: Tensor, adjoint: bool, constant: bool) -> Tensor:
     out = empty(x)
     if not out.numel():
         return out
@@ -143,29 +148,29 @@ def _run(x: Tensor, color: Tensor, place: Tensor, adjoint: bool, constant: bool)
     colors, wide = _num_colors(x), next_power_of_2(channels)
     tile = Blocks(wide, min(next_power_of_2(height * width), max(1, TILE // wide)))
     along = cdiv(height * width, tile.pixels)
-    color, place = color.to(accumulator_dtype(x)).contiguous(), place.contiguous()
+    color, offsets = color.to(accumulator_dtype(x)).contiguous(), offsets.contiguous()
     sizes = (channels, colors, height, width, *x.stride())
     settings = (adjoint, constant, colors == 3, accumulator(x), *tile)
     with torch.cuda.device_of(x):
         if adjoint:
             sums = color.new_empty(batch, along)
-            _kernel[(batch * along,)](x, None, color, place, None, sums, *sizes, *settings)
+            _kernel[(batch * along,)](x, None, color, offsets, None, sums, *sizes, *settings)
             mean = sums.sum(1) / (colors * height * width)
         else:
             mean = x[:, :colors].mean((1, 2, 3), dtype=color.dtype)
-        _kernel[(batch * along,)](x, mean, color, place, out, None, *sizes, *settings)
+        _kernel[(batch * along,)](x, mean, color, offsets, out, None, *sizes, *settings)
     return out
 
 
-def _forward(x: Tensor, color: Tensor, place: Tensor, constant: bool) -> Tensor:
-    return _run(x, color, place, adjoint=False, constant=constant)
+def _forward(x: Tensor, color: Tensor, offsets: Tensor, constant: bool) -> Tensor:
+    return _run(x, color, offsets, adjoint=False, constant=constant)
 
 
-def _vjp(grad: Tensor, color: Tensor, place: Tensor) -> Tensor:
-    return _run(grad, color, place, adjoint=True, constant=False)
+def _vjp(grad: Tensor, color: Tensor, offsets: Tensor) -> Tensor:
+    return _run(grad, color, offsets, adjoint=True, constant=False)
 
 
-def _fake(x: Tensor, color: Tensor, place: Tensor, constant: bool = False) -> Tensor:
+def _fake(x: Tensor, color: Tensor, offsets: Tensor, constant: bool = False) -> Tensor:
     return empty(x)
 
 

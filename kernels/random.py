@@ -23,9 +23,9 @@ def _mix(x):  # type: ignore[no-untyped-def]
 
 
 @jit
-def _uniform(key, place):  # type: ignore[no-untyped-def]
-    """Number `place` of the key, in [0, 1)."""
-    word = _mix(key + (place + 1).to(tl.uint64) * 0x9E3779B97F4A7C15)
+def _uniform(key, index):  # type: ignore[no-untyped-def]
+    """Number `index` of the key, in [0, 1)."""
+    word = _mix(key + (index + 1).to(tl.uint64) * 0x9E3779B97F4A7C15)
     return (word >> 11).to(tl.int64).to(tl.float64) * (1.0 / (1 << 53))
 
 
@@ -55,15 +55,15 @@ def _keys_kernel(index, out, size, base, TILE: constexpr):  # type: ignore[no-un
 @jit
 def _numbers_kernel(keys, out, size, count, pairs, NORMAL: constexpr, TILE: constexpr):  # type: ignore[no-untyped-def]
     at = tl.program_id(0) * TILE + tl.arange(0, TILE)
-    place = at % count
+    index = at % count
     key = tl.load(keys + at // count, mask=at < size, other=0).to(tl.uint64, bitcast=True)
     if NORMAL:  # Box & Muller: the first half of the row by the cosine, the other by the sine of the same angles
-        first = place % pairs
+        first = index % pairs
         radius = tl.sqrt(-2.0 * tl.log(1.0 - _uniform(key, first)))
         turns = _uniform(key, first + pairs)
-        value = radius * _cosine(tl.where(place < pairs, turns, turns - 0.25))  # a sine is a cosine, a quarter later
+        value = radius * _cosine(tl.where(index < pairs, turns, turns - 0.25))  # a sine is a cosine, a quarter later
     else:
-        value = _uniform(key, place)
+        value = _uniform(key, index)
     tl.store(out + at, value, mask=at < size)
 
 

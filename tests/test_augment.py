@@ -21,7 +21,7 @@ from fastgan.training.augment import (
 from fastgan.utils.rng import RngStream, keys
 
 CHANGING = sorted(KINDS.keys() - {"none"})
-COLOR = ("brightness", "contrast", "luma_flip", "hue", "saturation")
+COLOR = ("brightness", "contrast", "lumaflip", "hue", "saturation")
 MANY = 4000
 # What three keys gave in the first version.
 PINNED = [[0.57767, -0.11359, -0.18214], [-0.32716, -0.28757, -0.52521], [0.33567, 0.66438, 0.4709]]
@@ -170,8 +170,8 @@ def test_compiles_without_a_break() -> None:
         only(color, "hue"),
         only(color, "saturation"),
         only(geometry, "scale"),
-        only(geometry, "stretch"),
-        only(geometry, "slide"),
+        only(geometry, "aniso"),
+        only(geometry, "xfrac"),
         only(geometry, "rotate_before", "rotate_after"),
         only(diff_color, "brightness"),
         only(cutout, "cutout"),
@@ -204,7 +204,7 @@ def test_more_p_changes_more() -> None:
 
 def test_operations_do_not_depend_on_each_other() -> None:
     """Whether one operation is done to an image tells nothing of whether another one is."""
-    steps = {"scale": geometry, "slide": geometry, "brightness": color, "hue": color, "cutout": cutout}
+    steps = {"scale": geometry, "xfrac": geometry, "brightness": color, "hue": color, "cutout": cutout}
     image = images_of(3, 4, 4)
     done = [changed(image[None], many(image, only(step, name), 0.5)) for name, step in steps.items()]
     for i, first in enumerate(done):
@@ -245,7 +245,7 @@ def test_any_rectangle(kind: str, size: tuple[int, int]) -> None:
 def test_turn() -> None:
     """A turned square is one of its four exact turns, each for a quarter of the keys."""
     image = images_of(3, 5, 5)
-    seen = many(image, only(geometry, "turn"))
+    seen = many(image, only(geometry, "rotate90"))
     hits = torch.stack([(seen - image.rot90(k, (1, 2))).abs().amax((1, 2, 3)) < 1e-5 for k in range(4)])
     assert (hits.sum(0) == 1).all()
     for hit in hits:
@@ -255,7 +255,7 @@ def test_turn() -> None:
 def test_flip() -> None:
     """A flip exchanges left and right of a rectangle for half of the keys."""
     image = images_of(3, 4, 6)
-    seen = many(image, only(geometry, "flip"))
+    seen = many(image, only(geometry, "xflip"))
     hits = torch.stack([(seen - wanted).abs().amax((1, 2, 3)) < 1e-5 for wanted in (image, image.flip(2))])
     assert (hits.sum(0) == 1).all()
     assert_share(hits[0], 0.5)
@@ -266,7 +266,7 @@ def test_shift() -> None:
     image = images_of(3, 8, 16)
     padded = torch.nn.functional.pad(image, (2, 2, 1, 1), mode="reflect")
     windows = [padded[:, y : y + 8, x : x + 16] for y in range(3) for x in range(5)]
-    seen = many(image, only(geometry, "shift"))
+    seen = many(image, only(geometry, "xint"))
     hits = torch.stack([(seen - window).abs().amax((1, 2, 3)) < 1e-5 for window in windows])
     assert (hits.sum(0) == 1).all() and (hits.sum(1) > 0).all()
 
@@ -275,7 +275,7 @@ def test_diffaugment_shift() -> None:
     """DiffAugment's shift is exact, brings in zeros, and each of its shifts is as likely."""
     image = images_of(3, 8, 16)
     padded = torch.nn.functional.pad(image, (2, 2, 1, 1))
-    seen = many(image, only(diff_shift, "shift"))
+    seen = many(image, only(diff_shift, "xint"))
     for y in range(3):
         for x in range(5):
             assert_share((seen == padded[:, y : y + 8, x : x + 16]).all(3).all(2).all(1), 1 / 15)
@@ -283,7 +283,7 @@ def test_diffaugment_shift() -> None:
 
 def test_scale_and_stretch() -> None:
     """Sizes change by 2**(0.2 n), n normal: both alike for the scale, reciprocally for the stretch."""
-    scaled, stretched = jacobians(only(geometry, "scale")), jacobians(only(geometry, "stretch"))
+    scaled, stretched = jacobians(only(geometry, "scale")), jacobians(only(geometry, "aniso"))
     assert_normal(scaled[:, 0, 0].log2(), 0.2)
     assert_normal(stretched[:, 0, 0].log2(), 0.2)
     torch.testing.assert_close(scaled[:, 0, 0], scaled[:, 1, 1])
@@ -305,7 +305,7 @@ def test_rotation(most: float, name: str) -> None:
 
 def test_slide() -> None:
     """A slide is by a normal number of eighths of each side."""
-    seen = many(ramps(17, 33), only(geometry, "slide"))
+    seen = many(ramps(17, 33), only(geometry, "xfrac"))
     for axis, size in enumerate((33, 17)):
         middle = seen[:, axis, 8, 16]  # reflected from four deviations on
         assert_normal(middle, size / 8)
@@ -313,10 +313,10 @@ def test_slide() -> None:
 
 def test_the_paper_s_order() -> None:
     """Operations are composed as they are listed: the stretch acts on what the first rotation has turned."""
-    rotate, stretch = jacobians(only(geometry, "rotate_before")), jacobians(only(geometry, "stretch"))
-    torch.testing.assert_close(jacobians(only(geometry, "rotate_before", "stretch")), rotate @ stretch)
+    rotate, stretch = jacobians(only(geometry, "rotate_before")), jacobians(only(geometry, "aniso"))
+    torch.testing.assert_close(jacobians(only(geometry, "rotate_before", "aniso")), rotate @ stretch)
     after = jacobians(only(geometry, "rotate_after"))
-    torch.testing.assert_close(jacobians(only(geometry, "rotate_after", "stretch")), stretch @ after)
+    torch.testing.assert_close(jacobians(only(geometry, "rotate_after", "aniso")), stretch @ after)
 
 
 def test_brightness_and_contrast() -> None:
@@ -337,11 +337,11 @@ def test_luma_flip() -> None:
     """Half of the keys negate the mean of red, green and blue and keep the differences; a gray image is negated."""
     image = images_of(3, 3, 3, dtype=torch.float64)
     negated = image - 2 * image.mean(0, keepdim=True)
-    seen = many(image, only(color, "luma_flip"))
+    seen = many(image, only(color, "lumaflip"))
     hit = (seen - negated).abs().amax((1, 2, 3)) < 1e-9
     assert_share(hit, 0.5)
     assert torch.equal(seen[~hit], image.expand_as(seen)[~hit])
-    gray = many(image[:1], only(color, "luma_flip"))
+    gray = many(image[:1], only(color, "lumaflip"))
     assert torch.equal(gray, torch.where(hit[:, None, None, None], -image[:1], image[:1]))
 
 
@@ -454,7 +454,7 @@ def test_kinds() -> None:
     for kind in KINDS.values():
         assert kind.chances.keys() <= set(OPERATIONS) and all(0 < chance <= 1 for chance in kind.chances.values())
     assert set(KINDS["ada"].chances) == set(OPERATIONS) - {"cutout"}
-    assert set(KINDS["ada"].chances) - set(KINDS["ada-upright"].chances) == {"flip", "turn", "luma_flip"}
+    assert set(KINDS["ada"].chances) - set(KINDS["ada-upright"].chances) == {"xflip", "rotate90", "lumaflip"}
 
 
 def test_pinned_values() -> None:

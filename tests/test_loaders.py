@@ -269,7 +269,7 @@ def test_worker_processes_end_in_order():
 
 
 def test_choice_of_loader(sets, monkeypatch):
-    """Small sets are kept in memory; larger ones go to DALI where they are prepared and it is installed, else to torch."""
+    """Small sets go into memory; larger ones to DALI where prepared and it is installed, else to torch."""
     source, _ = sets[3, "png"]
     auto = config_for("auto")
     assert choose_loader(auto, source)[0] == "in_memory"

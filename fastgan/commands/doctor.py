@@ -117,22 +117,22 @@ class RunHistory:
         """Images of the data set."""
         return round(self.health[-1]["images_seen"] / self.passes)
 
-    def told(self, name: str, meaning: str) -> str:
+    def line(self, name: str, meaning: str) -> str:
         """A line of evidence: the figure, its mean over the judged part, and what it means."""
         return f"{name} {self.health_of(name.removeprefix('health/')):.3g} {meaning}"
 
 
-def find_divergence(course: RunHistory) -> Finding | None:
-    config, place = course.config, f"after {course.since:,} images"
-    share = course.loss_share
-    if course.diverged_at is not None:
-        said = f"the losses were no longer finite numbers at {course.diverged_at:,} images"
+def find_divergence(history: RunHistory) -> Finding | None:
+    config, place = history.config, f"after {history.since:,} images"
+    share = history.loss_share
+    if history.diverged_at is not None:
+        said = f"the losses were no longer finite numbers at {history.diverged_at:,} images"
     elif share is not None and not share < UNSTABLE:  # also where it is no number
-        said = f"loss/D {course.mean('loss/D'):.3g} in the mean {place}: {share:.1f} times that of a D that can't tell"
+        said = f"loss/D {history.mean('loss/D'):.3g} in the mean {place}: {share:.1f} times that of a D that can't tell"
     else:
         return None
     evidence = [said]
-    if (g_loss := course.mean("loss/G")) is not None and (norm := course.mean("grad_norm/D")) is not None:
+    if (g_loss := history.mean("loss/G")) is not None and (norm := history.mean("grad_norm/D")) is not None:
         evidence.append(f"loss/G {g_loss:.3g}, grad_norm/D {norm:.3g} in the mean {place}")
     g_lr, d_lr = config.optimizer.g_lr, config.optimizer.d_lr
     remedy = [f"smaller steps: --g-lr {g_lr / 10:g} --d-lr {d_lr / 10:g} (they were {g_lr:g} and {d_lr:g})"]
@@ -141,80 +141,80 @@ def find_divergence(course: RunHistory) -> Finding | None:
     return Finding("diverging", tuple(evidence), tuple(remedy))
 
 
-def find_collapse(course: RunHistory) -> Finding | None:
-    if course.health_of("data_spread") == 0:
+def find_collapse(history: RunHistory) -> Finding | None:
+    if history.health_of("data_spread") == 0:
         said = "health/data_spread 0: all training images that were looked at are alike"
         return Finding("collapse", (said,), ("look at the images: fastgan data info FOLDER shows a contact sheet",))
-    if course.health_of("diversity") >= COLLAPSED:
+    if history.health_of("diversity") >= COLLAPSED:
         return None
-    evidence = [course.told("health/diversity", "of the data's: the samples of different z are nearly one image")]
-    saturated = course.health_of("saturation")
+    evidence = [history.line("health/diversity", "of the data's: the samples of different z are nearly one image")]
+    saturated = history.health_of("saturation")
     if saturated > 0.5:
         evidence.append(f"health/saturation {saturated:.3g} of G's values are at the ends of tanh, without a gradient")
-    g_lr, beta = course.config.optimizer.g_lr, course.config.optimizer.betas[0]
+    g_lr, beta = history.config.optimizer.g_lr, history.config.optimizer.betas[0]
     remedy = ["G doesn't come back from it by itself: begin again, in another --run-dir, with"]
     remedy.append(f"  a smaller step of G: --g-lr {g_lr / 10:g} (it was {g_lr:g})")
     if beta > 0:
-        remedy.append(f"  no momentum: --betas 0 {course.config.optimizer.betas[1]:g} (the first was {beta:g})")
-    if course.config.objective.penalty == "none":
+        remedy.append(f"  no momentum: --betas 0 {history.config.optimizer.betas[1]:g} (the first was {beta:g})")
+    if history.config.objective.penalty == "none":
         remedy.append("  a penalty: --penalty r1+r2, with --loss relativistic where modes are lost (R3GAN)")
     return Finding("collapse", tuple(evidence), tuple(remedy))
 
 
-def find_overfitting(course: RunHistory) -> Finding | None:
+def find_overfitting(history: RunHistory) -> Finding | None:
     evidence = []
-    held_out = course.mean("health/held_out_gap")
+    held_out = history.mean("health/held_out_gap")
     if held_out is not None and held_out >= OVERFITTING:
-        evidence.append(course.told("health/held_out_gap", "D knows seen images from unseen: 0 is none, 1 memorised"))
-    if held_out is None and course.passes >= OFTEN and course.health_of("moved_gap") >= OVERFITTING:
+        evidence.append(history.line("health/held_out_gap", "D knows seen images from unseen: 0 is none, 1 memorised"))
+    if held_out is None and history.passes >= OFTEN and history.health_of("moved_gap") >= OVERFITTING:
         evidence.append(
-            course.told(
+            history.line(
                 "health/moved_gap", "D knows seen images from copies moved by one pixel: 0 is none, 1 memorised"
             )
         )
-    if course.num_images < FEW_IMAGES and course.health_of("nearest_real") < MEMORISED:
-        evidence.append(course.told("health/nearest_real", "samples are copies of training images: 1 is a new image"))
+    if history.num_images < FEW_IMAGES and history.health_of("nearest_real") < MEMORISED:
+        evidence.append(history.line("health/nearest_real", "samples are copies of training images: 1 is a new image"))
     if not evidence:
         return None
-    evidence.append(f"{course.num_images:,} training images, each seen {course.passes:,.0f} times")
+    evidence.append(f"{history.num_images:,} training images, each seen {history.passes:,.0f} times")
     if held_out is None:
         evidence.append("there are no held-out images of this data set, so D's verdict on unseen ones isn't known")
     remedy = ["more images, or fewer passes: stop at the checkpoint whose samples are best"]
-    if course.config.objective.augment == "none":
+    if history.config.objective.augment == "none":
         remedy.insert(0, "let D see each image changed: --augment ada --augment-target 0.6, or --preset fewshot")
     return Finding("D overfits", tuple(evidence), tuple(remedy))
 
 
-def find_strong_d(course: RunHistory) -> Finding | None:
-    if not course.d_wins:
+def find_strong_d(history: RunHistory) -> Finding | None:
+    if not history.d_wins:
         return None
     evidence = [
-        course.told("health/d_accuracy_pairs", "of pairs of real and fake are told apart"),
-        f"loss/D {course.mean('loss/D'):.3g}: {course.loss_share:.1%} of that of a D that can't tell",
-        f"health/logit_gap {course.health_of('logit_gap'):.3g}, loss/G {course.mean('loss/G'):.3g}",
+        history.line("health/d_accuracy_pairs", "of pairs of real and fake are told apart"),
+        f"loss/D {history.mean('loss/D'):.3g}: {history.loss_share:.1%} of that of a D that can't tell",
+        f"health/logit_gap {history.health_of('logit_gap'):.3g}, loss/G {history.mean('loss/G'):.3g}",
     ]
-    optimizer, remedy = course.config.optimizer, []
-    if course.lr_ratio >= LR_RATIO:
-        evidence.append(f"D's learning rate is {course.lr_ratio:g} times G's")
+    optimizer, remedy = history.config.optimizer, []
+    if history.lr_ratio >= LR_RATIO:
+        evidence.append(f"D's learning rate is {history.lr_ratio:g} times G's")
         remedy.append(f"steps of like size: --d-lr {optimizer.g_lr:g} (it was {optimizer.d_lr:g}), or a larger --g-lr")
-    elif course.lr_ratio > 1 / LR_RATIO:
+    elif history.lr_ratio > 1 / LR_RATIO:
         remedy.append(f"a smaller step of D: --d-lr {optimizer.d_lr / 4:g} (it was {optimizer.d_lr:g})")
-    if course.config.objective.penalty == "none":
+    if history.config.objective.penalty == "none":
         remedy.append("a penalty that holds D's slopes down: --penalty r1 or r1+r2")
     else:
         remedy.append("a stronger penalty: fastgan sweep gamma tells which --gamma")
-    if course.config.networks.d_width > 1:
+    if history.config.networks.d_width > 1:
         remedy.append("a narrower D: --d-width 1")
     return Finding("D far too strong", tuple(evidence), tuple(remedy))
 
 
-def find_weak_d(course: RunHistory) -> Finding | None:
-    optimizer = course.config.optimizer
-    if course.lr_ratio > 1 / LR_RATIO or course.health_of("d_accuracy_pairs") >= WEAK_PAIRS:
+def find_weak_d(history: RunHistory) -> Finding | None:
+    optimizer = history.config.optimizer
+    if history.lr_ratio > 1 / LR_RATIO or history.health_of("d_accuracy_pairs") >= WEAK_PAIRS:
         return None
     evidence = (
-        course.told("health/d_accuracy_pairs", "of pairs of real and fake in the right order: 0.5 is chance"),
-        f"G's learning rate is {1 / course.lr_ratio:g} times D's",
+        history.line("health/d_accuracy_pairs", "of pairs of real and fake in the right order: 0.5 is chance"),
+        f"G's learning rate is {1 / history.lr_ratio:g} times D's",
     )
     remedy = (f"steps of like size: --d-lr {optimizer.g_lr:g} (it was {optimizer.d_lr:g}), or a smaller --g-lr",)
     return Finding("D too weak", evidence, remedy)
@@ -226,9 +226,9 @@ def _mean_labels(rows: list[dict[str, float]]) -> tuple[float, float]:
     return real, fake
 
 
-def find_broken_labels(course: RunHistory) -> Finding | None:
-    rows = [row for row in course.health if "health/label_real" in row]
-    if len(rows) < LABEL_ROWS or course.images_seen < EARLY:
+def find_broken_labels(history: RunHistory) -> Finding | None:
+    rows = [row for row in history.health if "health/label_real" in row]
+    if len(rows) < LABEL_ROWS or history.images_seen < EARLY:
         return None
     # D learns the classes early; once samples are good it may know little of them, in a healthy run.
     size = max(LABEL_ROWS, len(rows) // 3)
@@ -257,48 +257,48 @@ FAULTS: tuple[Callable[[RunHistory], Finding | None], ...] = (
 )
 
 
-def diagnose(course: RunHistory) -> Diagnosis:
+def diagnose(history: RunHistory) -> Diagnosis:
     """What the figures say."""
-    if not course.log and course.diverged_at is None:
+    if not history.log and history.diverged_at is None:
         return Diagnosis("too short to tell", ("log.jsonl has no rows yet: let the run go on",))
-    divergence = find_divergence(course)
+    divergence = find_divergence(history)
     if divergence is not None:  # whatever else there is comes from it
         return Diagnosis(divergence.fault, divergence.evidence, (divergence,), divergence.remedy)
-    if len(course.health) < MIN_ROWS:
-        seen = f"{course.images_seen:,} images seen, {len(course.health)} rows of health/ of the {MIN_ROWS} it takes"
+    if len(history.health) < MIN_ROWS:
+        seen = f"{history.images_seen:,} images seen, {len(history.health)} rows of health/ of the {MIN_ROWS} it takes"
         return Diagnosis("too short to tell", (seen, f"ask again later, or give --health-every {EARLY_EVERY}"))
-    findings = [found for find in FAULTS if (found := find(course)) is not None]
-    if course.lr_ratio >= LR_RATIO:  # then a G that stands still is D's doing
+    findings = [found for find in FAULTS if (found := find(history)) is not None]
+    if history.lr_ratio >= LR_RATIO:  # then a G that stands still is D's doing
         findings.sort(key=lambda found: found.fault != "D far too strong")
     if findings:
         return Diagnosis(findings[0].fault, findings[0].evidence, tuple(findings), findings[0].remedy)
-    if course.images_seen < EARLY:
-        seen = f"{course.images_seen:,} images seen: no fault shows, but good health doesn't before {EARLY:,}"
+    if history.images_seen < EARLY:
+        seen = f"{history.images_seen:,} images seen: no fault shows, but good health doesn't before {EARLY:,}"
         return Diagnosis("too short to tell", (seen,))
-    return Diagnosis("healthy", _well(course))
+    return Diagnosis("healthy", _well(history))
 
 
-def _well(course: RunHistory) -> tuple[str, ...]:
+def _well(history: RunHistory) -> tuple[str, ...]:
     evidence = [
-        course.told("health/d_accuracy_pairs", "of pairs of real and fake are told apart: neither blind nor sure")
+        history.line("health/d_accuracy_pairs", "of pairs of real and fake are told apart: neither blind nor sure")
     ]
-    if (share := course.loss_share) is not None:
-        evidence.append(f"loss/D {course.mean('loss/D'):.3g}: {share:.2f} of that of a D that can't tell")
-    evidence.append(course.told("health/diversity", "of the data's diversity"))
-    evidence.append(course.told("health/nearest_real", "times as far from training images as a new image is"))
-    if course.mean("health/held_out_gap") is not None:
-        evidence.append(course.told("health/held_out_gap", "of 1: D doesn't know seen images from unseen ones"))
+    if (share := history.loss_share) is not None:
+        evidence.append(f"loss/D {history.mean('loss/D'):.3g}: {share:.2f} of that of a D that can't tell")
+    evidence.append(history.line("health/diversity", "of the data's diversity"))
+    evidence.append(history.line("health/nearest_real", "times as far from training images as a new image is"))
+    if history.mean("health/held_out_gap") is not None:
+        evidence.append(history.line("health/held_out_gap", "of 1: D doesn't know seen images from unseen ones"))
     else:
         evidence.append("no held-out images of this data set: whether D knows unseen ones from seen ones isn't known")
     return tuple(evidence)
 
 
-def text(name: str, course: RunHistory, diagnosis: Diagnosis) -> str:
+def text(name: str, history: RunHistory, diagnosis: Diagnosis) -> str:
     """The diagnosis as the command prints it."""
     head = f"{name}: {diagnosis.verdict}"
-    if not course.log and course.diverged_at is None:
+    if not history.log and history.diverged_at is None:
         return f"{head}: {diagnosis.evidence[0]}"
-    head += f"   ({course.images_seen:,} images seen; figures are means after {course.since:,})"
+    head += f"   ({history.images_seen:,} images seen; figures are means after {history.since:,})"
     lines = [head]
     if not diagnosis.findings:
         return "\n".join([head, *(f"  {line}" for line in diagnosis.evidence)])
@@ -319,9 +319,9 @@ class DoctorOptions:
 def examine(path: Path) -> int:
     """The run's diagnosis is printed; 1 where there is a fault, else 0. Raises UserError where there is no run."""
     folder = RunFolder(path)
-    course = RunHistory(folder.read_config(), read_rows(folder.log), read_rows(folder.performance))
-    diagnosis = diagnose(course)
-    print(text(str(path), course, diagnosis))
+    history = RunHistory(folder.read_config(), read_rows(folder.log), read_rows(folder.performance))
+    diagnosis = diagnose(history)
+    print(text(str(path), history, diagnosis))
     return EXIT_FAULT if diagnosis.findings else EXIT_DONE
 
 

@@ -111,8 +111,8 @@ class Watchdog:
         self.beat_s = min(BEAT_S, limit_s / 10)
         self._store = None if store is None or count == 1 else store.clone()
         self._host, self._end = socket.gethostname(), end
-        self._ended: str | None = None  # why, once that is known; `_told`: what of it the others can read
-        self._told: str | None = None
+        self._ended: str | None = None  # why, once that is known; `_published`: what of it the others can read
+        self._published: str | None = None
         self._checkpoint: int | None = None
         self._first: int | None = None  # images seen when the first step began
         self._phase = Phase("starting", 0, 0, time.monotonic(), max(limit_s, preparing_s))
@@ -166,7 +166,7 @@ class Watchdog:
         if self._store is not None and not self._closed:
             self._wake.set()
             end = time.monotonic() + self.beat_s
-            while self._told != self._ended and time.monotonic() < end:
+            while self._published != self._ended and time.monotonic() < end:
                 time.sleep(0.01)
 
     def diagnose(self, error: BaseException) -> str | None:
@@ -238,7 +238,7 @@ class Watchdog:
         )
         self._store.set(self._key(self.rank), json.dumps(asdict(beat)))
         if self.rank != 0:  # what rank 0 says of itself the others find in the digest
-            self._told = ended
+            self._published = ended
 
     def _publish(self, number: int) -> None:
         """Read what all say now, in one call once all have come, and write down what matters of it."""
@@ -251,7 +251,7 @@ class Watchdog:
                 self._beats[beat.rank] = beat, time.monotonic()
         self._digest, self._digest_heard = self._summary(number), time.monotonic()
         self._store.set(self._key("digest"), json.dumps(asdict(self._digest)))
-        self._told = self._beats[0][0].ended
+        self._published = self._beats[0][0].ended
 
     def _summary(self, number: int) -> Digest:
         beats = [self._beats[rank][0] for rank in sorted(self._beats)]

@@ -1,4 +1,4 @@
-"""The course of the losses: their means over an epoch, and a picture of them."""
+"""The losses over a run: their means over an epoch, and a picture of them."""
 
 import math
 from pathlib import Path
@@ -35,8 +35,8 @@ def last_epoch(rows: Rows, num_images: int) -> tuple[float, float]:
 
     A batch that runs on across an epoch's end belongs to the epoch in which it began.
     """
-    course = spans(rows)
-    epoch = [span for span in course if span.start // num_images == course[-1].start // num_images]
+    curve = spans(rows)
+    epoch = [span for span in curve if span.start // num_images == curve[-1].start // num_images]
     images = sum(span.end - span.start for span in epoch)
     g_sum = sum(span.g_loss * (span.end - span.start) for span in epoch)
     d_sum = sum(span.d_loss * (span.end - span.start) for span in epoch)
@@ -50,14 +50,14 @@ def save(path: Path, rows: Rows, num_images: int, title: str, loss: str) -> None
     """
     from matplotlib.figure import Figure  # here, since it takes a second; without pyplot there is no window to manage
 
-    if not (course := spans(rows)):
+    if not (curve := spans(rows)):
         return
-    epochs = [span.end / num_images for span in course]
+    epochs = [span.end / num_images for span in curve]
     figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
     axes = figure.add_subplot()
-    marker = "o" if len(course) <= 20 else None
-    axes.plot(epochs, [span.g_loss for span in course], color="tab:orange", marker=marker, ms=3, label="generator")
-    axes.plot(epochs, [span.d_loss for span in course], color="tab:blue", marker=marker, ms=3, label="discriminator")
+    marker = "o" if len(curve) <= 20 else None
+    axes.plot(epochs, [span.g_loss for span in curve], color="tab:orange", marker=marker, ms=3, label="generator")
+    axes.plot(epochs, [span.d_loss for span in curve], color="tab:blue", marker=marker, ms=3, label="discriminator")
     if loss in CHANCE_LEVEL:
         value, name = CHANCE_LEVEL[loss]
         axes.axhline(value, color="gray", linestyle="--", linewidth=1, label=name)

@@ -18,17 +18,17 @@ from fastgan.utils import rng
 
 # In the order in which ADA applies them. Append only: what old runs drew depends on the places.
 OPERATIONS = (
-    "flip",  # left and right change places, for half of the images chosen
-    "turn",  # by 0, 90, 180 or 270 degrees
-    "shift",  # by whole pixels, up to 1/8 of the size
+    "xflip",  # left and right change places, for half of the images chosen
+    "rotate90",  # by 0, 90, 180 or 270 degrees
+    "xint",  # by whole pixels, up to 1/8 of the size
     "scale",  # both axes alike
-    "rotate_before",  # about the centre, before the stretch
-    "stretch",  # one axis by s, the other by 1 / s
+    "rotate_before",  # about the centre, before aniso
+    "aniso",  # one axis by s, the other by 1 / s
     "rotate_after",
-    "slide",  # a shift by fractions of pixels
+    "xfrac",  # a shift by fractions of pixels
     "brightness",
     "contrast",
-    "luma_flip",  # light and dark change places, colours stay, for half of the images chosen
+    "lumaflip",  # light and dark change places, colours stay, for half of the images chosen
     "hue",
     "saturation",
     "cutout",  # a window of half the height and width becomes 0, a middle gray
@@ -144,33 +144,33 @@ def _matrix(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:
     return torch.stack([a, b, c, d], 1).view(-1, 2, 2)
 
 
-def geometry(images: Tensor, draws: AugmentParameters) -> Tensor:
+def geometry(images: Tensor, params: AugmentParameters) -> Tensor:
     """ADA's pixel blitting and geometric changes (Karras et al. 2020, 2006.06676, appendix B), as one bilinear warp.
 
-    In order: flip, turn, whole-pixel shift, scale, rotation, stretch, rotation, shift. The matrices say where a
+    In order: xflip, rotate90, xint, scale, rotation, aniso, rotation, xfrac. The matrices say where a
     result's pixel lies in its image, so each change is the inverse of its name, multiplied from the right.
 
     The paper samples at twice the size through a wavelet filter. Here nothing is filtered, for only one image in 2,500
     shrinks more than twofold along an axis: a warped image is a little softer, reals and fakes alike.
     """
     height, width = images.shape[2:]
-    most = math.radians(draws.kind.max_angle)
-    turn = draws.where("turn", (4 * draws.uniform("turn")).floor(), 0) * (math.pi / 2)
-    angles = torch.stack([turn, most * draws.centred("rotate_before"), most * draws.centred("rotate_after")], 1)
+    most = math.radians(params.kind.max_angle)
+    quarters = params.where("rotate90", (4 * params.uniform("rotate90")).floor(), 0) * (math.pi / 2)
+    angles = torch.stack([quarters, most * params.centred("rotate_before"), most * params.centred("rotate_after")], 1)
     (cos0, cos1, cos2), (sin0, sin1, sin2) = angles.cos().unbind(1), angles.sin().unbind(1)
-    flip, factor = draws.sign("flip"), torch.exp2(-0.2 * draws.normal("scale"))
-    stretch = torch.exp2(0.2 * draws.normal("stretch"))
-    narrow, wide = factor / stretch, factor * stretch
+    flip, factor = params.sign("xflip"), torch.exp2(-0.2 * params.normal("scale"))
+    aniso = torch.exp2(0.2 * params.normal("aniso"))
+    narrow, wide = factor / aniso, factor * aniso
     first = _matrix(flip * cos0, flip * sin0, -sin0, cos0)
     both = first @ _matrix(cos1 * narrow, sin1 * wide, -sin1 * narrow, cos1 * wide) @ _matrix(cos2, sin2, -sin2, cos2)
-    shifts = [(draws.centred("shift", k) * (size / 8)).round() for k, size in ((1, width), (2, height))]
-    slides = [draws.normal("slide", k) * (size / 8) for k, size in ((1, width), (2, height))]
-    shift, slide = torch.stack(shifts, 1)[:, :, None], torch.stack(slides, 1)[:, :, None]  # [B, 2, 1]
-    middle = -(first @ shift + both @ slide)
-    return sample(images, torch.cat([both, middle], 2), "bilinear", draws.kind.padding)
+    xints = [(params.centred("xint", k) * (size / 8)).round() for k, size in ((1, width), (2, height))]
+    xfracs = [params.normal("xfrac", k) * (size / 8) for k, size in ((1, width), (2, height))]
+    xint, xfrac = torch.stack(xints, 1)[:, :, None], torch.stack(xfracs, 1)[:, :, None]  # [B, 2, 1]
+    middle = -(first @ xint + both @ xfrac)
+    return sample(images, torch.cat([both, middle], 2), "bilinear", params.kind.padding)
 
 
-def color(images: Tensor, draws: AugmentParameters) -> Tensor:
+def color(images: Tensor, params: AugmentParameters) -> Tensor:
     """ADA's changes of colour (appendix B): brightness, contrast, luma flip, hue and saturation.
 
     One channel has no hue; the fourth of four is alpha and stays; of any other number only brightness and contrast
@@ -178,15 +178,15 @@ def color(images: Tensor, draws: AugmentParameters) -> Tensor:
     """
     channels = images.shape[1]
     if channels == 4:
-        return torch.cat([color(images[:, :3], draws), images[:, 3:]], 1)
-    added, gain = 0.2 * draws.normal("brightness"), torch.exp2(0.5 * draws.normal("contrast"))
-    gray = gain if channels not in (1, 3) else gain * draws.sign("luma_flip")
+        return torch.cat([color(images[:, :3], params), images[:, 3:]], 1)
+    added, gain = 0.2 * params.normal("brightness"), torch.exp2(0.5 * params.normal("contrast"))
+    gray = gain if channels not in (1, 3) else gain * params.sign("lumaflip")
     if channels != 3:
         factors = torch.stack([gray, gray * added], 1)
         own, offset = factors.to(images.dtype)[:, :, None, None, None].unbind(1)
         result = images * own + offset
     else:
-        angle, across = math.pi * draws.centred("hue"), gain * torch.exp2(draws.normal("saturation"))
+        angle, across = math.pi * params.centred("hue"), gain * torch.exp2(params.normal("saturation"))
         # Along the gray axis: gain * flip. Across it: gain * vivid and a rotation. Together a circulant matrix, for
         # the rotation about (1, 1, 1) is one too.
         cos, sin = across * angle.cos(), across * angle.sin() / math.sqrt(3)
@@ -200,14 +200,14 @@ def color(images: Tensor, draws: AugmentParameters) -> Tensor:
     return images.where(_per_image(unchanged.all(1), images), result)
 
 
-def diff_color(images: Tensor, draws: AugmentParameters) -> Tensor:
+def diff_color(images: Tensor, params: AugmentParameters) -> Tensor:
     """DiffAugment's changes of colour (Zhao et al. 2020, 2006.10738): brightness, saturation, contrast.
 
     The contrast is about the image's mean. Channels are treated as in `color`.
     """
     if images.shape[1] == 4:
-        return torch.cat([diff_color(images[:, :3], draws), images[:, 3:]], 1)
-    added, vivid, gain, *_ = diff_changes(images, draws)
+        return torch.cat([diff_color(images[:, :3], params), images[:, 3:]], 1)
+    added, vivid, gain, *_ = diff_changes(images, params)
     changed = (added != 0) | (gain != 1)
     result = images + _per_image(added, images)
     if images.shape[1] == 3:
@@ -217,15 +217,15 @@ def diff_color(images: Tensor, draws: AugmentParameters) -> Tensor:
     return result.where(_per_image(changed, images), images)
 
 
-def diff_shift(images: Tensor, draws: AugmentParameters) -> Tensor:
+def diff_shift(images: Tensor, params: AugmentParameters) -> Tensor:
     """DiffAugment's translation: by whole pixels up to 1/8 of the size, each as likely; 0 comes in from outside."""
-    changes = diff_changes(images, draws)
+    changes = diff_changes(images, params)
     one, zero = torch.ones_like(changes.shift_x), torch.zeros_like(changes.shift_x)
     theta = torch.stack([one, zero, -changes.shift_x, zero, one, -changes.shift_y], 1).view(-1, 2, 3)
     return sample(images, theta, "nearest", "zeros")
 
 
-def cutout(images: Tensor, draws: AugmentParameters) -> Tensor:
+def cutout(images: Tensor, params: AugmentParameters) -> Tensor:
     """A window of half the height and width, centred anywhere in the image, is 0 (DeVries & Taylor 2017, 1708.04552).
 
     So in ADA and, but for the rounding of the centre to a pixel, in DiffAugment.
@@ -233,39 +233,39 @@ def cutout(images: Tensor, draws: AugmentParameters) -> Tensor:
     near = []
     for k, size in ((1, images.shape[3]), (2, images.shape[2])):
         places = (_places(size, images.device) + 0.5) / size
-        near.append((places - draws.uniform("cutout", k)[:, None]).abs() < 0.25)
-    inside = near[0][:, None, :] & near[1][:, :, None] & draws.gate("cutout")[:, None, None]  # [B, H, W]
+        near.append((places - params.uniform("cutout", k)[:, None]).abs() < 0.25)
+    inside = near[0][:, None, :] & near[1][:, :, None] & params.gate("cutout")[:, None, None]  # [B, H, W]
     return images.masked_fill(inside[:, None], 0.0)
 
 
-def diff_changes(images: Tensor, draws: AugmentParameters) -> Changes:
+def diff_changes(images: Tensor, params: AugmentParameters) -> Changes:
     """The numbers of DiffAugment's changes, [B] each."""
-    uniform, choose = draws.uniform, draws.where
+    uniform, choose = params.uniform, params.where
     most = [int(size / 8 + 0.5) for size in (images.shape[3], images.shape[2])]
-    shifts = [((2 * n + 1) * uniform("shift", k)).floor() - n for k, n in zip((1, 2), most, strict=True)]
+    xints = [((2 * n + 1) * uniform("xint", k)).floor() - n for k, n in zip((1, 2), most, strict=True)]
     return Changes(
         choose("brightness", uniform("brightness") - 0.5, 0),
         choose("saturation", 2 * uniform("saturation"), 1),
         choose("contrast", uniform("contrast") + 0.5, 1),
-        *(choose("shift", shift, 0) for shift in shifts),
+        *(choose("xint", xint, 0) for xint in xints),
         uniform("cutout", 1),
         uniform("cutout", 2),
-        draws.gate("cutout"),
+        params.gate("cutout"),
     )
 
 
-def diff_augment(images: Tensor, draws: AugmentParameters) -> Tensor:
+def diff_augment(images: Tensor, params: AugmentParameters) -> Tensor:
     """All that DiffAugment does, on a GPU in one pass."""
     if images.is_cuda:
-        return diffaugment(images, diff_changes(images, draws))
-    return cutout(diff_shift(diff_color(images, draws), draws), draws)
+        return diffaugment(images, diff_changes(images, params))
+    return cutout(diff_shift(diff_color(images, params), params), params)
 
 
-_BLIT = dict.fromkeys(("flip", "turn", "shift"), 1.0)
-_GEOMETRY = dict.fromkeys(("scale", "rotate_before", "stretch", "rotate_after", "slide"), 1.0)
-_COLOR = dict.fromkeys(("brightness", "contrast", "luma_flip", "hue", "saturation"), 1.0)
-_DIFF = dict.fromkeys(("brightness", "saturation", "contrast", "shift", "cutout"), 1.0)
-_UPRIGHT = {name: 1.0 for name in (*_BLIT, *_GEOMETRY, *_COLOR) if name not in ("flip", "turn", "luma_flip")}
+_BLIT = dict.fromkeys(("xflip", "rotate90", "xint"), 1.0)
+_GEOMETRY = dict.fromkeys(("scale", "rotate_before", "aniso", "rotate_after", "xfrac"), 1.0)
+_COLOR = dict.fromkeys(("brightness", "contrast", "lumaflip", "hue", "saturation"), 1.0)
+_DIFF = dict.fromkeys(("brightness", "saturation", "contrast", "xint", "cutout"), 1.0)
+_UPRIGHT = {name: 1.0 for name in (*_BLIT, *_GEOMETRY, *_COLOR) if name not in ("xflip", "rotate90", "lumaflip")}
 _HALF_COLOR = dict.fromkeys(_COLOR, 0.5)
 
 KINDS: dict[str, Kind] = {
@@ -294,10 +294,10 @@ def augment(images: Tensor, keys: Tensor, p: float | Tensor, kind: str | Kind) -
         kind = KINDS[kind]
     if not kind.steps or (not isinstance(p, Tensor) and p == 0):
         return images
-    draws = AugmentParameters(keys, p, kind)
+    params = AugmentParameters(keys, p, kind)
     result = images.to(torch.promote_types(images.dtype, torch.float32))
     for step in kind.steps:
-        result = step(result, draws)
+        result = step(result, params)
     channels_last = images.is_contiguous(memory_format=torch.channels_last) and not images.is_contiguous()
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
     return result.to(images.dtype).contiguous(memory_format=memory_format)

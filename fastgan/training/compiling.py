@@ -26,24 +26,24 @@ class StepMode(NamedTuple):
     """How steps may be computed."""
 
     compiled: bool
-    recorded: bool
+    cuda_graphs: bool
 
     def __str__(self) -> str:
-        return " and ".join(["compiled"] * self.compiled + ["recorded"] * self.recorded) or "eager"
+        return " and ".join(["compiled"] * self.compiled + ["recorded"] * self.cuda_graphs) or "eager"
 
 
 class StepModeTrials:
-    """Runs a trainer's steps in one way after the other, times each, and leaves the fastest to the trainer."""
+    """Runs a trainer's steps in one mode after the other, times each, and leaves the fastest to the trainer."""
 
     def __init__(
-        self, trainer: Trainer, processes: Processes, ways: list[StepMode], say: Callable[[str], None]
+        self, trainer: Trainer, processes: Processes, modes: list[StepMode], say: Callable[[str], None]
     ) -> None:
-        self._trainer, self._processes, self._ways, self._say = trainer, processes, ways, say
+        self._trainer, self._processes, self._modes, self._say = trainer, processes, modes, say
         every = trainer.config.objective.penalty_every
         self._warm_up, self._timed = 3 * every, TIMED_STEPS * every  # each kind of step is run, recorded and replayed
         self._images_per_s: dict[StepMode, float] = {}
         self._began = time.monotonic()
-        self._take(ways[0])
+        self._take(modes[0])
 
     def __call__(self, batch: Batch, hparams: StepHyperparameters) -> Metrics:
         if self._steps == self._warm_up:
@@ -57,38 +57,38 @@ class StepModeTrials:
             self._images += batch.global_size
         self._steps += 1
         if self._steps == self._warm_up + self._timed:
-            self._end_way()
+            self._end_mode()
         return metrics
 
-    def _take(self, way: StepMode) -> None:
-        self._way, self._steps, self._spent_s, self._images = way, 0, 0.0, 0
+    def _take(self, mode: StepMode) -> None:
+        self._mode, self._steps, self._spent_s, self._images = mode, 0, 0.0, 0
         self._began = time.monotonic()
-        self._trainer.compile(way.compiled)
-        self._trainer.use_graphs(way.recorded)
+        self._trainer.compile(mode.compiled)
+        self._trainer.use_graphs(mode.cuda_graphs)
         self._inner, self._trainer.runner = self._trainer.runner, self
 
     def _synchronize(self) -> None:
         if self._trainer.device.type == "cuda":
             torch.cuda.synchronize(self._trainer.device)
 
-    def _end_way(self) -> None:
-        """Note how fast the way was; take the next that is worth a trial, or end with the fastest."""
+    def _end_mode(self) -> None:
+        """Note how fast the mode was; take the next that is worth a trial, or end with the fastest."""
         rate = self._processes.all_reduce_mean({"rate": self._images / self._spent_s})["rate"]  # the same on all
         failed = isinstance(self._inner, CudaGraphSteps) and self._inner.failure is not None
-        self._images_per_s[self._way] = 0.0 if failed else rate
-        ready = f", ready after {self._ready_s:.0f} s" if self._way.compiled else ""
-        self._say(f"steps: {self._way}: {rate:,.0f} images/s{ready}")
-        remaining = self._ways[self._ways.index(self._way) + 1 :]
-        best = max(self._images_per_s, key=lambda way: self._images_per_s[way])
+        self._images_per_s[self._mode] = 0.0 if failed else rate
+        ready = f", ready after {self._ready_s:.0f} s" if self._mode.compiled else ""
+        self._say(f"steps: {self._mode}: {rate:,.0f} images/s{ready}")
+        remaining = self._modes[self._modes.index(self._mode) + 1 :]
+        best = max(self._images_per_s, key=lambda mode: self._images_per_s[mode])
         left_s = (self._trainer.total_images - self._trainer.images_seen) / self._images_per_s[best]
-        if remaining and remaining[0].compiled and not self._way.compiled and left_s < COMPILING_PAYS_S:
+        if remaining and remaining[0].compiled and not self._mode.compiled and left_s < COMPILING_PAYS_S:
             remaining = []
         if remaining:
             self._take(remaining[0])
             return
-        if best != self._way:
+        if best != self._mode:
             self._trainer.compile(best.compiled)
-            self._trainer.use_graphs(best.recorded)
+            self._trainer.use_graphs(best.cuda_graphs)
             self._say(f"steps: {best} from now on")
         else:
             self._trainer.runner = self._inner
@@ -99,14 +99,14 @@ def settle(trainer: Trainer, processes: Processes, say: Callable[[str], None] = 
 
     All processes do alike. Raises UserError where what is asked for can't be.
     """
-    ways = possible_modes(trainer, processes, say)
-    if len(ways) > 1:
-        StepModeTrials(trainer, processes, ways, say)
+    modes = possible_modes(trainer, processes, say)
+    if len(modes) > 1:
+        StepModeTrials(trainer, processes, modes, say)
         return
-    if ways[0].compiled:
+    if modes[0].compiled:
         say("training runs compiled: the first steps take a minute or more")
-    trainer.compile(ways[0].compiled)
-    trainer.use_graphs(ways[0].recorded)
+    trainer.compile(modes[0].compiled)
+    trainer.use_graphs(modes[0].cuda_graphs)
 
 
 def possible_modes(trainer: Trainer, processes: Processes, say: Callable[[str], None]) -> list[StepMode]:
@@ -125,7 +125,7 @@ def possible_modes(trainer: Trainer, processes: Processes, say: Callable[[str], 
         if not processes.all_reduce_min(reason is None):
             say(f"training isn't compiled: {reason or 'another process cannot'}")
             compiled = [False]
-    return [StepMode(*way) for way in itertools.product(compiled, recorded)]
+    return [StepMode(*mode) for mode in itertools.product(compiled, recorded)]
 
 
 def cannot_record(config: Config, processes: Processes) -> str | None:

@@ -49,11 +49,11 @@ def warp_by_gathering(images: Tensor, grid: Tensor, mode: str, padding: str) -> 
             (left + 1, top + 1, right * bottom),
         ]
     seen = torch.zeros(batch, channels, *grid.shape[1:3], dtype=images.dtype, device=images.device)
-    for column, row, share in corners:
+    for column, row, weight in corners:
         there = (column >= 0) & (column < width) & (row >= 0) & (row < height)
-        place = row.clamp(0, height - 1).long() * width + column.clamp(0, width - 1).long()  # [B, H, W]
-        picked = pixels.gather(2, place.flatten(1)[:, None].expand(-1, channels, -1)).unflatten(2, place.shape[1:])
-        seen = seen + picked * (share * there)[:, None]
+        index = row.clamp(0, height - 1).long() * width + column.clamp(0, width - 1).long()  # [B, H, W]
+        picked = pixels.gather(2, index.flatten(1)[:, None].expand(-1, channels, -1)).unflatten(2, index.shape[1:])
+        seen = seen + picked * (weight * there)[:, None]
     return seen
 
 

@@ -80,7 +80,7 @@ def plots_of(records: Sequence[Record]) -> list[tuple[str, list[Plot]]]:
 
 
 def _curves(record: Record) -> dict[str, list[tuple[float, float]]]:
-    """Every figure's course; a full measure that was taken once is in the table of metrics, and no course."""
+    """Every figure's curve; a full measure that was taken once is in the table of metrics, and no curve."""
     return {name: found for name, found in record.series().items() if len(found) > 1 or not name.startswith("full/")}
 
 

@@ -90,7 +90,7 @@ class Record:
         return total
 
     def series(self) -> dict[str, list[tuple[float, float]]]:
-        """Every figure's course over the images seen, by name, finite values only."""
+        """Every figure over the images seen, by name, finite values only."""
         found: dict[str, list[tuple[float, float]]] = {}
         for row in (*self.log, *self.performance):
             for name, value in row.items():

@@ -15,7 +15,7 @@ from fastgan.data.loaders import build_loader
 from fastgan.errors import Diverged
 from fastgan.training.trainer import MIN_SCALE, Trainer
 
-WORKER = Path(__file__).parent / "finite_worker.py"
+WORKER = Path(__file__).parent / "divergence_worker.py"
 READINGS = ("item", "tolist", "__float__", "__bool__", "__int__", "cpu", "numpy")
 
 

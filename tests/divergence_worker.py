@@ -1,6 +1,6 @@
-"""What each process of tests/test_finite.py does: the last one meets a loss that is no number, and all write their end.
+"""What each process of test_divergence.py does: the last one meets a loss that is no number, and all write their end.
 
-`python tests/finite_worker.py FOLDER` by torchrun.
+`python tests/divergence_worker.py FOLDER` by torchrun.
 """
 
 import sys
