@@ -22,6 +22,7 @@ usage: fastgan VERB [options]     (fastgan VERB --help lists a verb's options)
   plan             what a run would need on other GPUs, and how long it would take: --gpus 8 --gpu h100
   sweep gamma      three short runs at a quarter, once and four times gamma, and a table: takes train's options
   ema RUN          make averages of lengths chosen after a run with --ema-stds: --length 0.08
+  import FILE RUN  make a run of published weights: R3GAN's snapshots, state dicts
 
   --version        print the version"""
 
@@ -97,6 +98,12 @@ def _ema(args: Sequence[str]) -> int:
     return EXIT_DONE
 
 
+def _import(args: Sequence[str]) -> int:
+    from fastgan.commands import import_run
+
+    return import_run.main(args)
+
+
 def _data(args: Sequence[str]) -> int:
     if not args:
         raise UserError(f"fastgan data needs an action: {', '.join(DATA_VERBS)}")
@@ -155,6 +162,7 @@ VERBS = {
     "walk": _walk,
     "report": _report,
     "ema": _ema,
+    "import": _import,
     "data": _data,
 }
 

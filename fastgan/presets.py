@@ -14,6 +14,7 @@ from fastgan.config import (
 )
 from fastgan.errors import UserError
 from fastgan.utils.arguments import parse
+from fastgan.utils.fields import flat
 
 FORMER_FLAGS = {  # of 0.1
     "--share-fakes": "--reuse-fakes",
@@ -321,6 +322,20 @@ def parse_config(args: Sequence[str], prog: str = "fastgan train") -> Config:
         elif arg.startswith("--preset="):
             name = arg.removeprefix("--preset=")
     return parse(Config, _upgrade_flags(args), prog=prog, default=get(name))
+
+
+def as_flags(config: Config) -> list[str]:
+    """Return the arguments of which `parse_config` makes the config: its preset, and what differs from that."""
+    flags, base = ["--preset", config.preset], flat(get(config.preset))
+    for name, value in flat(config).items():
+        if value == base[name]:
+            continue
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            flags.append(f"--{flag}" if value else f"--no-{flag}")
+        else:
+            flags += [f"--{flag}", *map(str, value if isinstance(value, tuple) else [value])]
+    return flags
 
 
 def _upgrade_flags(args: Sequence[str]) -> list[str]:
