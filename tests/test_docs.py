@@ -76,6 +76,8 @@ def check_verb(words: list[str]) -> None:
         parse_config(args)
     elif verb == "sweep":
         parse_config(args[1:])
+    elif verb == "import":
+        parse_config(args[2:])
     else:
         assert verb in ("doctor", "plan", "get"), verb
 
