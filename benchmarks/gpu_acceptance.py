@@ -10,6 +10,7 @@ import importlib.util
 import itertools
 import json
 import os
+import re
 import shutil
 import signal
 import statistics
@@ -78,6 +79,10 @@ TARGETS = {  # what the fastest kind of step is to reach on an H100 or H200
 ROUND_S = 0.4  # of three
 TRAINING_S = {"mnist28-fast": 40.0, "fewshot": 25.0}
 QUICKSTART_FD, QUICKSTART_S = 0.3, 30.0
+GPU_TESTS = ("test_cuda_graphs.py", "test_loaders.py", "kernels/test_conv2d.py")
+PLAIN_TESTS = "plain tests"
+# A line that pytest prints while tests run, with xdist or without.
+FAILED_TEST = re.compile(r"\[gw\d+\].* (?:FAILED|ERROR) (.+::.+)|(\S+::.+) (?:FAILED|ERROR)\b")
 MOST_WAIT = 0.02  # of training, for batches
 
 
@@ -326,19 +331,28 @@ def plain() -> Iterator[Row]:
         del gan, play
 
 
-def tests() -> Iterator[Row]:
-    """The tests that need a GPU."""
-    files = ["test_cuda_graphs.py", "test_loaders.py", "kernels/test_conv2d.py"]
+def tests(what: str, tier: str, *files: str) -> Iterator[Row]:
+    """Tests of a tier, each that fails at once by its name: who ends this part doesn't lose them."""
     folder = Path(__file__).parent.parent / "tests"
-    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", "--rootdir", str(folder)]
-    done = subprocess.run(
-        [*command, *(str(folder / name) for name in files)], capture_output=True, text=True, check=False
-    )
-    print(done.stdout)
-    words = (done.stdout.strip() or done.stderr.strip()).splitlines()
-    yield check(
-        "tests that need a GPU", done.returncode == 0 if ON_GPU else None, words[-1] if words else "nothing ran"
-    )
+    command = [sys.executable, "-m", "pytest", "-v", "-m", tier, "--tb=short", "-o", "faulthandler_timeout=120"]
+    command += ["-p", "no:cacheprovider", "--rootdir", str(folder), *(str(folder / name) for name in files or ("",))]
+    for kind in ("DeprecationWarning", "PendingDeprecationWarning", "FutureWarning"):  # errors with CI's versions alone
+        command += ["-W", f"ignore::{kind}"]
+    if not files and importlib.util.find_spec("xdist"):
+        command += ["-n", "8", "--dist", "loadfile"]
+    lines = []
+    environment = {name: value for name, value in os.environ.items() if name not in (jobs.ROWS, WORK)}
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    with subprocess.Popen(command, env=environment, **pipes) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            print(line, end="", flush=True)
+            lines.append(line.strip())
+            if found := FAILED_TEST.match(line):
+                yield check((found[1] or found[2]).strip(), False, "failed")
+    reasons = [line for line in lines if line.startswith(("FAILED ", "ERROR "))]
+    seen = "; ".join([lines[-1] if lines else "nothing ran", *reasons])[:4000]
+    yield check(what, process.returncode == 0 if ON_GPU else None, seen)
 
 
 def memory() -> Iterator[Row]:
@@ -504,7 +518,8 @@ SIZES = list(GIB)
 PARTS: dict[str, Part] = {
     "kernels": Part(kernels, Stage.EARLY, 90),
     **_tables(SIZES[:4]),
-    "tests": Part(tests, Stage.EARLY, 120),
+    "tests": Part(functools.partial(tests, "tests that need a GPU", "gpu", *GPU_TESTS), Stage.EARLY, 120),
+    PLAIN_TESTS: Part(functools.partial(tests, PLAIN_TESTS, "not slow"), Stage.EARLY, 560, 16),
     "train mnist28-fast": Part(functools.partial(train, "mnist28-fast"), Stage.TURN, 75),
     "train fewshot": Part(functools.partial(train, "fewshot"), Stage.TURN, 60),
     **_tables(SIZES[4:5]),
@@ -522,7 +537,15 @@ PARTS: dict[str, Part] = {
         for name in presets.PRESETS
     },
 }
-KINDS_OF_PARTS = list(dict.fromkeys(name if name == "kernel speeds" else name.split()[0] for name in PARTS))
+
+
+def kind_of(part: str) -> str:
+    """Return the name by which a part is chosen, alone or with others."""
+    return part if part in ("kernel speeds", PLAIN_TESTS) else part.split(maxsplit=1)[0]
+
+
+KINDS_OF_PARTS = list(dict.fromkeys(map(kind_of, PARTS)))
+USUAL_PARTS = [kind for kind in KINDS_OF_PARTS if kind != PLAIN_TESTS]  # which would take the machine for minutes
 TITLES = {
     "checks": "What is right",
     "targets": "Targets, for an H100 or H200",
@@ -616,7 +639,7 @@ def run_all(names: list[str], options: argparse.Namespace, folder: Path) -> int:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=4.0, help="for everything; 4 without it")
-    parser.add_argument("--parts", nargs="+", metavar="PART", choices=KINDS_OF_PARTS, default=KINDS_OF_PARTS)
+    parser.add_argument("--parts", nargs="+", metavar="PART", choices=KINDS_OF_PARTS, default=USUAL_PARTS)
     parser.add_argument("--anyway", action="store_true", help="without a GPU, too, at tiny sizes: it proves little")
     parser.add_argument(
         "--at-once", type=int, help="parts that get ready side by side; without it, half as many as cores"
@@ -633,7 +656,7 @@ def main() -> int:
         print("gpu_acceptance: error: torch finds no GPU here; --anyway runs what runs without one", file=sys.stderr)
         return 2
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    names = [name for name in PARTS if any(name == kind or name.startswith(f"{kind} ") for kind in options.parts)]
+    names = [name for name in PARTS if kind_of(name) in options.parts]
     folder = Path(tempfile.mkdtemp(prefix="gpu-acceptance-"))
     try:
         return run_all(names, options, folder)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from hypothesis import settings
 
 from fastgan import train
@@ -19,10 +20,14 @@ settings.load_profile("fastgan")
 # torch takes what its compiler left behind as it is, also what a killed run left half-written.
 _compiled = tempfile.TemporaryDirectory(prefix="fastgan-compiled-")
 os.environ["TORCHINDUCTOR_CACHE_DIR"] = _compiled.name
+os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # else each process of the tests starts one a core
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")  # where tests compute
+EAGER = ("--compile", "off", "--cuda-graphs", "off")  # for runs that are compared bit for bit: no trials on a GPU
+torch.backends.cudnn.deterministic = True
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if not torch.cuda.is_available():
+    if DEVICE.type == "cpu":
         for item in items:
             if item.get_closest_marker("gpu"):
                 item.add_marker(pytest.mark.skip(reason="there is no GPU"))
@@ -44,6 +49,24 @@ def keep_signal_handlers() -> Iterator[None]:
     """The signal handlers that `train.main` installs are gone after the test."""
     with _signal_handlers_kept():
         yield
+
+
+@pytest.fixture(autouse=True)
+def exact_convolutions() -> None:
+    """A GPU's convolutions are float32's, whatever a run in this process has set."""
+    torch.backends.cudnn.allow_tf32 = False
+
+
+@pytest.fixture
+def no_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """There is no GPU, neither in this process nor in those that the test starts."""
+    if DEVICE.type == "cuda":
+        torch.cuda.init()  # else it would never find the GPU again
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    AcceleratorState._reset_state(reset_partial_state=True)  # it remembers a device
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import refusal
+from conftest import DEVICE, refusal
 from torch._dynamo.utils import counters
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -36,24 +36,24 @@ class Drawn:
 
     num_images = 10_000
 
-    def __init__(self, options: str) -> None:
-        self.config = parse_config(shlex.split(options))
+    def __init__(self, options: str, device: torch.device = DEVICE) -> None:
+        self.config, self.device = parse_config(shlex.split(options)), device
 
     def batch(self, images_seen: int) -> Batch:
         config, size = self.config, self.config.data.batch_size
-        sample_ids = torch.arange(images_seen, images_seen + size)
+        sample_ids = torch.arange(images_seen, images_seen + size, device=self.device)
         draws = torch.Generator().manual_seed(images_seen)
         shape = (1 if config.objective.reuse_reals else 2, size, config.data.channels, *config.data.image_size)
-        pixels = torch.randint(0, 256, shape, generator=draws, dtype=torch.uint8)
+        pixels = torch.randint(0, 256, shape, generator=draws, dtype=torch.uint8).to(self.device)
         labels = sample_ids % config.networks.num_classes if config.networks.num_classes else None
         parts = [part.contiguous(memory_format=torch.channels_last) for part in pixels]
         of_d, *of_g = [Batch(part, labels, sample_ids, size) for part in parts]
         return replace(of_d, of_g=of_g[0]) if of_g else of_d
 
 
-def make(preset: str) -> Trainer:
-    loader = Drawn(f"--preset {preset} {TINY[preset]}")
-    return Trainer(loader.config, networks.build(loader.config), loader)
+def make(preset: str, device: torch.device = DEVICE) -> Trainer:
+    loader = Drawn(f"--preset {preset} {TINY[preset]}", device)
+    return Trainer(loader.config, networks.build(loader.config, device), loader)
 
 
 def step(trainer: Trainer) -> dict[str, torch.Tensor]:
@@ -140,7 +140,7 @@ def processes(kind: str = "cpu", engine: str = "ddp", count: int = 1) -> SimpleN
 
 def test_auto_leaves_a_cpu_alone(double):
     """On a CPU nothing is compiled unless it is asked for."""
-    trainer = make("mnist28")
+    trainer = make("mnist28", CPU)
     compiling.settle(trainer, processes())
     step(trainer)
     assert counters["stats"]["unique_graphs"] == 0
@@ -205,7 +205,7 @@ def test_a_short_run_is_not_compiled(monkeypatch):
 
 def test_auto_goes_on_where_nothing_can_be_recorded():
     """Where the device refuses both, a trial ends with eager steps, and no step is lost or done twice."""
-    right, found = make("mnist28"), make("mnist28")
+    right, found = make("mnist28", CPU), make("mnist28", CPU)
     here = processes("cuda")  # as the config would have it, though the tensors lie on the CPU
     compiling.settle(found, here, here.print)
     for _ in range(30):

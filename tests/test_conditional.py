@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import _signal_handlers_kept, refusal
+from conftest import DEVICE, _signal_handlers_kept, refusal
 from PIL import Image
 from torch import Tensor, nn
 
@@ -22,7 +22,6 @@ from fastgan.evaluation.evaluator import Evaluator
 from fastgan.evaluation.fidelity import labels_for, latents
 from fastgan.evaluation.sampling import images_of, open_run
 
-CPU = torch.device("cpu")
 FLAGS = [
     *("--preset", "cifar10", "--precision", "float32", "--no-mirror", "--augment", "none", "--augment-p", "0"),
     *("--data", "toy", "--image-size", "28", "28", "--channels", "1", "--batch-size", "8", "--images", "24"),
@@ -109,7 +108,7 @@ def test_training_tells_both_players_the_reals_classes(monkeypatch: pytest.Monke
     from fastgan.training.trainer import Trainer
 
     config = presets.parse_config(FLAGS)
-    trainer = Trainer(config, networks.build(config), build_loader(config, named.load("toy"), CPU))
+    trainer = Trainer(config, networks.build(config, DEVICE), build_loader(config, named.load("toy"), DEVICE))
     told: list[Tensor] = []
     for net in (trainer.G.net, trainer.D.net):
         net.register_forward_pre_hook(lambda _, args: told.append(args[1]))
@@ -145,11 +144,12 @@ def test_evaluation_is_of_the_datas_classes(run: Path, tmp_path: Path, monkeypat
     labels = torch.tensor([0] * 30 + [1] * 10)
     data = ArrayDataset("uneven", toy.images[:40], labels)
     _, config, _, G = open_run(run)
-    evaluator = Evaluator(config, data, extractors.load("digits", CPU), CPU)
+    evaluator = Evaluator(config, data, extractors.load("digits", DEVICE), DEVICE)
     recorder = Recorder()
     evaluator(recorder, 80)
     told = torch.cat([given for given in recorder.told if given is not None])
-    assert torch.equal(told.bincount(), torch.tensor([60, 20]))
+    assert told.bincount().tolist() == [60, 20]
+    G = G.to(DEVICE)
     assert evaluator(G, 80) == evaluator(G, 80)
     again = Recorder()
     evaluator(again, 80)
@@ -195,10 +195,11 @@ def test_without_classes_nothing_is_told(debug_run: Path, tmp_path: Path, monkey
     monkeypatch.setenv("FASTGAN_CACHE", str(tmp_path))
     _, config, _, G = open_run(debug_run)
     recorder = Recorder()
-    Evaluator(config, named.load("toy"), extractors.load("digits", CPU), CPU)(recorder, 20)
-    images_of(recorder, [1, 2], 100, CPU)
+    Evaluator(config, named.load("toy"), extractors.load("digits", DEVICE), DEVICE)(recorder, 20)
+    images_of(recorder, [1, 2], 100, DEVICE)
     assert recorder.told == [None] * len(recorder.told) != []
-    assert torch.equal(images_of(G, [1, 2], 100, CPU), fidelity.to_bytes(G(latents(torch.tensor([1, 2]), 100))))
+    wanted = fidelity.to_bytes(G.to(DEVICE)(latents(torch.tensor([1, 2], device=DEVICE), 100)))
+    assert torch.equal(images_of(G, [1, 2], 100, DEVICE), wanted.cpu())
 
 
 # Data

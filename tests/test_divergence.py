@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import DEVICE
 
 from fastgan import networks, presets
 from fastgan.data import named
@@ -22,14 +23,14 @@ READINGS = ("item", "tolist", "__float__", "__bool__", "__int__", "cpu", "numpy"
 def make() -> Trainer:
     config = presets.get("debug")
     config = replace(config, networks=replace(config.networks, width=1 / 32))
-    return Trainer(config, networks.build(config), build_loader(config, named.load("toy"), torch.device("cpu")))
+    return Trainer(config, networks.build(config, DEVICE), build_loader(config, named.load("toy"), DEVICE))
 
 
 def step(trainer: Trainer, **planted: float) -> None:
     """Train for a step whose terms of these names are others."""
     before = trainer.images_seen
     terms = trainer.train_step(trainer.loader.batch(before))
-    trainer.meter.add(terms | {name: torch.tensor(value) for name, value in planted.items()}, before)
+    trainer.meter.add(terms | {name: torch.tensor(value, device=DEVICE) for name, value in planted.items()}, before)
 
 
 def scaled() -> Trainer:

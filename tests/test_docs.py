@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from accelerate.commands.launch import launch_command_parser
+from conftest import DEVICE
 
 from fastgan import networks, presets
 from fastgan.commands.ema import EmaOptions
@@ -145,8 +146,8 @@ def test_example_of_a_network(examples) -> None:
     examples("A network")
     config: Config = presets.get("debug")
     config = replace(config, networks=replace(config.networks, network="linear"))
-    loader = build_loader(config, open_dataset(config), torch.device("cpu"))
-    trainer = Trainer(config, networks.build(config), loader)
+    loader = build_loader(config, open_dataset(config), DEVICE)
+    trainer = Trainer(config, networks.build(config, DEVICE), loader)
     before = trainer.G.net.dense.weight.clone()
     metrics = trainer.train_step(loader.batch(0))
     assert bool(metrics["loss/D"].isfinite()) and not torch.equal(before, trainer.G.net.dense.weight)

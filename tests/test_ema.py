@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from conftest import refusal
+from conftest import DEVICE, EAGER, refusal
 from torch import Tensor, nn
 
 from fastgan import cli, networks, presets, train
@@ -42,6 +42,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def options(folder: Path, images: int) -> list[str]:
     return [
         *("--preset", "debug", "--images", str(images), "--run-dir", str(folder), "--checkpoint-every", "320"),
+        *EAGER,
         *("--ema-half-lives", "500", "10", "--ema-stds", "0.05", "0.10", "--ema-snapshot-every", "64"),
     ]
 
@@ -339,8 +340,8 @@ def test_averages_on_resume() -> None:
     """A trainer that takes up another's state goes on with all its averages bit for bit."""
     config = presets.get("debug")
     config = replace(config, optimizer=replace(config.optimizer, ema_half_lives=(500, 50), ema_stds=STDS))
-    loader = build_loader(config, named.load("toy"), torch.device("cpu"))
-    first, second = (Trainer(config, networks.build(config), loader) for _ in range(2))
+    loader = build_loader(config, named.load("toy"), DEVICE)
+    first, second = (Trainer(config, networks.build(config, DEVICE), loader) for _ in range(2))
 
     def steps(trainer: Trainer) -> None:
         for _ in range(3):

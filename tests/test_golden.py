@@ -1,4 +1,4 @@
-"""Thirty steps of every preset, made tiny, give the losses that they gave when they were written down.
+"""Thirty steps of every preset, made tiny, give on a CPU the losses that they gave when they were written down.
 
 A change that is meant to change what a preset learns renews them: `python tests/test_golden.py` writes all of
 tests/golden/*.json, `python tests/test_golden.py NAME ...` those of the named presets. Look at the difference.

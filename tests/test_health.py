@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import DEVICE
 from torch import Tensor, nn
 
 from fastgan import networks, presets, train
@@ -16,8 +17,6 @@ from fastgan.monitor import asides, health, hooks
 from fastgan.monitor.health import Health
 from fastgan.runs.rows import read_rows
 from fastgan.training.trainer import Trainer
-
-CPU = torch.device("cpu")
 
 
 def pictures(count: int = 100, classes: int = 2) -> ArrayDataset:
@@ -39,7 +38,7 @@ def tiny(num_classes: int = 2, preset: str = "mnist28-fast") -> Config:
 
 
 def trainer_of(config: Config, source: ArrayDataset, steps: int = 3) -> Trainer:
-    trainer = Trainer(config, networks.build(config), build_loader(config, source, CPU))
+    trainer = Trainer(config, networks.build(config, DEVICE), build_loader(config, source, DEVICE))
     for _ in range(steps):
         trainer.train_step(trainer.loader.batch(trainer.images_seen))
     return trainer
@@ -132,11 +131,11 @@ def test_measuring_changes_nothing(preset: str) -> None:
     """Weights, running statistics and gradients are as they were; the same place has the same figures."""
     config, source = tiny(2 if preset == "mnist28-fast" else 0, preset), pictures()
     trainer = trainer_of(config, source)
-    before, measure = state(trainer), Health(config, source, CPU)
+    before, measure = state(trainer), Health(config, source, DEVICE)
     first = measure(trainer)
     assert all(torch.equal(a, b) for a, b in zip(before, state(trainer), strict=True))
     assert trainer.G.net.training and trainer.D.net.training
-    assert measure(trainer) == first == Health(config, source, CPU)(trainer)
+    assert measure(trainer) == first == Health(config, source, DEVICE)(trainer)
     other = trainer_of(config, source)
     for one in (trainer, other):
         one.train_step(one.loader.batch(one.images_seen))
@@ -145,13 +144,13 @@ def test_measuring_changes_nothing(preset: str) -> None:
 
 def test_figures() -> None:
     """All that is promised is there, finite, within its bounds; without classes or held-outs nothing is made up."""
-    found = Health(tiny(), pictures(), CPU)(trainer_of(tiny(), pictures()))
+    found = Health(tiny(), pictures(), DEVICE)(trainer_of(tiny(), pictures()))
     assert all(map(math.isfinite, found.values()))
     shares = {name for name in found if "accuracy" in name or "label" in name or "saturation" in name}
     assert len(shares) == 8 and all(0 <= found[name] <= 1 for name in shares)
     assert found["health/passes"] == 24 / 100
     assert not any("held_out" in name for name in found)
-    assert not any("label" in name for name in Health(tiny(0), pictures(), CPU)(trainer_of(tiny(0), pictures())))
+    assert not any("label" in name for name in Health(tiny(0), pictures(), DEVICE)(trainer_of(tiny(0), pictures())))
 
 
 READINGS = ("item", "tolist", "__float__", "__bool__", "__int__", "cpu", "numpy")
@@ -160,7 +159,7 @@ READINGS = ("item", "tolist", "__float__", "__bool__", "__int__", "cpu", "numpy"
 def test_a_row_waits_once_and_decodes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """After the first row, the device is asked for one vector, and no image is read again."""
     config, source = tiny(), pictures()
-    trainer, measure = trainer_of(config, source), Health(config, source, CPU)
+    trainer, measure = trainer_of(config, source), Health(config, source, DEVICE)
     first, asked = measure(trainer), []
     for name in READINGS:
         read = getattr(torch.Tensor, name)
@@ -178,7 +177,7 @@ class Fixed(nn.Module):
         self.images = images
 
     def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
-        return self.images[torch.arange(len(z)) % len(self.images)]
+        return self.images[torch.arange(len(z), device=z.device) % len(self.images)]
 
 
 def looked_at(images: Tensor) -> dict[str, float]:
@@ -186,8 +185,8 @@ def looked_at(images: Tensor) -> dict[str, float]:
     config, source = tiny(0), pictures()
     trainer = trainer_of(config, source, steps=1)
     trainer.micro_batch_size = 64
-    trainer.ema.nets[0] = Fixed(images)
-    return Health(config, source, CPU)(trainer)
+    trainer.ema.nets[0] = Fixed(images.to(DEVICE))
+    return Health(config, source, DEVICE)(trainer)
 
 
 def test_samples_that_are_training_images() -> None:
@@ -207,7 +206,7 @@ def test_samples_that_are_one_image() -> None:
 def test_data_that_is_one_image() -> None:
     """A data set of one image many times has no spread, and no figure that is no number."""
     source = ArrayDataset("alike", torch.full((20, 1, 12, 12), 7, dtype=torch.uint8))
-    found = Health(tiny(0), source, CPU)(trainer_of(tiny(0), source))
+    found = Health(tiny(0), source, DEVICE)(trainer_of(tiny(0), source))
     assert found["health/data_spread"] == 0 and all(map(math.isfinite, found.values()))
 
 

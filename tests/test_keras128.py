@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from conftest import DEVICE
 
 from fastgan import networks, presets
 from fastgan.data.images import ArrayDataset
@@ -13,7 +14,6 @@ from fastgan.data.sampler import batch_positions, num_steps
 from fastgan.networks.keras128 import Discriminator128, Generator128
 from fastgan.training.trainer import Trainer
 
-CPU = torch.device("cpu")
 NUM_PHOTOGRAPHS = 9090
 
 
@@ -34,7 +34,7 @@ def make(num_images=40, batch_size=16, **optimizer):
         networks=replace(config.networks, width=1 / 16),
         optimizer=replace(config.optimizer, **optimizer),
     )
-    return Trainer(config, networks.build(config), build_loader(config, pictures(num_images), CPU))
+    return Trainer(config, networks.build(config, DEVICE), build_loader(config, pictures(num_images), DEVICE))
 
 
 def step(trainer):

@@ -22,7 +22,7 @@ from fastgan.data.loaders import build_loader, check, choose_loader, open_datase
 from fastgan.data.prepared import PreparedDataset
 from fastgan.errors import UserError
 
-CPU = torch.device("cpu")
+CPU = torch.device("cpu")  # beside which one test here puts a GPU
 NUM, SIZE, BATCH = 45, (10, 14), 16  # batches of 16, 16, 13
 LOADERS = ("in_memory", "torch", "dali")
 pytestmark = pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")

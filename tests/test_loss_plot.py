@@ -1,5 +1,6 @@
 import pytest
 import torch
+from conftest import EAGER
 from PIL import Image
 
 from fastgan import train
@@ -69,7 +70,7 @@ def test_epochs_on_the_console(tmp_path, capsys, monkeypatch):
 @pytest.mark.slow
 def test_a_resumed_epoch_has_the_means_of_one_never_stopped(tmp_path, capsys):
     """Rows and means of an epoch that was stopped in its middle are those of an epoch that wasn't."""
-    args = ["--preset", "debug", "--console", "epochs", "--epochs", "1", "--log-every", "300", "--run-dir"]
+    args = ["--preset", "debug", "--console", "epochs", "--epochs", "1", "--log-every", "300", *EAGER, "--run-dir"]
     assert train.main([*args, str(tmp_path / "straight")]) == 0
     wanted = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Generator Loss")]
     stopped = tmp_path / "stopped"

@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import DEVICE
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from fastgan.training.meter import NEVER, Meter
 
 META = torch.device("meta")
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 class Operations(TorchDispatchMode):

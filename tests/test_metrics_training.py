@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import refusal
+from conftest import DEVICE, refusal
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from fastgan import cli, presets, train
@@ -29,7 +29,6 @@ from fastgan.runs.rows import read_rows
 from fastgan.runs.run_folder import RunFolder
 
 pytestmark = pytest.mark.usefixtures("keep_signal_handlers")
-CPU = torch.device("cpu")
 DEBUG = ("--preset", "debug", "--images", "256", "--eval-every", "64", "--eval-images", "120")
 
 
@@ -178,7 +177,7 @@ def test_a_run_without_a_checkpoint(tmp_path, capsys, told):
 class Two(SingleProcess):
     """A process whose fellow has nothing."""
 
-    device = CPU
+    device = DEVICE
 
     def all_reduce_min(self, number: int) -> int:
         return 0
@@ -190,7 +189,7 @@ def test_weights_missing_elsewhere():
     config = presets.get("debug")
     monkey = pytest.MonkeyPatch()
     with monkey.context() as patch:
-        patch.setattr(extractors, "load", lambda *_: extractors._digits(CPU))
+        patch.setattr(extractors, "load", lambda *_: extractors._digits(DEVICE))
         assert load_on_all(config, named.load("toy"), Two(), said.append) is None
     assert said == ["training goes on without evaluation: a process has no extractor efficientnet"]
 
@@ -199,9 +198,9 @@ def test_per_class(told):
     """Each class has a distance of its own; a run that is not class-conditional is refused in one line."""
     config = presets.get("debug")
     toy = named.load("toy")
-    digits = extractors.load("digits", CPU)
+    digits = extractors.load("digits", DEVICE)
     with pytest.raises(UserError, match="not class-conditional"):
-        Evaluator(config, toy, digits, CPU).per_class(torch.nn.Identity(), 100)
+        Evaluator(config, toy, digits, DEVICE).per_class(torch.nn.Identity(), 100)
     text = refusal(lambda: cli._run(["evaluate", str(told), "--images", "120", "--per-class"]))
     assert "per_class" in text
 
@@ -243,7 +242,7 @@ def test_distances_of_classes():
     dark = to_bytes(OfTwoClasses()(latents(seeds, config.networks.z_dim), torch.zeros(300)))
     light = named.load("toy").images[:300]
     source = ArrayDataset("two classes", torch.cat([dark, light]), torch.arange(2).repeat_interleave(300))
-    evaluator = Evaluator(config, source, extractors.load("digits", CPU), CPU)
+    evaluator = Evaluator(config, source, extractors.load("digits", DEVICE), DEVICE)
     found = evaluator.per_class(OfTwoClasses(), 400)
     assert list(found) == ["fd_digits_class_0", "fd_digits_class_1"]
     assert found["fd_digits_class_0"] < 0.05 * found["fd_digits_class_1"]

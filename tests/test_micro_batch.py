@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import refusal
+from conftest import DEVICE, refusal
 
 from fastgan import networks, presets
 from fastgan.data import named
@@ -17,8 +17,7 @@ from fastgan.runs.run_folder import RunFolder
 from fastgan.training import micro_batch
 from fastgan.training.trainer import Trainer
 
-CPU = torch.device("cpu")
-ALONE = SimpleNamespace(world_size=1, device=CPU, all_reduce_min=lambda number: number, print=print)
+ALONE = SimpleNamespace(world_size=1, device=torch.device("cpu"), all_reduce_min=lambda number: number, print=print)
 
 
 def build(size: int | None = None, **objective) -> Trainer:
@@ -29,7 +28,9 @@ def build(size: int | None = None, **objective) -> Trainer:
         objective=replace(config.objective, **objective),
         run=replace(config.run, micro_batch=size),
     )
-    return Trainer(config, networks.build(config), build_loader(config, named.load("toy"), CPU), micro_batch=size)
+    return Trainer(
+        config, networks.build(config, DEVICE), build_loader(config, named.load("toy"), DEVICE), micro_batch=size
+    )
 
 
 def run_short_of_memory(trainer: Trainer, most: int) -> None:

@@ -22,8 +22,8 @@ def old_run(tmp_path: Path) -> Path:
     return Path(shutil.copytree(OLD, tmp_path / "run"))
 
 
-def test_it_resumes_as_its_own_version_went_on(old_run: Path) -> None:
-    """By the command line that began it; the weights are those that the version that began it ended with."""
+def test_it_resumes_as_its_own_version_went_on(old_run: Path, no_gpu: None) -> None:
+    """By the command line that began it; the weights are those that its own version ended with, on a CPU."""
     command = json.loads((old_run / "sessions.jsonl").read_text())["command"]
     args = command.removeprefix("fastgan ").replace("runs/old", str(old_run)).split()
     assert cli.main(args) == 0

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import refusal
+from conftest import DEVICE, refusal
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from fastgan import cli, networks, presets, train
@@ -130,8 +130,8 @@ def gradient_bytes(nets: tuple[torch.nn.Module, ...]) -> int:
 def test_lasting_memory_is_what_is_allocated() -> None:
     """Weights, gradients, optimizer states and averages take the bytes that a trainer's tensors take."""
     config = replace(SMALL, data=replace(SMALL.data, channels=1, image_size=(28, 28)))
-    loader = build_loader(config, open_dataset(config), torch.device("cpu"))
-    trainer = Trainer(config, networks.build(config), loader)
+    loader = build_loader(config, open_dataset(config), DEVICE)
+    trainer = Trainer(config, networks.build(config, DEVICE), loader)
     nets, gradients = (trainer.G.net, trainer.D.net), []
     for player in (trainer.G, trainer.D):
         player.optimizer.register_step_pre_hook(lambda *_: gradients.append(gradient_bytes(nets)))

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from conftest import DEVICE
 
 from fastgan import networks, presets, train
 from fastgan.config import flat
@@ -206,7 +207,7 @@ def small(name: str) -> Trainer:
     height, width = config.data.image_size
     pixels = torch.randint(0, 256, (6, 3, height, width), generator=torch.Generator().manual_seed(0))
     images = ArrayDataset("noise", pixels.to(torch.uint8), torch.arange(6) % 2)
-    return Trainer(config, networks.build(config), build_loader(config, images, torch.device("cpu")))
+    return Trainer(config, networks.build(config, DEVICE), build_loader(config, images, DEVICE))
 
 
 @pytest.mark.parametrize("name", ROWS)

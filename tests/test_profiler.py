@@ -4,6 +4,7 @@ import gzip
 import json
 
 import pytest
+from conftest import EAGER
 
 from fastgan import train
 from fastgan.monitor import profiler
@@ -15,7 +16,8 @@ STEP = 32  # images
 def test_steps_are_recorded(tmp_path, capsys):
     """The trace holds the recorded steps with their operations; ten costs are shown, the largest first."""
     images = str(STEP * (profiler.SKIPPED + profiler.WARMED + profiler.RECORDED))
-    assert train.main(["--preset", "debug", "--images", images, "--run-dir", str(tmp_path), "--profile"]) == 0
+    args = ["--preset", "debug", "--images", images, "--run-dir", str(tmp_path), *EAGER]
+    assert train.main([*args, "--profile"]) == 0
     (path,) = (tmp_path / "profile").iterdir()
     names = [event.get("name", "") for event in json.loads(gzip.decompress(path.read_bytes()))["traceEvents"]]
     assert len({name for name in names if name.startswith("ProfilerStep#")}) == profiler.RECORDED

@@ -11,6 +11,7 @@ from hashlib import sha256
 from pathlib import Path
 
 import pytest
+from conftest import EAGER
 
 from fastgan.errors import EXIT_STOPPED, EXIT_USER_ERROR
 from fastgan.runs import checkpoint
@@ -20,6 +21,7 @@ TRAIN = Path(__file__).parents[1] / "fastgan" / "train.py"
 OPTIONS = (
     *("--preset", "debug", "--images", "15000", "--log-every", "160"),
     *("--checkpoint-every", "320", "--grid-every", "1000"),
+    *EAGER,
 )
 NUM_KILLS = 10
 PATIENCE_S = 120

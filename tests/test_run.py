@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from conftest import EAGER
 
 from fastgan import cli, train
 from fastgan.errors import EXIT_DIVERGED, EXIT_USER_ERROR
@@ -84,12 +85,12 @@ def test_batch_larger_than_the_set(tmp_path, capsys):
 def test_damaged_checkpoint_falls_back(tmp_path, capsys):
     """A resume over a damaged checkpoint says so, goes on from the one before, and ends with the same weights."""
     run_dir = tmp_path / "run"
-    run(run_dir)
+    run(run_dir, *EAGER)
     last = Checkpoints(run_dir / "checkpoints").paths()[-1] / "G.safetensors"
     wanted = last.read_bytes()
     last.write_bytes(wanted[:-1] + bytes([wanted[-1] ^ 1]))
     capsys.readouterr()
-    assert run(run_dir) == 0
+    assert run(run_dir, *EAGER) == 0
     said = capsys.readouterr().out
     assert "is damaged (G.safetensors has changed): falling back" in said and "at 192 of 256 images" in said
     assert last.read_bytes() == wanted

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from conftest import DEVICE
 from torch import nn
 
 from fastgan import networks, presets
@@ -41,8 +42,8 @@ def test_legacy_decay():
 def test_decay_counts_steps(keep_partial):
     """The decay follows the number of steps, of partial batches too, wherever training stands."""
     config = config_of(batch_size=300, keep_partial_batch=keep_partial)
-    loader = build_loader(config, named.load("toy"), torch.device("cpu"))
-    trainer = Trainer(config, networks.build(config), loader)
+    loader = build_loader(config, named.load("toy"), DEVICE)
+    trainer = Trainer(config, networks.build(config, DEVICE), loader)
     for number in range(6):  # 1,000 images: the fourth step is a partial one, or runs on across the epoch's end
         trainer.train_step(loader.batch(trainer.images_seen))
         for engine, lr in ((trainer.G, G_LR), (trainer.D, D_LR)):
@@ -195,8 +196,8 @@ def test_knobs_reach_the_optimizers(monkeypatch):
     """At every step both optimizers have that step's learning rate and beta2; Adam's first beta stays the config's."""
     config = burning_in(penalty="none", augment="none", augment_p=0.0)
     config = replace(config, optimizer=replace(config.optimizer, burn_in=128))
-    loader = build_loader(config, named.load("toy"), torch.device("cpu"))
-    trainer = Trainer(config, networks.build(config), loader)
+    loader = build_loader(config, named.load("toy"), DEVICE)
+    trainer = Trainer(config, networks.build(config, DEVICE), loader)
     seen = []
     for engine in (trainer.G, trainer.D):
         original = engine.optimizer.step

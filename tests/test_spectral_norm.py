@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import DEVICE
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
@@ -17,7 +18,6 @@ from fastgan.runs.checkpoint import Checkpoints
 from fastgan.training.penalties import gradient_sq_norm
 from fastgan.training.trainer import Trainer
 
-CPU = torch.device("cpu")
 FAMILIES = ("dcgan28", "r3gan")  # and dcgan128, which trains on other images
 
 
@@ -35,7 +35,7 @@ def config_of(network: str, penalty: str = "r1") -> Config:
 
 def trainer_of(network: str) -> Trainer:
     config = config_of(network)
-    return Trainer(config, networks.build(config), build_loader(config, named.load("toy"), CPU))
+    return Trainer(config, networks.build(config, DEVICE), build_loader(config, named.load("toy"), DEVICE))
 
 
 def train(trainer: Trainer, steps: int) -> None:
@@ -56,12 +56,12 @@ def largest(weight: Tensor) -> float:
 def test_every_layer_of_d(network: str) -> None:
     """At the start every linear layer and convolution of D has a largest singular value of about 1; G is as ever."""
     config = config_of(network, "none")
-    G, D = networks.build(config)
+    G, D = networks.build(config, DEVICE)
     assert len(layers(D)) >= 3
     for layer in layers(D):
         assert isinstance(layer.parametrizations.weight[0], SpectralNorm)
         assert largest(layer.weight) == pytest.approx(1, abs=0.1)
-    plain = networks.build(replace(config, networks=replace(config.networks, spectral_norm=False)))
+    plain = networks.build(replace(config, networks=replace(config.networks, spectral_norm=False)), DEVICE)
     assert all(torch.equal(x, y) for x, y in zip(G.parameters(), plain[0].parameters(), strict=True))
     assert networks.num_parameters(D) == networks.num_parameters(plain[1])
     assert networks.sizes(config) == tuple(map(networks.num_parameters, (G, D)))

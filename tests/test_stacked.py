@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import refusal
+from conftest import DEVICE, refusal
 from torch import Tensor
 
 from fastgan import cli, presets, train
@@ -20,7 +20,6 @@ from fastgan.data.preparation import inputs
 from fastgan.data.stacked import NAME, StackedDataset
 from fastgan.runs.rows import read_rows
 
-CPU = torch.device("cpu")
 COUNTS = [3, 9, 5, 4, 7, 1, 6, 8, 2, 5]  # of the ten digits: far from balanced
 
 
@@ -174,7 +173,7 @@ def test_loader_draws_in_the_training_process(cache: Path) -> None:
     """The loader chosen keeps nothing and starts no processes; another one that is asked for gives the same batches."""
     source = StackedDataset(fake_digits(), 2000)
     assert choose_loader(config(), source) == ("torch", "drawn batch by batch")
-    drawn, kept = (build_loader(config(loader=loader), source, CPU) for loader in ("auto", "in_memory"))
+    drawn, kept = (build_loader(config(loader=loader), source, DEVICE) for loader in ("auto", "in_memory"))
     assert drawn._num_workers == 0
     for place in (0, 50, 1950, 2000, 700):
         ours, theirs = drawn.batch(place), kept.batch(place)

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import refusal
+from conftest import DEVICE, refusal
 from PIL import Image, ImageSequence
 
 from fastgan import cli
@@ -17,8 +17,6 @@ from fastgan.evaluation.interpolation import Walk, slerp
 from fastgan.evaluation.sampling import images_of, open_run
 from fastgan.utils.pictures import named_rows, side_by_side
 from fastgan.utils.pngs import grid
-
-CPU = torch.device("cpu")
 
 
 def complaint(capsys: pytest.CaptureFixture[str], *args: str) -> str:
@@ -108,7 +106,8 @@ def test_gif(debug_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     shown = frames(paths[0])
     assert len(shown) == 9
     _, config, _, G = open_run(debug_run)
-    wanted = grid(images_of(G, [1, 4, 7, 10], config.networks.z_dim, CPU), 2)[:, :, 0]
+    G.to(DEVICE)
+    wanted = grid(images_of(G, [1, 4, 7, 10], config.networks.z_dim, DEVICE), 2)[:, :, 0]
     scale = shown[3].shape[0] // wanted.shape[0]
     assert np.abs(shown[3][::scale, ::scale].astype(int) - wanted).max() <= 2
     with Image.open(paths[0]) as image:
@@ -120,10 +119,11 @@ def test_gif(debug_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 def test_batches_do_not_show(debug_run: Path, monkeypatch: pytest.MonkeyPatch, per_batch: int) -> None:
     """However many frames go through G together, each is itself."""
     _, config, _, G = open_run(debug_run)
+    G.to(DEVICE)
     way = Walk([0, 1], 3, [], count=4)
-    whole = list(interpolation.pictures(way, G, config.networks.z_dim, CPU))
+    whole = list(interpolation.pictures(way, G, config.networks.z_dim, DEVICE))
     monkeypatch.setattr(interpolation, "BATCH_SIZE", 4 * per_batch)
-    parts = list(interpolation.pictures(way, G, config.networks.z_dim, CPU))
+    parts = list(interpolation.pictures(way, G, config.networks.z_dim, DEVICE))
     assert len(parts) == len(whole) == len(way)
     assert max(np.abs(a.astype(int) - b).max() for a, b in zip(whole, parts, strict=True)) <= 1
 
@@ -131,10 +131,11 @@ def test_batches_do_not_show(debug_run: Path, monkeypatch: pytest.MonkeyPatch, p
 def test_strip(debug_run: Path) -> None:
     """A strip's rows begin and end at the images of their seeds."""
     _, config, _, G = open_run(debug_run)
+    G.to(DEVICE)
     with torch.inference_mode():
-        steps = interpolation.strip(G, 2, 5, config.networks.z_dim, 0, CPU)
-    ends = images_of(G, [0, 1, 2, 3], config.networks.z_dim, CPU)
-    assert (steps[[0, 4, 5, 9]].int() - ends.int()).abs().max() <= 1
+        steps = interpolation.strip(G, 2, 5, config.networks.z_dim, 0, DEVICE)
+    ends = images_of(G, [0, 1, 2, 3], config.networks.z_dim, DEVICE)
+    assert (steps.cpu()[[0, 4, 5, 9]].int() - ends.int()).abs().max() <= 1
 
 
 def test_video(debug_run: Path, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import refusal
+from conftest import DEVICE, refusal
 
 from fastgan import networks, presets, train
 from fastgan.config import Config
@@ -35,7 +35,7 @@ def config_of(half_lives: tuple[float, ...] = (10_000.0,), **nets: object) -> Co
 
 
 def trainer_of(config: Config) -> Trainer:
-    return Trainer(config, networks.build(config), build_loader(config, named.load("toy"), torch.device("cpu")))
+    return Trainer(config, networks.build(config, DEVICE), build_loader(config, named.load("toy"), DEVICE))
 
 
 def step(trainer: Trainer) -> None:
@@ -85,7 +85,7 @@ def test_only_equal_shapes_are_taken_over(start: Checkpoint) -> None:
         for name, value in ours[file].items():
             wanted = fresh[file] if name == "dense.weight" else start.tensors[file]
             assert torch.equal(value, wanted[name]), name
-    found = compare(trainer.config, networks.build(trainer.config), start)
+    found = compare(trainer.config, networks.build(trainer.config, DEVICE), start)
     units = ours["G"]["dense.weight"].shape[0]
     assert found.G.from_scratch == {"dense.weight": f"{units}x50, not {units}x100"} and found.D.from_scratch == {}
     dense, total = ours["G"]["dense.weight"].numel(), networks.num_parameters(trainer.G.net)
@@ -128,9 +128,9 @@ def test_higher_resolution_of_r3gan() -> None:
     low = config_of(network="r3gan", stages=(32, 32), width=0.5, group_width=0)
     low = replace(low, data=replace(low.data, image_size=(14, 14)))
     high = replace(low, data=replace(low.data, image_size=(28, 28)), networks=replace(low.networks, stages=(32,) * 3))
-    G, D = networks.build(low)
+    G, D = networks.build(low, DEVICE)
     start = Checkpoint(Path("RUN"), {"G": G.state_dict(), "D": D.state_dict()}, {"images_seen": 5})
-    found = compare(high, networks.build(high), start)
+    found = compare(high, networks.build(high, DEVICE), start)
     for side in (found.G, found.D):
         assert len(side.loaded) == len(G.state_dict()) and side.from_scratch
         assert all(name.startswith("trunk.stage2_") and why == "not there" for name, why in side.from_scratch.items())
