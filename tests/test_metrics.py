@@ -13,7 +13,7 @@ from fastgan.evaluation.distances import frechet
 from fastgan.evaluation.features import Collector, collect, gaussian_of, gaussian_of_few
 from fastgan.evaluation.reference import Subset, real_statistics
 
-CPU = torch.device("cpu")
+CPU = torch.device("cpu")  # where the figures of other programs are computed, too
 
 
 @pytest.fixture

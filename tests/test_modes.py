@@ -16,7 +16,7 @@ from fastgan.evaluation.evaluator import Evaluator
 from fastgan.evaluation.extractors import Extractor
 from fastgan.evaluation.modes import score
 
-CPU = torch.device("cpu")
+CPU = torch.device("cpu")  # whose rounding no verdict about a digit depends on
 
 
 @pytest.fixture(scope="module")
