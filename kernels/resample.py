@@ -1,31 +1,18 @@
-"""Half or twice the height and width through the filter [1, 3, 3, 1] / 8 an axis, alone or with `bias_act` behind it.
+"""Half or twice the height and width through the filter [1, 3, 3, 1] / 8 an axis.
 
-Pictures are 0 outside. Up is 4 times the adjoint of down, so the derivative of each is a multiple of the other. With
-an activation y = act(R x + bias) the derivatives follow from y alone, as in bias_act.py: act_backward(R dx + dbias),
-and its adjoint.
+Pictures are 0 outside. Up is 4 times the adjoint of down, so the derivative of each is a multiple of the other.
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastgan.errors import UserError
-from fastgan.kernels.bias_act import Act, act_backward, act_forward, as_stored, bias_act_reference, check_settings
 from fastgan.kernels.choice import Implementation, constexpr, jit, tl, use_triton
-from fastgan.kernels.derivatives import Context, differentiable, differentiable_activation, launched
-from fastgan.kernels.tiles import (
-    accumulator,
-    accumulator_dtype,
-    blocks,
-    cdiv,
-    channels_are_last,
-    dense,
-    empty,
-    empty_pictures,
-    layout,
-)  # fmt: skip
+from fastgan.kernels.derivatives import Context, differentiable, launched
+from fastgan.kernels.tiles import accumulator, blocks, cdiv, channels_are_last, dense, empty_pictures, layout
 
 TILE = 512  # numbers at a time: each of them is made of up to 16, and all of these may be in flight
 MOST_CHANNELS = 32  # of a tile: neighbouring pixels share what they read
@@ -65,11 +52,7 @@ def _multiply(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
 @jit
 def _kernel(  # type: ignore[no-untyped-def]
     x,
-    x_y,
-    bias,
-    y,
     out,
-    sums,
     channels,
     height,
     width,
@@ -85,21 +68,11 @@ def _kernel(  # type: ignore[no-untyped-def]
     written_column,
     scale,
     UP: constexpr,
-    ACTIVE: constexpr,
-    SLOPE: constexpr,
-    GAIN: constexpr,
-    CLAMP: constexpr,
     TYPE: constexpr,
     TILE_C: constexpr,
     TILE_P: constexpr,
 ):
-    """out = scale R x, plus bias, then activated, or act_backward of it where y is given.
-
-    Where x_y is given act_backward of x comes first, and where `sums` are, these are its sums over the pixels that are
-    nearest to a tile's.
-
-    `rows` and `columns` are those of x. Without ACTIVE the kernel is linear.
-    """
+    """out = scale R x; `rows` and `columns` are those of x."""
     program = tl.program_id(0)
     across = tl.cdiv(channels, TILE_C)
     along = tl.cdiv(height * width, TILE_P)
@@ -109,9 +82,7 @@ def _kernel(  # type: ignore[no-untyped-def]
     h = p // width
     w = p % width
     valid = (c < channels) & (h < height)
-    start = picture * read_picture
     result = tl.full([TILE_C, TILE_P], 0.0, TYPE)
-    total = tl.full([TILE_C, TILE_P], 0.0, TYPE)
     for i in tl.static_range(2 if UP else 4):
         for j in tl.static_range(2 if UP else 4):
             # Up: the nearest pixel, which is two results' own in a row, then the next one on the side where the result
@@ -120,115 +91,32 @@ def _kernel(  # type: ignore[no-untyped-def]
             column = w // 2 + j * (w % 2 * 2 - 1) if UP else 2 * w - 1 + j
             inside = valid & (row >= 0) & (row < rows) & (column >= 0) & (column < columns)
             at = c * read_channel + row * read_row + column * read_column
-            v = tl.load(x + start + at, mask=inside, other=0).to(TYPE)
-            if x_y is not None:
-                v = act_backward(v, tl.load(x_y + start + at, mask=inside, other=0).to(TYPE), SLOPE, GAIN, CLAMP)
+            v = tl.load(x + picture * read_picture + at, mask=inside, other=0).to(TYPE)
             if UP:
-                if sums is not None and i + j == 0:
-                    total += tl.where(h % 2 + w % 2 == 0, v, 0.0)
                 result += v * ((3 - 2 * i) * (3 - 2 * j) / 16)
             else:
-                if sums is not None and (i + 1) // 2 % 2 + (j + 1) // 2 % 2 == 2:
-                    total += v
                 result += v * ((1 + (i + 1) // 2 % 2 * 2) * (1 + (j + 1) // 2 % 2 * 2) / 64)
-    result *= scale
-    if bias is not None:
-        result += tl.load(bias + c, mask=c < channels, other=0).to(TYPE)
     at = c * written_channel + h * written_row + w * written_column
-    start = picture * written_picture
-    if y is not None:
-        result = act_backward(result, tl.load(y + start + at, mask=valid, other=0).to(TYPE), SLOPE, GAIN, CLAMP)
-    elif ACTIVE and x_y is None:
-        result = act_forward(result, SLOPE, GAIN, CLAMP)
-    tl.store(out + start + at, result, mask=valid)
-    if sums is not None:
-        tl.store(sums + program // across * channels + c, tl.sum(total, 1, keep_dims=True), mask=c < channels)
+    tl.store(out + picture * written_picture + at, result * scale, mask=valid)
 
 
-class _Given(NamedTuple):
-    """What a kernel may read beside the pictures."""
-
-    x_y: Tensor | None = None
-    bias: Tensor | None = None
-    y: Tensor | None = None
-
-
-def _launch(
-    x: Tensor, given: _Given, out: Tensor, up: bool, scale: float, act: Act | None, with_sums: bool = False
-) -> Tensor:
-    """Fills `out`, dense; returns the sums, which are empty without `with_sums`."""
-    x_y, bias, y = given
-    sums = out.new_zeros(out.shape[1] if with_sums else 0, dtype=accumulator_dtype(out))
+def _resample(x: Tensor, up: bool, scale: float) -> Tensor:
+    out = _resized(x, up, scale)
     if not out.numel():
-        return sums
-    x, x_y, y, bias = dense(x, out), _dense(x_y, out), _dense(y, out), None if bias is None else bias.contiguous()
+        return out
+    x = dense(x, out)
     _, channels, height, width = out.shape
     tile = blocks(channels, height * width, channels_are_last(out), TILE, MOST_CHANNELS)
-    along = out.shape[0] * cdiv(height * width, tile.pixels)
-    parts = sums.new_empty(along, channels) if with_sums else None
+    programs = out.shape[0] * cdiv(height * width, tile.pixels) * cdiv(channels, tile.channels)
     sizes = (*out.shape[1:], *x.shape[2:], *x.stride(), *out.stride())
-    settings = (up, act is not None, *(act or Act(1.0, 1.0, None)), accumulator(out), *tile)
     with torch.cuda.device_of(out):
-        _kernel[(along * cdiv(channels, tile.channels),)](x, x_y, bias, y, out, parts, *sizes, scale, *settings)
-    return sums if parts is None else parts.sum(0)
+        _kernel[(programs,)](x, out, *sizes, scale, up, accumulator(out), *tile)
+    return out
 
 
-def _dense(x: Tensor | None, like: Tensor) -> Tensor | None:
-    return None if x is None else dense(x, like)
-
-
-def _adjoint(up: bool) -> tuple[bool, float]:
-    """The transposed resampling, and by how much."""
-    return not up, 4.0 if up else 0.25
-
-
-def _resized(x: Tensor, up: bool) -> Tensor:
+def _resized(x: Tensor, up: bool, scale: float) -> Tensor:
     height, width = (2 * side if up else side // 2 for side in x.shape[2:])
     return empty_pictures(x, height, width)
-
-
-def _linear(x: Tensor, up: bool, scale: float) -> Tensor:
-    out = _resized(x, up)
-    _launch(x, _Given(), out, up, scale, None)
-    return out
-
-
-def _forward(x: Tensor, bias: Tensor | None, up: bool, slope: float, gain: float, clamp: float | None) -> Tensor:
-    out = _resized(x, up)
-    _launch(x, _Given(bias=bias), out, up, 1.0, as_stored(slope, gain, clamp, x.dtype))
-    return out
-
-
-def _jvp(
-    tangent: Tensor, bias_tangent: Tensor | None, y: Tensor, up: bool, slope: float, gain: float, clamp: float | None
-) -> Tensor:
-    out = empty(y)
-    _launch(tangent, _Given(bias=bias_tangent, y=y), out, up, 1.0, as_stored(slope, gain, clamp, y.dtype))
-    return out
-
-
-def _vjp(
-    grad: Tensor, y: Tensor, with_bias: bool, up: bool, slope: float, gain: float, clamp: float | None
-) -> tuple[Tensor, Tensor]:
-    out = _resized(y, not up)
-    act = as_stored(slope, gain, clamp, y.dtype)
-    return out, _launch(grad, _Given(x_y=y), out, *_adjoint(up), act, with_bias)
-
-
-def _fake_linear(x: Tensor, up: bool, scale: float) -> Tensor:
-    return _resized(x, up)
-
-
-def _fake_forward(x: Tensor, bias: Tensor | None, up: bool, *_: Any) -> Tensor:
-    return _resized(x, up)
-
-
-def _fake_jvp(tangent: Tensor, bias_tangent: Tensor | None, y: Tensor, *_: Any) -> Tensor:
-    return empty(y)
-
-
-def _fake_vjp(grad: Tensor, y: Tensor, with_bias: bool, up: bool, *_: Any) -> tuple[Tensor, Tensor]:
-    return _resized(y, not up), y.new_empty(y.shape[1] if with_bias else 0, dtype=accumulator_dtype(y))
 
 
 def _keep(ctx: Context, inputs: Sequence[Any], output: Tensor) -> None:
@@ -237,18 +125,11 @@ def _keep(ctx: Context, inputs: Sequence[Any], output: Tensor) -> None:
 
 def _backward(ctx: Context, grad: Tensor) -> tuple[Tensor | None, ...]:
     up, scale = ctx.settings
-    other, factor = _adjoint(up)
-    return differentiable_resample(grad, other, scale * factor), None, None
+    return differentiable_resample(grad, not up, scale * (4.0 if up else 0.25)), None, None
 
 
 differentiable_resample = differentiable(
-    "Resample", launched("fastgan::resample", _linear, _fake_linear), _keep, _backward
-)
-differentiable_resample_act = differentiable_activation(
-    "ResampleAct",
-    launched("fastgan::resample_act", _forward, _fake_forward),
-    launched("fastgan::resample_act_jvp", _jvp, _fake_jvp),
-    launched("fastgan::resample_act_vjp", _vjp, _fake_vjp),
+    "Resample", launched("fastgan::resample", _resample, _resized), _keep, _backward
 )
 
 
@@ -274,39 +155,6 @@ def upsample2(x: Tensor, implementation: Implementation = "auto") -> Tensor:
     if not use_triton(implementation, x):
         return upsample2_reference(x)
     result: Tensor = differentiable_resample(x, True, 1.0)
-    return result
-
-
-def downsample2_act(
-    x: Tensor,
-    bias: Tensor | None = None,
-    slope: float = 0.2,
-    gain: float = 1.0,
-    clamp: float | None = None,
-    implementation: Implementation = "auto",
-) -> Tensor:
-    """`bias_act` of `downsample2`, in one pass."""
-    return _resample_act(x, bias, False, Act(slope, gain, clamp), implementation)
-
-
-def upsample2_act(
-    x: Tensor,
-    bias: Tensor | None = None,
-    slope: float = 0.2,
-    gain: float = 1.0,
-    clamp: float | None = None,
-    implementation: Implementation = "auto",
-) -> Tensor:
-    """`bias_act` of `upsample2`, in one pass."""
-    return _resample_act(x, bias, True, Act(slope, gain, clamp), implementation)
-
-
-def _resample_act(x: Tensor, bias: Tensor | None, up: bool, act: Act, implementation: Implementation) -> Tensor:
-    _check_sides(x, even=not up)
-    check_settings(x, bias, *act)
-    if not use_triton(implementation, x):
-        return bias_act_reference(upsample2_reference(x) if up else downsample2_reference(x), bias, *act)
-    result: Tensor = differentiable_resample_act(x, bias, up, *act)
     return result
 
 
