@@ -1,10 +1,10 @@
 """`fastgan VERB`: one verb, one module. Nothing heavy is imported before the verb is known."""
 
 import os
+import pkgutil
 import sys
+import typing
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Annotated
 
 from fastgan import __version__
 from fastgan.errors import EXIT_DONE, EXIT_USER_ERROR, UserError
@@ -33,78 +33,40 @@ usage: fastgan data ACTION [options]     (fastgan data ACTION --help lists an ac
   prepare SRC DEST   make any images a data set to train on: --size 128
   info DEST          show what is in a prepared data set"""
 
-
-def _train(args: Sequence[str]) -> int:
-    from fastgan import train
-
-    return train.main(args)
-
-
-def _plan(args: Sequence[str]) -> int:
-    from fastgan.planning import plan
-
-    return plan.main(args)
-
-
-def _sweep(args: Sequence[str]) -> int:
-    from fastgan.commands import sweep
-
-    return sweep.main(args)
-
-
-def _doctor(args: Sequence[str]) -> int:
-    from fastgan.commands import doctor
-
-    return doctor.main(args)
+VERBS = {  # where each one's work is: a function of its options, or of the words on the command line
+    "train": "fastgan.train:main",
+    "plan": "fastgan.planning.plan:main",
+    "sweep": "fastgan.commands.sweep:main",
+    "doctor": "fastgan.commands.doctor:main",
+    "evaluate": "fastgan.commands.evaluate:evaluate",
+    "sample": "fastgan.commands.sample:sample",
+    "walk": "fastgan.commands.walk:walk",
+    "report": "fastgan.commands.report.page:report",
+    "ema": "fastgan.commands.ema:ema",
+    "import": "fastgan.commands.import_run:main",
+    "data": "fastgan.cli:data",
+}
+DATA_VERBS = {
+    "get": "fastgan.commands.get:get",
+    "prepare": "fastgan.data.preparation.prepare:prepare",
+    "info": "fastgan.data.preparation.info:info",
+}
 
 
-def _evaluate(args: Sequence[str]) -> int:
-    from fastgan.commands.evaluate import EvaluateOptions, evaluate
+def _do(place: str, args: Sequence[str], prog: str) -> int:
+    """Do the work that is there; return the exit code."""
+    work = pkgutil.resolve_name(place)
+    kind = typing.get_type_hints(work).get("options")
+    if kind is None:
+        return int(work(args))
     from fastgan.utils.arguments import parse
 
-    evaluate(parse(EvaluateOptions, args, prog="fastgan evaluate"))
+    work(parse(kind, args, prog))
     return EXIT_DONE
 
 
-def _sample(args: Sequence[str]) -> int:
-    from fastgan.commands.sample import SampleOptions, sample
-    from fastgan.utils.arguments import parse
-
-    sample(parse(SampleOptions, args, prog="fastgan sample"))
-    return EXIT_DONE
-
-
-def _walk(args: Sequence[str]) -> int:
-    from fastgan.commands.walk import WalkOptions, walk
-    from fastgan.utils.arguments import parse
-
-    walk(parse(WalkOptions, args, prog="fastgan walk"))
-    return EXIT_DONE
-
-
-def _report(args: Sequence[str]) -> int:
-    from fastgan.commands.report.page import ReportOptions, report
-    from fastgan.utils.arguments import parse
-
-    report(parse(ReportOptions, args, prog="fastgan report"))
-    return EXIT_DONE
-
-
-def _ema(args: Sequence[str]) -> int:
-    from fastgan.commands.ema import EmaOptions, ema
-    from fastgan.utils.arguments import parse
-
-    ema(parse(EmaOptions, args, prog="fastgan ema"))
-    return EXIT_DONE
-
-
-def _import(args: Sequence[str]) -> int:
-    from fastgan.commands import import_run
-
-    return import_run.main(args)
-
-
-def _data(args: Sequence[str]) -> int:
+def data(args: Sequence[str]) -> int:
+    """Run the action of `fastgan data`; returns the exit code. Raises UserError."""
     if not args:
         raise UserError(f"fastgan data needs an action: {', '.join(DATA_VERBS)}")
     if args[0] in ("-h", "--help"):
@@ -112,59 +74,7 @@ def _data(args: Sequence[str]) -> int:
         raise SystemExit(EXIT_DONE)
     if args[0] not in DATA_VERBS:
         raise UserError(f"unknown action {args[0]!r}: choose from {', '.join(map(repr, DATA_VERBS))}")
-    return DATA_VERBS[args[0]](args[1:])
-
-
-def _data_get(args: Sequence[str]) -> int:
-    import tyro
-
-    from fastgan.data import named
-    from fastgan.data.preparation import kaggle
-    from fastgan.utils.arguments import parse
-
-    @dataclass(frozen=True)
-    class GetOptions:
-        """Get a named data set into the cache."""
-
-        name: Annotated[str, tyro.conf.Positional]
-        """mnist, fashion-mnist, or kaggle:OWNER/NAME."""
-
-    name = parse(GetOptions, args, prog="fastgan data get").name
-    folder = kaggle.get(name) if name.startswith(kaggle.PREFIX) else named.get(name)
-    print(f"{name}: {folder or 'is drawn when it is used'}")
-    return EXIT_DONE
-
-
-def _data_prepare(args: Sequence[str]) -> int:
-    from fastgan.data.preparation.prepare import PrepareOptions, prepare
-    from fastgan.utils.arguments import parse
-
-    prepare(parse(PrepareOptions, args, prog="fastgan data prepare"))
-    return EXIT_DONE
-
-
-def _data_info(args: Sequence[str]) -> int:
-    from fastgan.data.preparation.info import InfoOptions, info
-    from fastgan.utils.arguments import parse
-
-    info(parse(InfoOptions, args, prog="fastgan data info"))
-    return EXIT_DONE
-
-
-DATA_VERBS = {"get": _data_get, "prepare": _data_prepare, "info": _data_info}
-VERBS = {
-    "train": _train,
-    "plan": _plan,
-    "sweep": _sweep,
-    "doctor": _doctor,
-    "evaluate": _evaluate,
-    "sample": _sample,
-    "walk": _walk,
-    "report": _report,
-    "ema": _ema,
-    "import": _import,
-    "data": _data,
-}
+    return _do(DATA_VERBS[args[0]], args[1:], f"fastgan data {args[0]}")
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -188,7 +98,7 @@ def _run(args: Sequence[str]) -> int:
         return EXIT_DONE
     if args[0] not in VERBS:
         raise UserError(f"unknown verb {args[0]!r}: choose from {', '.join(VERBS)}")
-    return VERBS[args[0]](args[1:])
+    return _do(VERBS[args[0]], args[1:], f"fastgan {args[0]}")
 
 
 if __name__ == "__main__":

@@ -199,7 +199,7 @@ def test_another_runs_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     asked, stand_in = ends([0, 0, 0])
     monkeypatch.setattr(sweep.Children, "train", stand_in)
     assert cli.main(["sweep", "gamma", *TINY]) == 0
-    text = refusal(lambda: cli._sweep(["gamma", *TINY, "--seed", "5"]))
+    text = refusal(lambda: sweep.main(["gamma", *TINY, "--seed", "5"]))
     assert "seed: 5, not 0" in text and len(asked) == 3
 
 
