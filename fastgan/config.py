@@ -37,8 +37,8 @@ class DataConfig:
     """True: each image is mirrored left to right with probability 0.5."""
 
     def __post_init__(self) -> None:
-        require(bool(self.data), "data", self.data, "name a data set")
-        require(min(self.image_size) > 0, "image_size", self.image_size, "give height and width above 0")
+        require(self, "data", bool(self.data), "name a data set")
+        require(self, "image_size", min(self.image_size) > 0, "give height and width above 0")
         require_positive(self, "channels", "batch_size")
 
 
@@ -78,11 +78,11 @@ class NetworkConfig:
 
     def __post_init__(self) -> None:
         require_positive(self, "z_dim", "width", "d_width", "blocks", "expansion")
-        require(self.group_width >= 0, "group_width", self.group_width, "give a number of channels, 0 for one group")
+        require(self, "group_width", self.group_width >= 0, "give a number of channels, 0 for one group")
         for channels in self.stages:
-            require(channels > 0, "stages", self.stages, "give numbers of channels above 0")
-        require(self.num_classes >= 0, "num_classes", self.num_classes, "give a number of classes, 0 for none")
-        require(self.float32_stages >= 0, "float32_stages", self.float32_stages, "give a number of stages, 0 or more")
+            require(self, "stages", channels > 0, "give numbers of channels above 0")
+        require(self, "num_classes", self.num_classes >= 0, "give a number of classes, 0 for none")
+        require(self, "float32_stages", self.float32_stages >= 0, "give a number of stages, 0 or more")
 
 
 @dataclass(frozen=True)
@@ -122,28 +122,30 @@ class ObjectiveConfig:
 
     def __post_init__(self) -> None:
         smoothing, p = self.label_smoothing, self.augment_p
-        require(0 <= smoothing < 0.5, "label_smoothing", smoothing, "give a number from 0 up to, not with, 0.5")
+        require(self, "label_smoothing", 0 <= smoothing < 0.5, "give a number from 0 up to, not with, 0.5")
         require(
-            not smoothing or self.loss == "nonsaturating",
+            self,
             "label_smoothing",
-            smoothing,
+            not smoothing or self.loss == "nonsaturating",
             f"the loss {self.loss} has no labels: give 0 or --loss nonsaturating",
         )
         for name in ("gamma", "gamma_end", "logit_centring"):
             value = getattr(self, name)
-            require(value is None or 0 <= value < math.inf, name, value, "give a number of 0 or more")
-        require(0 <= p <= 1, "augment_p", p, "give a probability")
-        require(p == 0 or self.augment != "none", "augment_p", p, "no augmentation is chosen: give --augment ada, or 0")
+            require(self, name, value is None or 0 <= value < math.inf, "give a number of 0 or more")
+        require(self, "augment_p", 0 <= p <= 1, "give a probability")
         require(
-            self.augment_target is None or self.augment != "none",
+            self, "augment_p", p == 0 or self.augment != "none", "no augmentation is chosen: give --augment ada, or 0"
+        )
+        require(
+            self,
             "augment_target",
-            self.augment_target,
+            self.augment_target is None or self.augment != "none",
             "no augmentation is chosen: give --augment ada",
         )
         require(
-            self.penalty_form == "exact" or self.penalty in ("r1", "r1+r2"),
+            self,
             "penalty_form",
-            self.penalty_form,
+            self.penalty_form == "exact" or self.penalty in ("r1", "r1+r2"),
             f"it is for the penalties r1 and r1+r2, not {self.penalty}: give exact",
         )
         self._refuse_idle_reals()
@@ -152,30 +154,30 @@ class ObjectiveConfig:
     def _refuse_idle_reals(self) -> None:
         """Refuse reals for G that it doesn't look at, or whose classes its fakes can't have."""
         require(
-            self.reuse_reals or self.loss == "relativistic",
+            self,
             "reuse_reals",
-            self.reuse_reals,
+            self.reuse_reals or self.loss == "relativistic",
             f"under the loss {self.loss} G sees no reals: give --reuse-reals or --loss relativistic",
         )
         require(
-            self.reuse_reals or not self.reuse_fakes,
+            self,
             "reuse_reals",
-            self.reuse_reals,
+            self.reuse_reals or not self.reuse_fakes,
             "fakes that serve both phases go with reals that do: give --reuse-reals or --no-reuse-fakes",
         )
 
     def _refuse_what_fails(self) -> None:
         require_positive(self, "penalty_every")
         require(
-            self.penalty_every == 1 or self.loss != "relativistic",
+            self,
             "penalty_every",
-            self.penalty_every,
+            self.penalty_every == 1 or self.loss != "relativistic",
             "lazy penalties make the relativistic loss unstable (R3GAN, appendix): give 1",
         )
         require(
-            self.loss != "relativistic" or self.penalty in ("r1+r2", "none"),
+            self,
             "penalty",
-            self.penalty,
+            self.loss != "relativistic" or self.penalty in ("r1+r2", "none"),
             "the relativistic loss diverges with r1 alone (R3GAN, table 1): give r1+r2",
         )
 
@@ -216,19 +218,19 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         require_positive(self, "g_lr", "d_lr", "eps", "ema_ramp")
         for beta in self.betas:
-            require(0 <= beta < 1, "betas", self.betas, "give two numbers from 0 up to, not with, 1")
+            require(self, "betas", 0 <= beta < 1, "give two numbers from 0 up to, not with, 1")
         end = self.beta2_end
-        require(end is None or 0 <= end < 1, "beta2_end", end, "give a number from 0 up to, not with, 1")
-        require(0 <= self.rho < 1, "rho", self.rho, "give a number from 0 up to, not with, 1")
+        require(self, "beta2_end", end is None or 0 <= end < 1, "give a number from 0 up to, not with, 1")
+        require(self, "rho", 0 <= self.rho < 1, "give a number from 0 up to, not with, 1")
         for name in ("lr_decay", "g_lr_end", "d_lr_end", "burn_in"):
             value = getattr(self, name)
-            require(value is None or 0 <= value < math.inf, name, value, "give a number of 0 or more")
+            require(self, name, value is None or 0 <= value < math.inf, "give a number of 0 or more")
         for half_life in self.ema_half_lives:
-            require(0 < half_life < math.inf, "ema_half_lives", self.ema_half_lives, "give numbers of images above 0")
+            require(self, "ema_half_lives", 0 < half_life < math.inf, "give numbers of images above 0")
         for std in self.ema_stds:
-            require(0 < std <= MAX_EMA_STD, "ema_stds", self.ema_stds, f"give numbers above 0, at most {MAX_EMA_STD}")
+            require(self, "ema_stds", 0 < std <= MAX_EMA_STD, f"give numbers above 0, at most {MAX_EMA_STD}")
         different = len(set(self.ema_stds)) == len(self.ema_stds)
-        require(different, "ema_stds", self.ema_stds, "give each once")
+        require(self, "ema_stds", different, "give each once")
 
 
 @dataclass(frozen=True)
@@ -315,16 +317,16 @@ class RunConfig:
         require_positive(self, "epochs", "log_every", "grid_side", "in_memory_gib", "keep_checkpoints", "eval_images")
         require_positive(self, "timeout_s", "eval_curve_images")
         micro = self.micro_batch
-        require(micro in (None, "auto") or int(micro) > 0, "micro_batch", micro, "give a number above 0, or auto")
+        require(self, "micro_batch", micro in (None, "auto") or int(micro) > 0, "give a number above 0, or auto")
         every = ("grid_every", "checkpoint_every", "ema_snapshot_every")
         for name in ("images", "minutes", "threads", "patience", *every):
             if getattr(self, name) is not None:
                 require_positive(self, name)
         wanted = "it counts evaluations without a better metric: give --best-by and --eval-every, too, or leave it out"
-        require(self.patience is None or bool(self.best_by and self.eval_every), "patience", self.patience, wanted)
-        require((self.workers or 0) >= 0, "workers", self.workers, "give a whole number, 0 or more")
+        require(self, "patience", self.patience is None or bool(self.best_by and self.eval_every), wanted)
+        require(self, "workers", (self.workers or 0) >= 0, "give a whole number, 0 or more")
         for name in ("eval_every", "health_every"):
-            require((getattr(self, name) or 0) >= 0, name, getattr(self, name), "give a number of images, 0 or more")
+            require(self, name, (getattr(self, name) or 0) >= 0, "give a number of images, 0 or more")
 
 
 @dataclass(frozen=True)
@@ -344,26 +346,26 @@ class Config:
     run: RunConfig = field(default_factory=RunConfig)
 
     def __post_init__(self) -> None:
-        require(0 <= self.seed <= MAX_SEED, "seed", self.seed, f"give a whole number from 0 to {MAX_SEED}")
+        require(self, "seed", 0 <= self.seed <= MAX_SEED, f"give a whole number from 0 to {MAX_SEED}")
         network, penalty = self.networks.network, self.objective.penalty
         require(
-            penalty == "none" or network not in BATCH_NORM_IN_D,
+            self.objective,
             "penalty",
-            penalty,
+            penalty == "none" or network not in BATCH_NORM_IN_D,
             f"D of {network} has BatchNorm, under which no image has a gradient of its own (WGAN-GP, section 4): "
             "give --penalty none or --network r3gan",
         )
         require(
-            self.run.micro_batch is None or network not in BATCH_NORM_IN_D,
+            self.run,
             "micro_batch",
-            self.run.micro_batch,
+            self.run.micro_batch is None or network not in BATCH_NORM_IN_D,
             f"D of {network} has BatchNorm, whose statistics are those of the whole batch: leave it out",
         )
         precision, form = self.networks.precision, self.objective.penalty_form
         require(
-            precision == "float32" or form == "exact",
+            self.objective,
             "penalty_form",
-            form,
+            precision == "float32" or form == "exact",
             f"logits in {precision} are too coarse for differences: give exact, or --precision float32",
         )
 

@@ -30,14 +30,13 @@ def from_plain(kind: Any, value: Any) -> Any:
     return Path(value) if isinstance(value, str) and Path in (kind, *typing.get_args(kind)) else value
 
 
-def require(right: bool, name: str, value: object, wanted: str) -> None:
-    """Raise UserError that names the field, its value and what is wanted, unless it is right."""
+def require(section: object, name: str, right: bool, wanted: str) -> None:
+    """Raise UserError that names the section's field, its value and what is wanted, unless it is right."""
     if not right:
-        raise UserError(f"{name} is {value!r}: {wanted}")
+        raise UserError(f"{name} is {getattr(section, name)!r}: {wanted}")
 
 
 def require_positive(section: object, *names: str) -> None:
     """Raise UserError for the first of the fields that isn't a finite number above 0."""
     for name in names:
-        value = getattr(section, name)
-        require(value > 0 and math.isfinite(value), name, value, "give a number above 0")
+        require(section, name, 0 < getattr(section, name) < math.inf, "give a number above 0")
