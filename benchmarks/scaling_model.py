@@ -27,7 +27,7 @@ from fastgan.data.loaders import build_loader, open_dataset
 from fastgan.errors import UserError
 from fastgan.planning import op_counter
 from fastgan.planning.forecast import FLOAT, Forecast, forecast, in_parts
-from fastgan.planning.hardware import BUCKET_BYTES, Cluster, all_reduce_bytes, gpu_named, ring_s
+from fastgan.planning.hardware import BUCKET_BYTES, Cluster, all_reduce_bytes, gpu_named
 from fastgan.training.trainer import Trainer
 from fastgan.utils.arguments import parse
 
@@ -83,6 +83,11 @@ def measure(options: Options) -> Measured:
             seconds = json.loads((Path(folder) / "seconds.json").read_text())
         measured[size] = {int(num_bytes): values for num_bytes, values in seconds.items()}
     return measured
+
+
+def ring_s(size: int, num_bytes: float, hop_s: float, s_per_byte: float) -> float:
+    """A ring all-reduce of one message among `size` processes: 2 (n - 1) hops and their bytes."""
+    return 2 * (size - 1) * hop_s + all_reduce_bytes(size, num_bytes) * s_per_byte
 
 
 def fit(measured: dict[int, list[float]], size: int) -> tuple[float, float]:

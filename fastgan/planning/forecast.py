@@ -65,12 +65,14 @@ class Forecast:
         def divided(size: float, from_stage: int) -> float:
             return size / gpus if stage >= from_stage else size
 
+        gradients = {"gradients of one player": divided(FLOAT * max(sizes.G, sizes.D), 2)}  # they go with its step
+        if gpus > 1 and not stage:
+            gradients = {"gradients, in DDP's buckets": learned}  # which stay, and of which gradients are views
         return {
             "weights": divided(learned, 3) + sizes.g_buffer_bytes + sizes.d_buffer_bytes,
-            "gradients of one player": divided(FLOAT * max(sizes.G, sizes.D), 2),  # they go with its step
+            **gradients,
             f"{optimizer.optimizer}'s states": divided(states * learned, 1),
             "ZeRO's own copy of the weights": learned / gpus if stage else 0,
-            "DDP's buckets of gradients": learned if gpus > 1 and not stage else 0,
             f"averages of G ({averages})": averages * (FLOAT * sizes.G + sizes.g_buffer_bytes),
             "data set": self.data_bytes or 0,
         }

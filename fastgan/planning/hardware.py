@@ -1,6 +1,6 @@
 """GPUs as their makers describe them, and how long work and messages take on them by stated assumptions.
 
-Imports no torch. Peaks are the dense ones, without structured sparsity. Nothing here was measured with fastgan.
+Estimates for `fastgan plan`; nothing that trains imports this. Imports no torch. Peaks are the dense ones, without structured sparsity. Nothing here was measured with fastgan.
 """
 
 import math
@@ -137,11 +137,6 @@ def all_reduce_bytes(gpus: int, num_bytes: float) -> float:
 def num_messages(num_bytes: int) -> int:
     """How many buckets DistributedDataParallel makes of a network's gradients."""
     return 1 + -(-max(0, num_bytes - FIRST_BUCKET_BYTES) // BUCKET_BYTES)
-
-
-def ring_s(size: int, num_bytes: float, hop_s: float, s_per_byte: float) -> float:
-    """A ring all-reduce of one message among `size` processes: 2 (n - 1) hops and their bytes."""
-    return 2 * (size - 1) * hop_s + all_reduce_bytes(size, num_bytes) * s_per_byte
 
 
 @dataclass(frozen=True)
