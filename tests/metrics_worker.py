@@ -29,17 +29,16 @@ def main(folder: Path) -> None:
     sets = torch.load(folder / "sets.pt", weights_only=True)
     fakes, found = sets["fakes"], {}
     for batch_size in (100, 77):
-        reals = real_statistics(ArrayDataset("strokes", sets["reals"]), extractor, CPU, processes, batch_size)
+        reals = real_statistics(ArrayDataset("strokes", sets["reals"]), extractor, CPU, batch_size)
         images = collect(
             extractor,
             len(fakes),
             lambda numbers: fakes[numbers.start : numbers.stop],
             CPU,
-            processes,
             batch_size,
         )
         found[f"batches of {batch_size}"] = fidelity.measure(images, reals, extractor)
-    few = collect(extractor, 30, lambda numbers: fakes[numbers.start : numbers.stop], CPU, processes)
+    few = collect(extractor, 30, lambda numbers: fakes[numbers.start : numbers.stop], CPU)
     found["one batch for all"] = {
         "distance": distances.frechet(few.gaussian, reals.gaussian),
         "near": len(few.features),
@@ -47,12 +46,12 @@ def main(folder: Path) -> None:
     config = presets.get("debug")
     torch.manual_seed(0)
     G = networks.build(config)[0].eval()
-    found["generator"] = Evaluator(config, named.load("toy"), extractor, CPU, processes)(G, 333)
+    found["generator"] = Evaluator(config, named.load("toy"), extractor, CPU)(G, 333)
     painter = torch.nn.Sequential(
         torch.nn.Linear(config.networks.z_dim, 3 * 32 * 32), torch.nn.Unflatten(1, (3, 32, 32))
     )
     stacked = StackedDataset(ArrayDataset("toy", named.load("toy").images[:100], torch.arange(100) % 10), 2000)
-    found["modes"] = Evaluator(config, stacked, extractor, CPU, processes)(painter, 333)
+    found["modes"] = Evaluator(config, stacked, extractor, CPU)(painter, 333)
     (folder / f"{processes.world_size}-{processes.rank}.json").write_text(json.dumps(found))
     processes.close()
 

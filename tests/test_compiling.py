@@ -131,8 +131,6 @@ def processes(kind: str = "cpu", engine: str = "ddp", count: int = 1) -> SimpleN
         device=device,
         engine_name=engine,
         world_size=count,
-        all_reduce_min=bool,
-        all_reduce_mean=dict,
         print=said.append,
         said=said,
     )
@@ -173,8 +171,7 @@ class Timed:
         """How steps are computed after fifty trials of all ways."""
         monkeypatch.setattr(compiling.time, "monotonic", lambda: self.clock)
         ways = [compiling.StepMode(compiled, recorded) for compiled in (False, True) for recorded in (False, True)]
-        mean = SimpleNamespace(all_reduce_mean=lambda found: found)
-        compiling.StepModeTrials(self, mean, ways, self.said.append)
+        compiling.StepModeTrials(self, ways, self.said.append)
         for _ in range(100):
             self.runner(SimpleNamespace(global_size=10), None)
         assert self.runner == self.play  # the trials are over

@@ -116,11 +116,11 @@ THEIR_NAMES = {
 
 
 def collected(images, extractor, batch_size=100):
-    return collect(extractor, len(images), lambda numbers: images[numbers.start : numbers.stop], CPU, None, batch_size)
+    return collect(extractor, len(images), lambda numbers: images[numbers.start : numbers.stop], CPU, batch_size)
 
 
 def measured(fakes, reals, extractor, batch_size=100):
-    statistics = real_statistics(ArrayDataset("strokes", reals), extractor, CPU, None, batch_size)
+    statistics = real_statistics(ArrayDataset("strokes", reals), extractor, CPU, batch_size)
     return fidelity.measure(collected(fakes, extractor, batch_size), statistics, extractor)
 
 

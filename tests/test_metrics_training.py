@@ -19,9 +19,8 @@ from fastgan.commands.report.record import Record
 from fastgan.data import named
 from fastgan.data.images import ArrayDataset, to_bytes
 from fastgan.errors import EXIT_USER_ERROR, UserError
-from fastgan.evaluation import extractors
+from fastgan.evaluation import evaluator, extractors
 from fastgan.evaluation.evaluator import CURVE, Evaluator, best_of, load_on_all
-from fastgan.evaluation.features import SingleProcess
 from fastgan.evaluation.fidelity import latents
 from fastgan.monitor import chart_groups
 from fastgan.runs.checkpoint import BEST, Checkpoints
@@ -174,15 +173,6 @@ def test_a_run_without_a_checkpoint(tmp_path, capsys, told):
     assert "has no checkpoint yet" in capsys.readouterr().err
 
 
-class Two(SingleProcess):
-    """A process whose fellow has nothing."""
-
-    device = DEVICE
-
-    def all_reduce_min(self, number: int) -> int:
-        return 0
-
-
 def test_weights_missing_elsewhere():
     """Where another process lacks the weights this one goes on without evaluation, too, and says why."""
     said: list[str] = []
@@ -190,7 +180,8 @@ def test_weights_missing_elsewhere():
     monkey = pytest.MonkeyPatch()
     with monkey.context() as patch:
         patch.setattr(extractors, "load", lambda *_: extractors._digits(DEVICE))
-        assert load_on_all(config, named.load("toy"), Two(), said.append) is None
+        patch.setattr(evaluator, "all_reduce_min", lambda number: 0)  # its fellow has nothing
+        assert load_on_all(config, named.load("toy"), DEVICE, said.append) is None
     assert said == ["training goes on without evaluation: a process has no extractor efficientnet"]
 
 

@@ -17,7 +17,7 @@ from fastgan.runs.run_folder import RunFolder
 from fastgan.training import micro_batch
 from fastgan.training.trainer import Trainer
 
-ALONE = SimpleNamespace(world_size=1, device=torch.device("cpu"), all_reduce_min=lambda number: number, print=print)
+ALONE = SimpleNamespace(world_size=1, device=torch.device("cpu"), print=print)
 
 
 def build(size: int | None = None, **objective) -> Trainer:

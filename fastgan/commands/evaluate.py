@@ -9,10 +9,10 @@ import torch
 import tyro
 
 from fastgan.data.loaders import check, open_dataset
+from fastgan.distributed.collectives import rank_and_world_size
 from fastgan.distributed.processes import Processes
 from fastgan.evaluation import extractors
 from fastgan.evaluation.evaluator import Evaluator
-from fastgan.evaluation.features import Group, SingleProcess
 from fastgan.evaluation.sampling import CheckpointSelector, open_run, to_device
 from fastgan.runs.rows import append_row
 from fastgan.runs.run_folder import session
@@ -44,26 +44,26 @@ def evaluate(options: EvaluateOptions) -> dict[str, float]:
     folder without a run, a checkpoint, or the extractor's weights.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return _evaluate(options, SingleProcess(), to_device())
+        return _evaluate(options, to_device())
     processes = Processes()
-    metrics = _evaluate(options, processes, processes.device)
+    metrics = _evaluate(options, processes.device)
     processes.close()
     return metrics
 
 
-def _evaluate(options: EvaluateOptions, group: Group, device: torch.device) -> dict[str, float]:
+def _evaluate(options: EvaluateOptions, device: torch.device) -> dict[str, float]:
     folder, config, checkpoint, G = open_run(options.run, options.which)
     name = extractors.choose(options.extractor, config, options.inception_weights)
     extractor = extractors.load(name, device, options.inception_weights)
     dataset = open_dataset(config)
     check(config, dataset)
-    evaluator = Evaluator(config, dataset, extractor, device, group)
+    evaluator = Evaluator(config, dataset, extractor, device)
     metrics = evaluator(G.to(device), options.images)
     protocol = evaluator.protocol(options.images)
     if options.per_class:
         metrics |= evaluator.per_class(G, options.images)
         protocol["class_fakes"] = options.images // config.networks.num_classes
-    if group.rank == 0:
+    if rank_and_world_size()[0] == 0:
         seen = checkpoint.state["images_seen"]
         row = {"images_seen": seen, "which": asdict(options.which), "metrics": metrics, "protocol": protocol}
         append_row(folder.evaluation, row | {"session": session()})

@@ -1,4 +1,4 @@
-"""The processes of a run: which one this is, where it computes, and what it exchanges with the others.
+"""The processes of a run: which one this is, where it computes, how they meet and end; see also collectives.py.
 
 A trainer reads the same with each engine that `make_engine` gives it: `Engine`, alone or with DDP through Accelerate,
 or `ZeroEngine`, DeepSpeed's ZeRO.
@@ -83,41 +83,6 @@ class Processes:
         last[0].wait()
         return int(last[1])
 
-    def all_reduce_mean(self, values: dict[str, float]) -> dict[str, float]:
-        """Return each value's mean over all processes, who must all ask, with the same names."""
-        if self.world_size == 1 or not values:
-            return values
-        mine = torch.tensor(list(values.values()), dtype=torch.float64, device=self.device)
-        return dict(zip(values, self._accelerator.reduce(mine, reduction="mean").tolist(), strict=True))
-
-    def all_reduce_min(self, number: int) -> int:
-        """Return the smallest of all processes' numbers; all must ask."""
-        if self.world_size == 1:
-            return number
-        mine = torch.tensor(number)
-        dist.all_reduce(mine, dist.ReduceOp.MIN, group=self._cpu_group)
-        return int(mine)
-
-    def all_gather(self, mine: Tensor) -> Tensor:
-        """Return all processes' tensors [N, ...], on the CPU, in a row by rank, the same on all; N may differ."""
-        if self.world_size == 1:
-            return mine
-        sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.world_size)]
-        dist.all_gather(sizes, torch.tensor([len(mine)]), group=self._cpu_group)
-        most = int(torch.cat(sizes).max())
-        padded = torch.cat([mine, mine.new_zeros(most - len(mine), *mine.shape[1:])])
-        parts = [torch.empty_like(padded) for _ in range(self.world_size)]
-        dist.all_gather(parts, padded, group=self._cpu_group)
-        return torch.cat([part[: int(size)] for part, size in zip(parts, sizes, strict=True)])
-
-    def all_reduce_sum(self, mine: Tensor) -> Tensor:
-        """Return the sum of all processes' tensors, on the CPU and of one shape, the same on all; all must ask."""
-        if self.world_size == 1:
-            return mine
-        summed = mine.clone()
-        dist.all_reduce(summed, group=self._cpu_group)
-        return summed
-
     def print(self, text: str) -> None:
         """Print the line, on the main process."""
         if self.is_main:
@@ -142,16 +107,22 @@ def _silence_libraries() -> None:
     warnings.filterwarnings("ignore", "`torch.distributed..* is deprecated", FutureWarning)
 
 
+def _backend() -> str:
+    """Name what carries messages: of tensors on the host gloo, of those on a GPU NCCL."""
+    return "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+
+
 def _accelerator(limit_s: float) -> Accelerator:
     """Make Accelerate's part: without its own precision and compiling, which would change what several learn."""
-    patience = InitProcessGroupKwargs(timeout=collective_timeout(limit_s))
+    several = {"backend": _backend()} if int(os.environ.get("WORLD_SIZE", "1")) > 1 else {}
+    group = InitProcessGroupKwargs(timeout=collective_timeout(limit_s), **several)
     in_place = DistributedDataParallelKwargs(gradient_as_bucket_view=True)  # exchanged where they lie
     off = dict.fromkeys(UNUSED, "no")
-    return Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=[patience, in_place], **off)
+    return Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=[group, in_place], **off)
 
 
 def _cpu_group(limit_s: float) -> dist.ProcessGroup:
-    """Make a second group, over gloo, for numbers that are on the host."""
+    """Make a second group, over gloo, for what goes on beside the step."""
     group = dist.new_group(backend="gloo", timeout=collective_timeout(limit_s))
     assert isinstance(group, dist.ProcessGroup)
     return group
@@ -164,7 +135,7 @@ def _open_group(agreement: ConsistencyCheck, limit_s: float) -> None:
     """
     assert agreement.store is not None
     dist.init_process_group(
-        "nccl" if torch.cuda.is_available() else "gloo",
+        _backend(),
         store=dist.PrefixStore("group", agreement.store.clone()),
         rank=agreement.rank,
         world_size=agreement.world_size,

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from fastgan.config import Config
 from fastgan.data.images import ImageDataset
 from fastgan.data.stacked import StackedDataset
-from fastgan.distributed.processes import Processes
+from fastgan.distributed.collectives import all_reduce_min, all_reduce_sum
 from fastgan.errors import UserError
 from fastgan.evaluation import distances, extractors, fidelity, modes
 from fastgan.evaluation.extractors import Extractor
-from fastgan.evaluation.features import BATCH_SIZE, FeatureStatistics, Group, SingleProcess, batches, collect
+from fastgan.evaluation.features import FeatureStatistics, batches, collect
 from fastgan.evaluation.reference import RealStatistics, Subset, real_statistics
 from fastgan.evaluation.sampling import CheckpointSelector
 from fastgan.runs.run_folder import session
@@ -41,7 +41,7 @@ def best_of(values: list[float], metric: str) -> int:
 class Evaluator:
     """Measures generators of one config against its data set, whose statistics are taken at the first use.
 
-    All processes of the group take part in each measurement, and all have its figures.
+    All processes take part in each measurement, and all have its figures.
     """
 
     def __init__(
@@ -50,10 +50,8 @@ class Evaluator:
         dataset: ImageDataset,
         extractor: Extractor,
         device: torch.device,
-        group: Group | None = None,
     ) -> None:
         self.config, self.dataset, self.extractor, self.device = config, dataset, extractor, device
-        self.group = group or SingleProcess()
         self._reals: RealStatistics | None = None
 
     @property
@@ -85,7 +83,7 @@ class Evaluator:
         if self.counts_modes:
             return self._modes(G, num_images, labels)
         if self._reals is None:
-            self._reals = real_statistics(self.dataset, self.extractor, self.device, self.group)
+            self._reals = real_statistics(self.dataset, self.extractor, self.device)
         fakes = self._fakes(G, num_images, labels)
         metrics = fidelity.measure(fakes, self._reals, self.extractor, kid_subsets)
         if self.extractor.name == "digits":
@@ -112,7 +110,7 @@ class Evaluator:
                     f"per_class: class {number} has {len(part)} real and {size} generated images: "
                     "a distance needs two a side; give more --images, or leave it out"
                 )
-            reals = real_statistics(part, self.extractor, self.device, self.group)
+            reals = real_statistics(part, self.extractor, self.device)
             fakes = self._fakes(G, size, torch.full([size], number))
             name = f"{fidelity.distance_name(self.extractor.name)}_class_{number}"
             found[name] = distances.frechet(fakes.gaussian, reals.gaussian)
@@ -146,19 +144,17 @@ class Evaluator:
         return fidelity.images_of(G, numbers, self.config.networks.z_dim, self.device, given)
 
     def _fakes(self, G: nn.Module, num_images: int, labels: Tensor | None) -> FeatureStatistics:
-        return collect(
-            self.extractor, num_images, lambda numbers: self._images(G, numbers, labels), self.device, self.group
-        )
+        return collect(self.extractor, num_images, lambda numbers: self._images(G, numbers, labels), self.device)
 
     def _modes(self, G: nn.Module, num_images: int, labels: Tensor | None) -> dict[str, float]:
-        mine = batches(num_images, self.group, BATCH_SIZE)
+        mine = batches(num_images)
         counts = modes.mode_counts((self._images(G, numbers, labels) for numbers in mine), self.extractor)
-        found = modes.score(self.group.all_reduce_sum(counts))
+        found = modes.score(all_reduce_sum(counts))
         return dict(zip(MODE_METRICS, (found.modes, found.kl, found.floor), strict=True))
 
 
 def load_on_all(
-    config: Config, dataset: ImageDataset, processes: Processes, say: Callable[[str], None]
+    config: Config, dataset: ImageDataset, device: torch.device, say: Callable[[str], None]
 ) -> Evaluator | None:
     """The evaluator that the config asks for, of all processes; None, on all, where one of them can't have it.
 
@@ -166,20 +162,20 @@ def load_on_all(
     """
     # Where machines differ, `auto` is what comes last in the list: it is on all of them, or the loading tells.
     ranked = ("efficientnet", "inception", "digits", "dinov2")
-    name = ranked[processes.all_reduce_min(ranked.index(extractors.name_for(config)))]
+    name = ranked[all_reduce_min(ranked.index(extractors.name_for(config)))]
     reason: str | None = None
     try:
-        extractor = extractors.load(name, processes.device, config.run.inception_weights)
+        extractor = extractors.load(name, device, config.run.inception_weights)
     except UserError as error:
         reason = str(error)
-    if not processes.all_reduce_min(int(reason is None)):
+    if not all_reduce_min(int(reason is None)):
         say(f"training goes on without evaluation: {reason or f'a process has no extractor {name}'}")
         return None
     if name == "efficientnet" and config.run.extractor == "auto":
         say(
             "evaluation by efficientnet, as no Inception weights are available: its figures are fd_efficientnet, no FID"
         )
-    return Evaluator(config, dataset, extractor, processes.device, processes)
+    return Evaluator(config, dataset, extractor, device)
 
 
 def check_metric(name: str | None, evaluator: Evaluator | None) -> None:

@@ -6,13 +6,14 @@ Of all images only sums are kept (float64); of the first 10,000 the features the
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fastgan.data.sampler import local_shard
+from fastgan.distributed.collectives import all_gather_rows, all_reduce_sum, rank_and_world_size
 from fastgan.evaluation import modes
 from fastgan.evaluation.extractors import Extractor
 
@@ -20,37 +21,6 @@ NUM_NEIGHBOR_IMAGES = 10_000  # of each side, for kernel distance, precision, re
 BATCH_SIZE = 100
 NUM_SPLITS = 10  # of the Inception score
 SHUFFLE_SEED = 2020  # torch-fidelity's
-
-
-class Group(Protocol):
-    """The processes that measure together; all must ask for each exchange, in the same order."""
-
-    @property
-    def rank(self) -> int: ...
-
-    @property
-    def world_size(self) -> int: ...
-
-    def all_gather(self, mine: Tensor) -> Tensor: ...
-
-    def all_reduce_sum(self, mine: Tensor) -> Tensor: ...
-
-    def all_reduce_min(self, number: int) -> int: ...
-
-
-class SingleProcess:
-    """A group of one."""
-
-    rank, world_size = 0, 1
-
-    def all_gather(self, mine: Tensor) -> Tensor:
-        return mine
-
-    def all_reduce_sum(self, mine: Tensor) -> Tensor:
-        return mine
-
-    def all_reduce_min(self, number: int) -> int:
-        return number
 
 
 class Gaussian(NamedTuple):
@@ -100,17 +70,17 @@ class Collector:
             self._splits.index_add_(0, self._split_of[numbers.start : numbers.stop], rows)
             self._legible += modes.legible_counts(logits)
 
-    def finish(self, group: Group) -> FeatureStatistics:
+    def finish(self) -> FeatureStatistics:
         """What all processes took in together; all must ask."""
-        total, outer = group.all_reduce_sum(self._sum.cpu()), group.all_reduce_sum(self._outer.cpu())
-        near = group.all_gather(torch.cat(self._near).cpu())
+        total, outer = all_reduce_sum(self._sum.cpu()), all_reduce_sum(self._outer.cpu())
+        near = all_gather_rows(torch.cat(self._near).cpu())
         is_few = self.num_images <= min(len(near), self.extractor.num_features)
         return FeatureStatistics(
             self.num_images,
             gaussian_of_few(near) if is_few else gaussian_of(self.num_images, total, outer),
             near,
-            group.all_reduce_sum(self._splits.cpu()),
-            group.all_reduce_sum(self._legible.cpu()),
+            all_reduce_sum(self._splits.cpu()),
+            all_reduce_sum(self._legible.cpu()),
         )
 
 
@@ -119,24 +89,22 @@ def collect(
     num_images: int,
     images: Callable[[range], Tensor],
     device: torch.device,
-    group: Group | None = None,
     batch_size: int = BATCH_SIZE,
 ) -> FeatureStatistics:
     """What metrics need of the set whose images of given numbers `images` returns: uint8, on the device.
 
-    All processes of the group call it, each for its share; all have the same in the end.
+    All processes call it, each for its share; all have the same in the end.
     """
-    group = group or SingleProcess()
     collector = Collector(extractor, num_images, device)
-    for numbers in batches(num_images, group, batch_size):
+    for numbers in batches(num_images, batch_size):
         collector.add(numbers, images(numbers))
-    return collector.finish(group)
+    return collector.finish()
 
 
-def batches(num_images: int, group: Group, batch_size: int = BATCH_SIZE) -> list[range]:
+def batches(num_images: int, batch_size: int = BATCH_SIZE) -> list[range]:
     """The numbers of this process's batches, in order: together they are all numbers, each once, by rank."""
     starts = range(0, num_images, batch_size)
-    mine = local_shard(range(len(starts)), group.rank, group.world_size)
+    mine = local_shard(range(len(starts)), *rank_and_world_size())
     return [range(starts[batch], min(starts[batch] + batch_size, num_images)) for batch in mine]
 
 

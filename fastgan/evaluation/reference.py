@@ -11,9 +11,10 @@ from torch import Tensor
 from fastgan.data.images import ImageDataset
 from fastgan.data.named import cache_dir
 from fastgan.data.sampler import Sampler
+from fastgan.distributed.collectives import all_reduce_min, rank_and_world_size
 from fastgan.evaluation.distances import radii
 from fastgan.evaluation.extractors import Extractor
-from fastgan.evaluation.features import BATCH_SIZE, Collector, Gaussian, Group, SingleProcess, ahead, batches
+from fastgan.evaluation.features import BATCH_SIZE, Collector, Gaussian, ahead, batches
 from fastgan.utils.files import write_atomically
 
 STATISTICS_VERSION = 2
@@ -60,17 +61,15 @@ def real_statistics(
     dataset: ImageDataset,
     extractor: Extractor,
     device: torch.device,
-    group: Group | None = None,
     batch_size: int = BATCH_SIZE,
 ) -> RealStatistics:
     """The set's statistics, from the cache where the same images and extractor were measured before.
 
-    All processes of the group call it; where one has no cached ones, all extract.
+    All processes call it; where one has no cached ones, all extract.
     """
-    group = group or SingleProcess()
     path = cache_dir() / "statistics" / f"{key(dataset, extractor)}.safetensors"
     kept = _read(path.read_bytes(), len(dataset)) if path.exists() else None
-    if group.all_reduce_min(int(kept is not None)) and kept is not None:
+    if all_reduce_min(int(kept is not None)) and kept is not None:
         return kept
     order = Sampler(len(dataset), seed=0)  # so that the first ones are a random part
 
@@ -78,11 +77,11 @@ def real_statistics(
         return dataset.pixels(order.dataset_indices(numbers))
 
     collector = Collector(extractor, len(dataset), device)
-    for numbers, images in ahead(batches(len(dataset), group, batch_size), read):
+    for numbers, images in ahead(batches(len(dataset), batch_size), read):
         collector.add(numbers, images.to(device))
-    found = collector.finish(group)
+    found = collector.finish()
     made = RealStatistics(found.gaussian, found.features, radii(found.features), len(dataset))
-    if group.rank == 0:
+    if rank_and_world_size()[0] == 0:
         tensors = {"mean": made.gaussian.mean, "root": made.gaussian.root}
         tensors |= {"features": made.features, "radii": made.radii}
         data = safetensors.torch.save({name: value.contiguous() for name, value in tensors.items()})

@@ -3,10 +3,9 @@
 import sys
 from collections.abc import Callable
 
-import torch
-
 from fastgan.config import Config
 from fastgan.data.images import ImageDataset
+from fastgan.distributed.collectives import all_reduce_mean, from_main
 from fastgan.distributed.processes import Processes
 from fastgan.errors import Stopped
 from fastgan.evaluation.evaluator import (
@@ -45,11 +44,11 @@ class Evaluations:
         saving: Saving,
         say: Callable[[str], None],
     ) -> None:
-        self._run, self._folder, self._processes, self._logger = config.run, folder, processes, logger
+        self._run, self._folder, self._logger = config.run, folder, logger
         self._asides, self._saving, self._say = asides, saving, say
         self.evaluator: Evaluator | None = None  # on all processes, where one of them can't evaluate or none is to
         if self._run.eval_every:
-            self.evaluator = load_on_all(config, dataset, processes, say)
+            self.evaluator = load_on_all(config, dataset, processes.device, say)
             check_metric(self._run.best_by, self.evaluator)
             for warning in [] if self.evaluator is None else self.evaluator.warnings(self._run.eval_images):
                 say(warning)
@@ -85,7 +84,7 @@ class Evaluations:
         metrics = None
         with self._asides.optional("evaluation"):
             measured = evaluator(InParts(trainer.ema.net, BATCH_SIZE), num_images, subsets)
-            metrics = self._processes.all_reduce_mean(measured)
+            metrics = all_reduce_mean(measured)
         if metrics is None:
             return None
         if self._logger is not None:
@@ -104,8 +103,5 @@ class Evaluations:
         name = self._run.best_by
         if name is None:
             return None
-        stale = 0
-        if self._processes.is_main:
-            values = (row.get(f"metrics/{name}") for row in read_rows(self._folder.log))
-            stale = best_of([value for value in values if value is not None], name)
-        return int(self._processes.all_reduce_sum(torch.tensor(stale)))  # the main process's: it alone has the log
+        values = (row.get(f"metrics/{name}") for row in read_rows(self._folder.log))
+        return from_main(best_of([value for value in values if value is not None], name))

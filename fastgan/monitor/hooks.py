@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 
 from fastgan.data.images import ImageDataset
+from fastgan.distributed.collectives import all_reduce_mean, all_reduce_min
 from fastgan.distributed.processes import Processes
 from fastgan.errors import Diverged, Stopped
 from fastgan.evaluation.fidelity import labels_for, latents
@@ -84,7 +85,7 @@ class Hooks:
     def log(self, trainer: Trainer) -> None:
         """Log a row of means since the last row. Raises Diverged instead where they aren't finite."""
         self.asides.check_finite(trainer)
-        means = self.processes.all_reduce_mean(trainer.meter.read())
+        means = all_reduce_mean(trainer.meter.read())
         if self.logger is None or self.progress is None:
             return
         if (share := penalty_ratio(self.config, trainer.images_seen, means)) is not None:
@@ -147,7 +148,7 @@ class Hooks:
         What the first one costs isn't known before.
         """
         is_affordable = self.asides.fraction("health") < health.SHARE
-        if self.processes.all_reduce_min(int(is_affordable)):
+        if all_reduce_min(int(is_affordable)):
             self.health(trainer)
 
     def health(self, trainer: Trainer) -> None:

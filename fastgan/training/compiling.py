@@ -11,6 +11,7 @@ import torch
 
 from fastgan.config import Config
 from fastgan.data.batch import Batch
+from fastgan.distributed.collectives import all_reduce_mean, all_reduce_min
 from fastgan.distributed.processes import Processes
 from fastgan.errors import UserError
 from fastgan.training.cuda_graphs import CudaGraphSteps
@@ -35,10 +36,8 @@ class StepMode(NamedTuple):
 class StepModeTrials:
     """Runs a trainer's steps in one mode after the other, times each, and leaves the fastest to the trainer."""
 
-    def __init__(
-        self, trainer: Trainer, processes: Processes, modes: list[StepMode], say: Callable[[str], None]
-    ) -> None:
-        self._trainer, self._processes, self._modes, self._say = trainer, processes, modes, say
+    def __init__(self, trainer: Trainer, modes: list[StepMode], say: Callable[[str], None]) -> None:
+        self._trainer, self._modes, self._say = trainer, modes, say
         every = trainer.config.objective.penalty_every
         self._warm_up, self._timed = 3 * every, TIMED_STEPS * every  # each kind of step is run, recorded and replayed
         self._images_per_s: dict[StepMode, float] = {}
@@ -73,7 +72,7 @@ class StepModeTrials:
 
     def _end_mode(self) -> None:
         """Note how fast the mode was; take the next that is worth a trial, or end with the fastest."""
-        rate = self._processes.all_reduce_mean({"rate": self._images / self._spent_s})["rate"]  # the same on all
+        rate = all_reduce_mean({"rate": self._images / self._spent_s})["rate"]  # the same on all
         failed = isinstance(self._inner, CudaGraphSteps) and self._inner.failure is not None
         self._images_per_s[self._mode] = 0.0 if failed else rate
         ready = f", ready after {self._ready_s:.0f} s" if self._mode.compiled else ""
@@ -101,7 +100,7 @@ def settle(trainer: Trainer, processes: Processes, say: Callable[[str], None] = 
     """
     modes = possible_modes(trainer, processes, say)
     if len(modes) > 1:
-        StepModeTrials(trainer, processes, modes, say)
+        StepModeTrials(trainer, modes, say)
         return
     if modes[0].compiled:
         say("training runs compiled: the first steps take a minute or more")
@@ -122,7 +121,7 @@ def possible_modes(trainer: Trainer, processes: Processes, say: Callable[[str], 
         reason = cannot_compile(trainer.config, processes)
         if run.compile == "on" and reason is not None:
             raise UserError(f"compile is on: {reason}; give --compile off")
-        if not processes.all_reduce_min(reason is None):
+        if not all_reduce_min(reason is None):
             say(f"training isn't compiled: {reason or 'another process cannot'}")
             compiled = [False]
     return [StepMode(*mode) for mode in itertools.product(compiled, recorded)]

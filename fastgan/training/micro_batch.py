@@ -9,6 +9,7 @@ from collections.abc import Callable
 import torch
 
 from fastgan.config import Config
+from fastgan.distributed.collectives import all_reduce_min
 from fastgan.distributed.processes import Processes
 from fastgan.errors import UserError
 from fastgan.runs.run_folder import RunFolder
@@ -33,7 +34,7 @@ def settle(trainer: Trainer, folder: RunFolder, processes: Processes) -> None:
             known = find(trainer.max_local_batch_size, lambda size: try_out(trainer, size))
         processes.print(f"micro_batch: {known} of {trainer.max_local_batch_size} images fit at a time")
     sizes = [size for size in (asked, known) if isinstance(size, int)]
-    trainer.micro_batch_size = processes.all_reduce_min(min(sizes, default=trainer.max_local_batch_size))
+    trainer.micro_batch_size = all_reduce_min(min(sizes, default=trainer.max_local_batch_size))
     if asked == "auto":
         _write(folder, key, trainer.micro_batch_size)
 
