@@ -46,6 +46,9 @@ class Evaluations:
     ) -> None:
         self._run, self._folder, self._logger = config.run, folder, logger
         self._asides, self._saving, self._say = asides, saving, say
+        rows = read_rows(folder.log) if self._run.best_by and processes.is_main else []
+        values = [row.get(f"metrics/{self._run.best_by}") for row in rows]
+        self._curve: list[float] = [value for value in values if value is not None]  # of best_by, all sessions'
         self.evaluator: Evaluator | None = None  # on all processes, where one of them can't evaluate or none is to
         if self._run.eval_every:
             self.evaluator = load_on_all(config, dataset, processes.device, say)
@@ -65,7 +68,7 @@ class Evaluations:
         metrics = self._measure(trainer, evaluator, number, "metrics")
         if metrics is None:
             return
-        stale = self._since_best()
+        stale = self._since_best(metrics)
         if stale == 0:
             self._saving.best(trainer, metrics)
         at_end = trainer.images_seen >= trainer.total_images
@@ -98,10 +101,10 @@ class Evaluations:
         self._say(f"evaluation of {num_images:,} at {trainer.images_seen:,} images:  {shown}")
         return metrics
 
-    def _since_best(self) -> int | None:
+    def _since_best(self, metrics: dict[str, float]) -> int | None:
         """Return how many evaluations ago the best one was, on all processes alike; None where none is the best."""
         name = self._run.best_by
         if name is None:
             return None
-        values = (row.get(f"metrics/{name}") for row in read_rows(self._folder.log))
-        return from_main(best_of([value for value in values if value is not None], name))
+        self._curve.append(metrics[name])
+        return from_main(best_of(self._curve, name))  # it alone knows of earlier sessions

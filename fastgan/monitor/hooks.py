@@ -50,6 +50,7 @@ class Hooks:
             self.config, folder, dataset, processes, self.logger, self.asides, self.saving, self.say
         )
         self.measure_health = health.Health(self.config, dataset, processes.device)
+        self._loss_rows = read_rows(folder.log) if processes.is_main else []  # later: the epoch's
         self._last_log, self._last_time, self._last_wait = trainer.images_seen, time.monotonic(), 0.0
         self.begin_epoch(trainer)
 
@@ -98,6 +99,7 @@ class Hooks:
         speed |= {f"speed/{name}_s": spent for name, spent in self.asides.row_s.items()}
         speed |= self.saving.figures()
         self.logger.log(trainer.images_seen, means)
+        self._loss_rows.append({"images_seen": trainer.images_seen} | means)
         self.logger.log_performance(trainer.images_seen, speed)
         self.progress.losses(trainer.images_seen, trainer.epoch, means["loss/G"], means["loss/D"])
         self._last_log, self._last_time, self._last_wait = trainer.images_seen, now, trainer.input_wait_s
@@ -114,7 +116,8 @@ class Hooks:
         if trainer.meter.count:
             self.log(trainer)
         if self.progress is not None:
-            self.progress.end_epoch(*loss_plot.last_epoch(read_rows(self.folder.log), trainer.loader.num_images))
+            self.progress.end_epoch(*loss_plot.last_epoch(self._loss_rows, trainer.loader.num_images))
+            del self._loss_rows[:-1]
 
     def grid(self, trainer: Trainer) -> None:
         """Draw G_ema's images of seeds 0, 1, 2 …, and of classes 0, 1, 2 … in turn if there are any."""
