@@ -114,18 +114,10 @@ def _trainer(
         loaders.check(config, opened, processes.world_size)
         return opened
 
-    def open_folder() -> "Checkpoint | None":
-        if processes.is_main:
-            folder.open(config)
-            checkpoints.remove_partial()
-        return checkpoints.latest(processes.print) if start is None else None
-
     dataset = agreement.run_on_all(
         "data set", open_images, data_fingerprint, main_first=True
     )  # one process gets a known set
-    checkpoint = agreement.run_on_all(
-        "run folder", open_folder, lambda found: {"run folder": {"checkpoint": found and found.path.name}}
-    )
+    checkpoint = _open_folder(config, processes, folder, agreement, fresh=start is not None)
     loader = build_loader(config, dataset, processes.device, processes.rank, processes.world_size, processes.print)
     trainer = Trainer(config, nets, loader, processes.make_engine, processes.world_size, at=watchdog.set_phase)
     if checkpoint is not None:
@@ -140,6 +132,34 @@ def _trainer(
             taken.save(folder.transfer)
     micro_batch.settle(trainer, folder, processes)
     return trainer, dataset
+
+
+def _open_folder(
+    config: Config, processes: "Processes", folder: "RunFolder", agreement: "ConsistencyCheck", fresh: bool
+) -> "Checkpoint | None":
+    """The folder is the run's; its last whole checkpoint, which the main process has checked, None where `fresh`."""
+    from fastgan.distributed.collectives import from_main
+    from fastgan.runs.checkpoint import Checkpoints, read
+
+    checkpoints = Checkpoints(folder.checkpoints)
+
+    def find() -> "Checkpoint | None":
+        if not processes.is_main:
+            return None
+        folder.open(config)
+        checkpoints.remove_partial()
+        return None if fresh else checkpoints.latest(processes.print)
+
+    found = agreement.run_on_all("run folder", find)
+    newest = from_main(-1 if found is None else int(found.path.name))
+    path = folder.checkpoints / f"{newest:012d}"
+
+    def read_same() -> "Checkpoint | None":
+        return found if processes.is_main or not path.exists() else read(path, check=False)
+
+    return agreement.run_on_all(
+        "checkpoint", read_same, lambda same: {"run folder": {"checkpoint": same and same.path.name}}
+    )
 
 
 def train(config: Config, stop: StopRequest) -> None:
