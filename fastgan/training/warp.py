@@ -1,67 +1,57 @@
-"""`grid_sample` of pictures, differentiable twice in the pictures whatever the torch, which R1 behind an augmentation
-needs: torch 2.11's own isn't.
+"""`grid_sample` of pictures, differentiable any number of times in them, which R1 behind an augmentation needs.
+
+torch 2.11's own is so once. It is linear in the pictures: it and its adjoint are each other's derivatives.
 """
+
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastgan.kernels.derivatives import Context, differentiable
 
-def _torch_can() -> bool:
-    """Whether the derivative of torch's own has one itself."""
-    picture, slope = (torch.ones(1, 1, 2, 2, requires_grad=True) for _ in range(2))
-    seen = F.grid_sample(picture, torch.zeros(1, 2, 2, 2), align_corners=True)
-    (first,) = torch.autograd.grad(seen, picture, slope, create_graph=True)
-    try:
-        torch.autograd.grad(first.sum(), slope)
-    except RuntimeError:
-        return False
-    return True
+MODES, PADDINGS = ("bilinear", "nearest"), ("zeros", "border", "reflection")  # by torch's numbers
 
 
-TORCH_CAN = _torch_can()
+def _sample(images: Tensor, grid: Tensor, mode: str, padding: str) -> Tensor:
+    return F.grid_sample(images, grid, mode=mode, padding_mode=padding, align_corners=True)
+
+
+def _spread(seen: Tensor, grid: Tensor, mode: str, padding: str, images: Tensor) -> Tensor:
+    """The adjoint: what was seen goes back to where it came from, in pictures like `images`."""
+    numbers = MODES.index(mode), PADDINGS.index(padding)
+    found: tuple[Tensor, Tensor] = torch.ops.aten.grid_sampler_2d_backward(
+        seen, images, grid, *numbers, True, [True, False]
+    )
+    return found[0]
+
+
+def _keep_sampled(ctx: Context, inputs: Sequence[Any], output: Tensor) -> None:
+    images, grid, *ctx.names = inputs
+    ctx.save_for_backward(images, grid)
+
+
+def _of_sampled(ctx: Context, grad: Tensor) -> tuple[Tensor | None, ...]:
+    images, grid = ctx.saved_tensors
+    return _through_spread(grad, grid, *ctx.names, images), None, None, None
+
+
+def _keep_spread(ctx: Context, inputs: Sequence[Any], output: Tensor) -> None:
+    _, grid, *ctx.names, _ = inputs
+    ctx.save_for_backward(grid)
+
+
+def _of_spread(ctx: Context, grad: Tensor) -> tuple[Tensor | None, ...]:
+    return _through_sample(grad, *ctx.saved_tensors, *ctx.names), None, None, None, None
+
+
+_through_sample = differentiable("Warp", _sample, _keep_sampled, _of_sampled)
+_through_spread = differentiable("WarpAdjoint", _spread, _keep_spread, _of_spread)
 
 
 def warp(images: Tensor, grid: Tensor, mode: str, padding: str) -> Tensor:
     """`F.grid_sample(images, grid, mode, padding, align_corners=True)`, bilinear or nearest: [B, C, H, W]."""
-    if TORCH_CAN:
-        return F.grid_sample(images, grid, mode=mode, padding_mode=padding, align_corners=True)
-    return warp_by_gathering(images, grid, mode, padding)
-
-
-def warp_by_gathering(images: Tensor, grid: Tensor, mode: str, padding: str) -> Tensor:
-    """The same from pixels that are picked one by one, which any torch differentiates any number of times."""
-    batch, channels, height, width = images.shape
-    x, y = (
-        _inside((places + 1) / 2 * (size - 1), size, padding)
-        for places, size in zip(grid.unbind(3), (width, height), strict=True)
-    )
-    pixels = images.flatten(2)
-    if mode == "nearest":
-        corners = [(x.round(), y.round(), torch.ones_like(x))]
-    else:
-        left, top = x.floor(), y.floor()
-        right, bottom = x - left, y - top  # how much of the next pixel
-        corners = [
-            (left, top, (1 - right) * (1 - bottom)),
-            (left + 1, top, right * (1 - bottom)),
-            (left, top + 1, (1 - right) * bottom),
-            (left + 1, top + 1, right * bottom),
-        ]
-    seen = torch.zeros(batch, channels, *grid.shape[1:3], dtype=images.dtype, device=images.device)
-    for column, row, weight in corners:
-        there = (column >= 0) & (column < width) & (row >= 0) & (row < height)
-        index = row.clamp(0, height - 1).long() * width + column.clamp(0, width - 1).long()  # [B, H, W]
-        picked = pixels.gather(2, index.flatten(1)[:, None].expand(-1, channels, -1)).unflatten(2, index.shape[1:])
-        seen = seen + picked * (weight * there)[:, None]
+    seen: Tensor = _through_sample(images, grid, mode, padding)
     return seen
-
-
-def _inside(places: Tensor, size: int, padding: str) -> Tensor:
-    """Where along an axis of so many pixels the padding sends each place."""
-    if padding == "border":
-        return places.clamp(0, size - 1)
-    if padding == "reflection":  # about the middles of the outermost pixels
-        folded = places.abs() % max(2 * (size - 1), 1)
-        return torch.minimum(folded, 2 * (size - 1) - folded).clamp(0, size - 1)
-    return places
