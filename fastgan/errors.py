@@ -21,3 +21,8 @@ class Lost(RuntimeError):
 
 class Stopped(Exception):
     """Training ended early because somebody asked for it; a checkpoint was written."""
+
+
+def first_line(error: BaseException) -> str:
+    """What a library's error says, for a line of ours."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

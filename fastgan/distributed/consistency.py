@@ -15,12 +15,11 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from hashlib import sha256
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import uuid4
 
 from fastgan.config import Config, flat
-from fastgan.errors import EXIT_USER_ERROR, Lost, UserError
+from fastgan.errors import EXIT_USER_ERROR, Lost, UserError, first_line
 
 if TYPE_CHECKING:
     from torch.distributed import Store
@@ -95,9 +94,10 @@ class ConsistencyCheck:
         try:
             verdict = self._exchange(name, json.dumps(mine, default=str))
         except RuntimeError as reason:  # the store went with the main host
-            text = str(reason).splitlines()[0][:200]
             if error is None:
-                raise Absent(f"the main process ended or can't be reached ({text}): see what it said") from None
+                raise Absent(
+                    f"the main process ended or can't be reached ({first_line(reason)}): see what it said"
+                ) from None
             verdict = error
         if verdict.startswith(ABSENT):
             raise Absent(verdict.removeprefix(ABSENT))
@@ -201,7 +201,7 @@ def _join(host: str, port: int, count: int, hosts_it: bool, limit_s: float) -> "
             limit = timedelta(seconds=limit_s)
             found.append(TCPStore(host, port, count, hosts_it, limit, wait_for_workers=False, multi_tenant=True))
         except RuntimeError as error:
-            found.append(str(error).splitlines()[0][:200])
+            found.append(first_line(error))
 
     thread = threading.Thread(target=join, daemon=True)
     thread.start()
@@ -271,13 +271,13 @@ def announce(error: UserError, limit_s: float = LIMIT_S) -> UserError:
 
 def launch_fingerprint(config: Config) -> Fingerprint:
     """What has to be equal before anything is made: settings and versions."""
-    from fastgan.runs.run_folder import session
+    from fastgan.runs.run_folder import session, version_of
 
     settings = {name: value for name, value in flat(config).items() if name not in OF_HOST}
     made = session()
     versions = {"fastgan": made["fastgan"], "commit": made["commit"]}
     versions |= {"python": ".".join(platform.python_version_tuple()[:2])}
-    return {"setting": settings, "version": versions | {package: _version(package) for package in PACKAGES}}
+    return {"setting": settings, "version": versions | {package: version_of(package) for package in PACKAGES}}
 
 
 def data_fingerprint(dataset: "ImageDataset") -> Fingerprint:
@@ -294,13 +294,6 @@ def data_fingerprint(dataset: "ImageDataset") -> Fingerprint:
     if not isinstance(dataset, FolderDataset):
         facts["content"] = dataset.content_hash()
     return {"data set": facts}
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def compare(said: Mapping[int, Mapping[str, Any]]) -> str:

@@ -23,7 +23,7 @@ from typing import NamedTuple
 import torch
 from torch.distributed import Store
 
-from fastgan.errors import EXIT_LOST
+from fastgan.errors import EXIT_LOST, first_line
 from fastgan.utils.exit_status import report
 
 LIMIT_S = 300.0
@@ -177,7 +177,7 @@ class Watchdog:
         if not is_lost(error):
             return None
         if self._store is None or self._closed:
-            return f"the exchange between the processes failed ({_first_line(error)}); {self._remedy()}"
+            return f"the exchange between the processes failed ({first_line(error)}); {self._remedy()}"
         silence_s = MISSED_BEATS * self.beat_s
         end = time.monotonic() + silence_s + 2 * self.beat_s
         self._explaining = True
@@ -188,7 +188,7 @@ class Watchdog:
         if text is None:
             where = f"{self._phase.phase} at {self._phase.images_seen:,} images"
             text = (
-                f"the exchange between the processes broke in {where} ({_first_line(error)}), though all of them live: "
+                f"the exchange between the processes broke in {where} ({first_line(error)}), though all of them live: "
                 "look at the network between the hosts"
             )
         self._tell(text)
@@ -388,7 +388,3 @@ def _more(count: int) -> str:
 
 def store_address() -> str:
     return f"{os.environ.get('MASTER_ADDR', '?')}:{os.environ.get('MASTER_PORT', '?')}"
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

@@ -81,14 +81,15 @@ def session() -> dict[str, Any]:
         "fastgan": fastgan.__version__,
         "commit": _commit(),
         "python": platform.python_version(),
-        "packages": {name: _version(name) for name in PACKAGES},
+        "packages": {name: version_of(name) for name in PACKAGES},
         "machine": f"{platform.system()} {platform.machine()}",
         "command": shlex.join(sys.argv),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
 
-def _version(package: str) -> str | None:
+def version_of(package: str) -> str | None:
+    """The installed version; None where there is none."""
     try:
         return version(package)
     except PackageNotFoundError:

@@ -13,7 +13,7 @@ from fastgan.config import Config
 from fastgan.data.batch import Batch
 from fastgan.distributed.collectives import all_reduce_mean, all_reduce_min
 from fastgan.distributed.processes import Processes
-from fastgan.errors import UserError
+from fastgan.errors import UserError, first_line
 from fastgan.training.cuda_graphs import CudaGraphSteps
 from fastgan.training.objectives import Metrics
 from fastgan.training.schedules import StepHyperparameters
@@ -147,6 +147,5 @@ def cannot_compile(config: Config, processes: Processes) -> str | None:
     try:
         torch.compile(lambda x: 2 * x + 1)(torch.ones(8, device=processes.device))
     except Exception as error:  # whatever the compiler, its compiler or its driver raise
-        text = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        return f"torch.compile fails here ({text}), a C++ compiler may be missing"
+        return f"torch.compile fails here ({first_line(error)}), a C++ compiler may be missing"
     return None

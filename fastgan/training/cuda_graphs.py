@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fastgan.data.batch import Batch
+from fastgan.errors import first_line
 from fastgan.training.objectives import Metrics
 from fastgan.training.schedules import StepHyperparameters
 
@@ -65,7 +66,7 @@ class CudaGraphSteps:
         try:
             self._recordings[kind] = self._record(batch, hparams, moves)
         except RuntimeError as error:  # out of memory, or what no graph can hold; nothing has been done yet
-            self.failure = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+            self.failure = first_line(error)
             self._forget()
             return self._play(batch, hparams)
         return self._replay(self._recordings[kind], batch, numbers, moves)
