@@ -19,7 +19,6 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from fastgan.kernels.derivatives import Context, differentiable
@@ -37,13 +36,6 @@ class Form(NamedTuple):
     padding: tuple[int, int]
     groups: int
     size: tuple[int, int]
-
-
-def conv2d_reference(
-    x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, int], padding: tuple[int, int], groups: int
-) -> Tensor:
-    """What `conv2d` is, by torch's own function."""
-    return F.conv2d(x, weight, bias, stride, padding, 1, groups)
 
 
 def _conv(x: Tensor, weight: Tensor, bias: Tensor | None, form: Form) -> Tensor:

@@ -3,7 +3,7 @@
 A metric's name ends in its extractor's. Only Inception's Frechet distance is an FID; with other features it is an FD.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from fastgan.data.sampler import Sampler
 from fastgan.errors import UserError
 from fastgan.evaluation import distances
 from fastgan.evaluation.extractors import Extractor
-from fastgan.evaluation.features import BATCH_SIZE, NUM_NEIGHBOR_IMAGES, FeatureStatistics
+from fastgan.evaluation.features import NUM_NEIGHBOR_IMAGES, FeatureStatistics
 from fastgan.evaluation.reference import RealStatistics
 from fastgan.utils import rng
 from fastgan.utils.rng import RngStream
@@ -49,15 +49,6 @@ def images_of(
     numbers = torch.tensor(list(seeds), device=device)
     given = () if labels is None else (labels.to(device),)
     return to_bytes(G(latents(numbers, z_dim), *given))
-
-
-def generate(
-    G: nn.Module, num_images: int, z_dim: int, device: torch.device, labels: Tensor | None = None
-) -> Iterator[Tensor]:
-    """uint8 batches of the images of seeds 0, 1, 2 …, of the classes `labels` [N] where G is to be told one."""
-    for start in range(0, num_images, BATCH_SIZE):
-        seeds = range(start, min(start + BATCH_SIZE, num_images))
-        yield images_of(G, seeds, z_dim, device, None if labels is None else labels[seeds.start : seeds.stop])
 
 
 def distance_name(extractor_name: str) -> str:

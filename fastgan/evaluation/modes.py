@@ -24,11 +24,6 @@ class ModeScore(NamedTuple):
     floor: float  # about what `num_images` from a perfect generator have: (modes of the data - 1) / (2 num_images)
     num_images: int
 
-    @property
-    def excess(self) -> float:
-        """KL above the floor: about 0 for a perfect generator, of however many images."""
-        return self.kl - self.floor
-
 
 class Legibility(NamedTuple):
     """What the classifier makes of gray images of digits."""
@@ -57,25 +52,10 @@ def stacked_modes(images: Tensor, digits: Extractor) -> Tensor:
     return 100 * a + 10 * b + c
 
 
-def count_modes(batches: Iterable[Tensor], digits: Extractor) -> ModeScore:
-    """The score of StackedMNIST-like images: uint8 batches [B, 3, 32, 32] on the extractor's device."""
-    return score(mode_counts(batches, digits))
-
-
 def mode_counts(batches: Iterable[Tensor], digits: Extractor) -> Tensor:
     """How many of the images have each mode, int64 [1000], on the CPU; of no batch: none."""
     counts = [stacked_modes(batch, digits).bincount(minlength=NUM_MODES) for batch in batches]
     return torch.stack(counts).sum(0).cpu() if counts else torch.zeros(NUM_MODES, dtype=torch.int64)
-
-
-def legibility(batches: Iterable[Tensor], digits: Extractor) -> Legibility:
-    """Of MNIST-like images: uint8 batches [B, 1, 28, 28] on the extractor's device."""
-    return legibility_of(torch.cat([digits(batch)[1] for batch in batches]))
-
-
-def legibility_of(logits: Tensor) -> Legibility:
-    """Of the classifier's logits [N, 10]."""
-    return legibility_from(legible_counts(logits))
 
 
 def legible_counts(logits: Tensor) -> Tensor:

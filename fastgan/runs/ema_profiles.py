@@ -21,11 +21,6 @@ def gamma_of(std: float) -> float:
     return float(np.roots([1, 7, 16 - square, 12 - square]).real.max())
 
 
-def std_of(gamma: float) -> float:
-    """sigma_rel of the profile with this exponent."""
-    return float(np.sqrt((gamma + 1) / (gamma + 3)) / (gamma + 2))
-
-
 def beta(images_seen: int, batch_size: int, std: float) -> float:
     """The average's share of its old self after the batch that starts at `images_seen`; 0 after the first."""
     return float((images_seen / (images_seen + batch_size)) ** (gamma_of(std) + 1))

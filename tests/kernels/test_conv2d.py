@@ -4,11 +4,12 @@ from collections.abc import Callable
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastgan.kernels import conv2d as module
-from fastgan.kernels.conv2d import conv2d, conv2d_reference
+from fastgan.kernels.conv2d import conv2d
 
 # (kernel, stride, padding, groups, bias) on pictures of 7x6, where a stride of 2 leaves a rest
 FORMS = [(3, 1, 1, 4, True), (1, 1, 0, 1, False), (4, 2, 1, 1, True), (5, 2, 2, 2, False), (3, 2, 0, 1, True)]
@@ -26,7 +27,7 @@ def draw(form: tuple[int, int, int, int, bool], batch: int = 2, dtype: torch.dty
 
 def as_function(form: tuple[int, int, int, int, bool], op: Callable[..., Tensor]) -> Callable[..., Tensor]:
     _, stride, padding, groups, _ = form
-    return lambda x, weight, bias=None: op(x, weight, bias, (stride, stride), (padding, padding), groups)
+    return lambda x, weight, bias=None: op(x, weight, bias, (stride, stride), (padding, padding), groups=groups)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -37,7 +38,7 @@ def as_function(form: tuple[int, int, int, int, bool], op: Callable[..., Tensor]
 def test_values_and_gradients_are_torchs(form, dtype, tolerance, batch):
     """Of images, weight and bias, for an empty batch, too."""
     results = []
-    for op in (conv2d, conv2d_reference):
+    for op in (conv2d, F.conv2d):
         given = draw(form, batch, dtype)
         y = as_function(form, op)(*given)
         results.append([y, *torch.autograd.grad(y.square().sum(), given)])
@@ -106,8 +107,8 @@ def test_the_fastest_merge_is_as_exact():
         given = [value.to(dtype).requires_grad_() for value in (x, weight)]
         results = []
         for values in (given, [value.detach().double().requires_grad_() for value in given]):
-            op = conv2d if values is given else conv2d_reference
-            y = op(*values, None, (1, 1), (1, 1), 8)
+            op = conv2d if values is given else F.conv2d
+            y = op(*values, None, (1, 1), (1, 1), groups=8)
             results.append([y, *torch.autograd.grad(y.square().sum(), values)])
         for found, wanted in zip(*results, strict=True):
             assert float((found - wanted).norm()) <= tolerance * float(wanted.norm())
@@ -134,7 +135,7 @@ def test_penalty_eager_and_compiled(compiled):
     """torch.func.grad inside, a backward pass outside, and both in one graph: the gradients are torch's."""
     torch._dynamo.reset()
     results = []
-    for op in (conv2d, conv2d_reference):
+    for op in (conv2d, F.conv2d):
         given = draw(FORMS[0])
         function = as_function(FORMS[0], op)
 
@@ -154,10 +155,10 @@ def test_groups_go_together():
     counts = {}
     for groups in (1, 4):
         form = (3, 1, 1, groups, True)
-        for op in (conv2d, conv2d_reference):
+        for op in (conv2d, F.conv2d):
             given = draw(form)
             value = penalty(as_function(form, op), *given)
             with Convolutions() as counted:
                 torch.autograd.grad(value, given)
             counts[op, groups] = counted.count
-    assert counts[conv2d, 1] == counts[conv2d, 4] < counts[conv2d_reference, 4]
+    assert counts[conv2d, 1] == counts[conv2d, 4] < counts[F.conv2d, 4]
