@@ -1,6 +1,7 @@
 """GPUs as their makers describe them, and how long work and messages take on them by stated assumptions.
 
-Estimates for `fastgan plan`; nothing that trains imports this. Imports no torch. Peaks are the dense ones, without structured sparsity. Nothing here was measured with fastgan.
+Estimates for `fastgan plan`; nothing that trains imports this. Imports no torch. Peaks are the dense ones, without
+structured sparsity. Nothing here was measured with fastgan.
 """
 
 import math
