@@ -95,9 +95,8 @@ class ConsistencyCheck:
             verdict = self._exchange(name, json.dumps(mine, default=str))
         except RuntimeError as reason:  # the store went with the main host
             if error is None:
-                raise Absent(
-                    f"the main process ended or can't be reached ({first_line(reason)}): see what it said"
-                ) from None
+                text = first_line(reason)
+                raise Absent(f"the main process ended or can't be reached ({text}): see what it said") from None
             verdict = error
         if verdict.startswith(ABSENT):
             raise Absent(verdict.removeprefix(ABSENT))
