@@ -118,7 +118,7 @@ def test_average_without_followers() -> None:
 
 @pytest.mark.parametrize("std", [0.01, 0.05, 0.1, 0.25])
 def test_width_and_exponent(std: float) -> None:
-    """gamma_of inverts the formula of sigma_rel, and that is the standard deviation of the profile, found by summing."""
+    """gamma_of inverts the formula of sigma_rel, and that is the standard deviation of the profile, by summing."""
     gamma = ema_profiles.gamma_of(std)
     assert np.sqrt((gamma + 1) / (gamma + 3)) / (gamma + 2) == pytest.approx(std, rel=1e-10)
     tau = (np.arange(1_000_000) + 0.5) / 1_000_000
