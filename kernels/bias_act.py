@@ -176,6 +176,7 @@ def as_stored(slope: float, gain: float, clamp: float | None, dtype: torch.dtype
 
 
 def _map(x: Tensor, bias: Tensor | None, y: Tensor | None, slope: float, gain: float, clamp: float | None) -> Tensor:
+    """Activate x + bias; where y is given, that is a change of both, and the result is y's."""
     like = x if y is None else y
     out = empty(like)
     if out.numel():
@@ -191,12 +192,6 @@ def _map(x: Tensor, bias: Tensor | None, y: Tensor | None, slope: float, gain: f
 
 def _forward(x: Tensor, bias: Tensor | None, slope: float, gain: float, clamp: float | None) -> Tensor:
     return _map(x, bias, None, slope, gain, clamp)
-
-
-def _jvp(
-    tangent: Tensor, bias_tangent: Tensor | None, y: Tensor, slope: float, gain: float, clamp: float | None
-) -> Tensor:
-    return _map(tangent, bias_tangent, y, slope, gain, clamp)
 
 
 def _vjp(
@@ -220,22 +215,14 @@ def _vjp(
     return out, sums if parts is None else parts.sum(0)
 
 
-def _fake_forward(x: Tensor, *_: Any) -> Tensor:
-    return empty(x)
-
-
-def _fake_jvp(tangent: Tensor, bias_tangent: Tensor | None, y: Tensor, *_: Any) -> Tensor:
-    return empty(y)
-
-
 def _vjp_outputs(grad: Tensor, y: Tensor, with_bias: bool, *_: Any) -> tuple[Tensor, Tensor]:
     return empty(y), y.new_empty(y.shape[1] if with_bias else 0, dtype=accumulator_dtype(y))
 
 
 differentiable_bias_act = differentiable_activation(
     "BiasAct",
-    launched("fastgan::bias_act", _forward, _fake_forward),
-    launched("fastgan::bias_act_jvp", _jvp, _fake_jvp),
+    launched("fastgan::bias_act", _forward, lambda x, *_: empty(x)),
+    launched("fastgan::bias_act_jvp", _map, lambda tangent, bias_tangent, y, *_: empty(y)),
     launched("fastgan::bias_act_vjp", _vjp, _vjp_outputs),
 )
 
