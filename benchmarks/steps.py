@@ -50,8 +50,8 @@ class Step:
     def __init__(self, config: Config, kind: str, device: torch.device) -> None:
         self.config, self.device = config, device
         compiled, graphs = KINDS[kind]
-        self.trainer = Trainer(config, networks.build(config, device), harness.DrawnLoader(config, device))
-        self.trainer.on_out_of_memory = _refuse_smaller
+        nets, loader = networks.build(config, device), harness.DrawnLoader(config, device)
+        self.trainer = Trainer(config, nets, loader, on_out_of_memory=_refuse_smaller)
         if compiled:
             self.trainer.compile()
         self.peak_gib = 0.0

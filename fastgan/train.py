@@ -1,6 +1,7 @@
 """Training, from the command line to the run folder: what `accelerate launch` runs."""
 
 import ctypes
+import functools
 import math
 import os
 import signal
@@ -119,7 +120,8 @@ def _trainer(
     )  # one process gets a known set
     checkpoint = _open_folder(config, processes, folder, agreement, fresh=start is not None)
     loader = build_loader(config, dataset, processes.device, processes.rank, processes.world_size, processes.print)
-    trainer = Trainer(config, nets, loader, processes.make_engine, processes.world_size, at=watchdog.set_phase)
+    note = functools.partial(micro_batch.note_shortage, config, folder, processes)
+    trainer = Trainer(config, nets, loader, processes.make_engine, processes.world_size, None, watchdog.set_phase, note)
     if checkpoint is not None:
         trainer.load_state(checkpoint.tensors, checkpoint.state)
         processes.print(f"resuming {folder.path} at {trainer.images_seen:,} of {trainer.total_images:,} images")

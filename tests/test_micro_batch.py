@@ -151,7 +151,7 @@ def test_the_run_remembers(tmp_path, asked, known, size):
         folder.micro_batch.write_text(json.dumps(place | {"micro_batch": known}))
     micro_batch.settle(trainer, folder, ALONE)
     assert trainer.micro_batch_size == size
-    trainer.on_out_of_memory(1)
+    micro_batch.note_shortage(trainer.config, folder, ALONE, 1)
     assert json.loads(folder.micro_batch.read_text()) == place | {"micro_batch": 1}
 
 

@@ -23,7 +23,7 @@ from fastgan.utils.rng import RngStream
 
 
 def settle(trainer: Trainer, folder: RunFolder, processes: Processes) -> None:
-    """The trainer has its micro-batch, the same on all processes; the folder remembers it, now and when it changes.
+    """The trainer has its micro-batch, the same on all processes; the folder remembers one that was tried out.
 
     Raises UserError where not even one image fits.
     """
@@ -38,11 +38,11 @@ def settle(trainer: Trainer, folder: RunFolder, processes: Processes) -> None:
     if asked == "auto":
         _write(folder, key, trainer.micro_batch_size)
 
-    def remember(size: int) -> None:
-        print(f"memory ran out: micro_batch is {size} from now on; what is learned stays the same", flush=True)
-        _write(folder, key, size)
 
-    trainer.on_out_of_memory = remember
+def note_shortage(config: Config, folder: RunFolder, processes: Processes, size: int) -> None:
+    """Memory ran out: the folder remembers the smaller micro-batch, and the user is told."""
+    print(f"memory ran out: micro_batch is {size} from now on; what is learned stays the same", flush=True)
+    _write(folder, _key(config, processes), size)
 
 
 def find(share: int, attempt: Callable[[int], None]) -> int:

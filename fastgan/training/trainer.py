@@ -52,6 +52,7 @@ class Trainer:
 
     `engine` wraps each network with its optimizer. A process's part of a batch goes through the networks `micro_batch`
     images at a time, or as a whole where that is None; what is learned is the same.
+    `at` hears of each phase that begins, `on_out_of_memory` of each smaller micro-batch.
     """
 
     def __init__(
@@ -63,9 +64,10 @@ class Trainer:
         num_processes: int = 1,
         micro_batch: int | None = None,
         at: Callable[[str, int, float | None], None] = lambda phase, images_seen, limit_s: None,
+        on_out_of_memory: Callable[[int], None] = lambda micro_batch: None,
     ) -> None:
         self.config, self.loader, self.num_processes, self.micro_batch_size = config, loader, num_processes, micro_batch
-        self._set_phase = at
+        self._set_phase, self.on_out_of_memory = at, on_out_of_memory
         G, D = (net.train() for net in nets)
         self.device = next(G.parameters()).device
         self.ema = Ema(G, max(1, len(config.optimizer.ema_half_lives)))
@@ -86,7 +88,6 @@ class Trainer:
             self.augment_p = torch.tensor(config.objective.augment_p, device=self.device)
         self.runner: Callable[[Batch, StepHyperparameters], Metrics] = self.play  # or what does the same in another way
         self.input_wait_s = 0.0  # since the start of the process: time in which the step had no batch
-        self.on_out_of_memory: Callable[[int], None] = lambda micro_batch: None
 
     def compile(self, wanted: bool = True) -> None:
         """Run G and both objectives compiled, each as one graph, from now on, or as they are where that isn't wanted.
@@ -180,7 +181,7 @@ class Trainer:
 
     def _d_gradients(self, batch: Batch, fakes: Tensor | None, hparams: StepHyperparameters) -> Metrics:
         """Add up the gradients of D's objective over the batch's micro-batches, whose fakes are made here if None."""
-        micro_batches, metrics = self._micro_batches(batch), Metrics()
+        micro_batches, metrics = batch.split(self.micro_batch_size, self.num_processes), Metrics()
         gamma, augment_p = self._on_device(hparams.gamma), self._augment_probability(hparams)
         for number, (indices, part) in enumerate(micro_batches, start=1):
             if fakes is None:
@@ -217,7 +218,7 @@ class Trainer:
 
     def _g_gradients(self, batch: Batch, hparams: StepHyperparameters) -> Metrics:
         """Add up the gradients of G's objective over micro-batches that each go through G by themselves."""
-        micro_batches, metrics = self._micro_batches(batch), Metrics()
+        micro_batches, metrics = batch.split(self.micro_batch_size, self.num_processes), Metrics()
         for number, (_, part) in enumerate(micro_batches, start=1):
             weight = self._loss_weight(part)
             with self.G.accumulate(sync=number == len(micro_batches)):
@@ -235,7 +236,7 @@ class Trainer:
         """
         gradients: list[Tensor] = []
         metrics = Metrics()
-        for indices, part in self._micro_batches(batch):
+        for indices, part in batch.split(self.micro_batch_size, self.num_processes):
             part_fakes = fakes[indices].detach().requires_grad_()
             weight = self._loss_weight(part)
             with self.D.frozen():
@@ -245,12 +246,9 @@ class Trainer:
         return torch.cat(gradients), metrics
 
     def _g_loss(self, batch: Batch, fakes: Tensor, hparams: StepHyperparameters) -> tuple[Tensor, Metrics]:
-        augment_p = self._augment_probability(hparams)
-        loss, metrics = self.g_objective(batch.reals, fakes, batch.labels, batch.sample_ids, augment_p)
-        return loss, metrics
-
-    def _micro_batches(self, batch: Batch) -> list[tuple[slice, Batch]]:
-        return batch.split(self.micro_batch_size, self.num_processes)
+        p = self._augment_probability(hparams)
+        found: tuple[Tensor, Metrics] = self.g_objective(batch.reals, fakes, batch.labels, batch.sample_ids, p)
+        return found
 
     def _within_memory(self, engine: Engine, work: Callable[[], T]) -> T:
         """Return what the work returns; where memory runs out halve the micro-batches and do it again.
