@@ -1,4 +1,4 @@
-"""Makes digits.safetensors again: `python -m fastgan.evaluation.train_digits OUT`, about ten minutes on two cores.
+"""Makes digits.safetensors again: `python benchmarks/train_digits.py OUT`, about ten minutes on two cores.
 
 AdamW with a one-cycle learning rate, twelve epochs of MNIST's 60,000 training images, each one turned, scaled,
 sheared and shifted a little. Prints the accuracy on the 10,000 test images and the file's SHA-256, which belongs into
