@@ -1,4 +1,8 @@
-"""Dataclasses as command lines, by tyro; a mistake is one line that names the right words."""
+"""Dataclasses as command lines, by tyro; a mistake is one line that names the right words.
+
+tyro has no public way to a mistake's text but the box that it prints: its hook, `on_parse_error`, is private, may
+change in any release, and the oldest tyro that is supported has none.
+"""
 
 import contextlib
 import difflib

@@ -1,4 +1,8 @@
-"""Curves as SVG paths, with their ticks: what a page needs to show a run's figures without any library."""
+"""Curves as SVG paths, with their ticks: what a page needs to show a run's figures.
+
+matplotlib's SVG of a chart of 2 x 400 points has 23 kB, these paths 9. It would bring its own colours, where the page's
+follow the reader's theme, and wouldn't stretch; and the values under the pointer need points and axes all the same.
+"""
 
 import math
 from collections.abc import Iterable, Sequence
