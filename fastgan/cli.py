@@ -37,7 +37,7 @@ VERBS = {  # where each one's work is: a function of its options, or of the word
     "train": "fastgan.train:main",
     "plan": "fastgan.planning.plan:main",
     "sweep": "fastgan.commands.sweep:main",
-    "doctor": "fastgan.commands.doctor:main",
+    "doctor": "fastgan.commands.doctor:doctor",
     "evaluate": "fastgan.commands.evaluate:evaluate",
     "sample": "fastgan.commands.sample:sample",
     "walk": "fastgan.commands.walk:walk",
@@ -57,12 +57,12 @@ def _do(place: str, args: Sequence[str], prog: str) -> int:
     """Do the work that is there; return the exit code."""
     work = pkgutil.resolve_name(place)
     kind = typing.get_type_hints(work).get("options")
-    if kind is None:
-        return int(work(args))
-    from fastgan.utils.arguments import parse
+    if kind is not None:
+        from fastgan.utils.arguments import parse
 
-    work(parse(kind, args, prog))
-    return EXIT_DONE
+        args = parse(kind, args, prog)
+    code = work(args)
+    return code if isinstance(code, int) else EXIT_DONE
 
 
 def data(args: Sequence[str]) -> int:

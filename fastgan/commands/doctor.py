@@ -316,22 +316,17 @@ class DoctorOptions:
     """The run folder."""
 
 
-def examine(path: Path) -> int:
-    """The run's diagnosis is printed; 1 where there is a fault, else 0. Raises UserError where there is no run."""
-    folder = RunFolder(path)
-    history = RunHistory(folder.read_config(), read_rows(folder.log), read_rows(folder.performance))
-    diagnosis = diagnose(history)
-    print(text(str(path), history, diagnosis))
+def doctor(options: DoctorOptions) -> int:
+    """The run's diagnosis, or the installation's, is printed; 1 where there is a fault, else 0.
+
+    Raises UserError where there is no run.
+    """
+    if options.run is None:
+        from fastgan.commands import installation
+
+        return installation.check()
+    folder = RunFolder(options.run)
+    course = RunHistory(folder.read_config(), read_rows(folder.log), read_rows(folder.performance))
+    diagnosis = diagnose(course)
+    print(text(str(options.run), course, diagnosis))
     return EXIT_FAULT if diagnosis.findings else EXIT_DONE
-
-
-def main(args: Sequence[str]) -> int:
-    """Doctor as the command line says; returns the exit code."""
-    from fastgan.utils.arguments import parse
-
-    run = parse(DoctorOptions, args, prog="fastgan doctor").run
-    if run is not None:
-        return examine(run)
-    from fastgan.commands import installation
-
-    return installation.check()

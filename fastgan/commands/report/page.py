@@ -127,7 +127,11 @@ def facts(record: Record, metric: str | None) -> list[tuple[str, str]]:
     kind = {1: "gray", 3: "RGB"}.get(config.data.channels, f"{config.data.channels} channels")
     found = [
         ("data", f"{Path(config.data.data).name}, {width}x{height} {kind}"),
-        ("networks", f"{config.networks.network}" + f", {config.networks.num_classes} classes" * has_classes(record)),
+        (
+            "networks",
+            f"{config.networks.network}"
+            + f", {config.networks.num_classes} classes" * (config.networks.num_classes > 0),
+        ),
         ("images seen", f"{record.images_seen:,}"),
     ]
     if seconds := record.seconds:
@@ -136,10 +140,6 @@ def facts(record: Record, metric: str | None) -> list[tuple[str, str]]:
     if (best := best_known(record, metric)) is not None and metric is not None:
         found.append((metric, four(best.metrics[metric])))
     return found
-
-
-def has_classes(record: Record) -> bool:
-    return record.config.networks.num_classes > 0
 
 
 def settings(record: Record) -> list[tuple[str, list[tuple[str, str]]]]:
@@ -169,14 +169,10 @@ def pictures(record: Record, budget: int) -> dict[str, Any]:
         "gif": gif,
         "others": [(head, made) for (_, head, _), made in zip(others, shown, strict=False)],
         "frames": [
-            (made, _images_of(made.alt), number in embed.spread(len(frames), KEY_FRAMES))
+            (made, made.alt.removeprefix("samples after "), number in embed.spread(len(frames), KEY_FRAMES))
             for number, made in enumerate(frames)
         ],
     }
-
-
-def _images_of(alt: str) -> str:
-    return alt.removeprefix("samples after ")
 
 
 def diagnosis(record: Record) -> "Diagnosis":
