@@ -1,16 +1,22 @@
 import errno
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from fastgan import presets, train
+from fastgan.distributed import collectives
+from fastgan.distributed.consistency import ConsistencyCheck
 from fastgan.errors import UserError
 from fastgan.runs import checkpoint
 from fastgan.runs.checkpoint import Checkpoints, CorruptCheckpoint, read
+from fastgan.runs.run_folder import RunFolder
 from fastgan.utils.files import write_synced
 
 FILES = ("G.safetensors", "D.safetensors", "optimizers.safetensors", "state.json")
@@ -159,6 +165,26 @@ def test_each_flipped_byte(tmp_path: Path, file: str) -> None:
             read(path)
     (path / file).write_bytes(whole)
     assert read(path).state["images_seen"] == 64
+
+
+def test_only_the_main_process_checks_hashes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At resume the others read the checkpoint that it names, none where they don't see it; they hash no tensors."""
+    folder, hashed = RunFolder(tmp_path), list[int]()
+    path = save(Checkpoints(folder.checkpoints), 64)
+    whole = read(path)
+    monkeypatch.setattr(checkpoint, "sha256", lambda data=b"": (hashed.append(len(data)), hashlib.sha256(data))[1])
+
+    def opened(is_main: bool, newest: int) -> checkpoint.Checkpoint | None:
+        monkeypatch.setattr(collectives, "from_main", lambda number: newest)
+        alone, process = ConsistencyCheck(), SimpleNamespace(is_main=is_main, print=print)
+        return train._open_folder(presets.debug(), process, folder, alone, False)  # type: ignore[arg-type]
+
+    other = opened(False, 64)
+    assert other is not None and other.state == whole.state and len(hashed) == 1  # the state's own
+    for file, group in whole.tensors.items():
+        assert all(same_bits(value, other.tensors[file][name]) for name, value in group.items())
+    assert opened(False, -1) is None and opened(False, 65) is None and not folder.config.exists()
+    assert opened(True, 64) is not None and len(hashed) == 1 + len(FILES)
 
 
 HARMS: dict[str, Callable[[Path], Any]] = {
