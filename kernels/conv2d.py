@@ -38,19 +38,22 @@ class Form(NamedTuple):
     size: tuple[int, int]
 
 
-# Each takes `merge` groups as one, 0: as many as are fastest.
+def _conv(x: Tensor, weight: Tensor, bias: Tensor | None, form: Form) -> Tensor:
+    return _conv_by(x, weight, bias, form, merge_of("conv", x, weight, form))
 
 
-def _conv(x: Tensor, weight: Tensor, bias: Tensor | None, form: Form, merge: int = 0) -> Tensor:
-    merge = merge or merge_of("conv", x, weight, form)
+def _conv_by(x: Tensor, weight: Tensor, bias: Tensor | None, form: Form, merge: int) -> Tensor:
     groups, weight = form.groups // merge, merged(weight, form.groups, merge)
     y: Tensor = aten.convolution(x, weight, bias, form.stride, form.padding, [1, 1], False, [0, 0], groups)
     return y
 
 
-def _dgrad(grad: Tensor, weight: Tensor, form: Form, merge: int = 0) -> Tensor:
+def _dgrad(grad: Tensor, weight: Tensor, form: Form) -> Tensor:
     """The gradient of conv in x."""
-    merge = merge or merge_of("dgrad", grad, weight, form)
+    return _dgrad_by(grad, weight, form, merge_of("dgrad", grad, weight, form))
+
+
+def _dgrad_by(grad: Tensor, weight: Tensor, form: Form, merge: int) -> Tensor:
     more = [
         size + 2 * padding - kernel - (places - 1) * stride
         for size, padding, kernel, places, stride in zip(
@@ -62,9 +65,12 @@ def _dgrad(grad: Tensor, weight: Tensor, form: Form, merge: int = 0) -> Tensor:
     return x
 
 
-def _wgrad(x: Tensor, grad: Tensor, weight: Tensor, form: Form, merge: int = 0) -> Tensor:
+def _wgrad(x: Tensor, grad: Tensor, weight: Tensor, form: Form) -> Tensor:
     """The gradient of conv in w, of which only the shape is asked."""
-    merge = merge or merge_of("wgrad", x, weight, form)
+    return _wgrad_by(x, grad, weight, form, merge_of("wgrad", x, weight, form))
+
+
+def _wgrad_by(x: Tensor, grad: Tensor, weight: Tensor, form: Form, merge: int) -> Tensor:
     like = weight if merge == 1 else weight.new_empty(len(weight), weight.shape[1] * merge, *weight.shape[2:])
     groups = form.groups // merge
     found = aten.convolution_backward(
@@ -124,11 +130,11 @@ def _try_merges(
     x, weight = (
         torch.randn(size, device=device, dtype=dtype).contiguous(memory_format=memory_format) for size in sizes
     )
-    y = _conv(x, weight, None, form, 1) if kind == "wgrad" else x
+    y = _conv_by(x, weight, None, form, 1) if kind == "wgrad" else x
     works: dict[str, Callable[[int], Tensor]] = {
-        "conv": lambda merge: _conv(x, weight, None, form, merge),
-        "dgrad": lambda merge: _dgrad(x, weight, form, merge),
-        "wgrad": lambda merge: _wgrad(x, y, weight, form, merge),
+        "conv": lambda merge: _conv_by(x, weight, None, form, merge),
+        "dgrad": lambda merge: _dgrad_by(x, weight, form, merge),
+        "wgrad": lambda merge: _wgrad_by(x, y, weight, form, merge),
     }
     found = {
         merge: _milliseconds(functools.partial(works[kind], merge)) for merge in MERGES if form.groups % merge == 0
