@@ -35,6 +35,9 @@ SHOWN = (
 )
 
 
+MACHINE = "intelr-xeonr-processor"  # which README's table is of
+
+
 def cells(line: str) -> list[str]:
     return [cell.strip() for cell in line.strip().strip("|").split("|")]
 
@@ -56,7 +59,7 @@ def table() -> str:
     """A row for everything shown that has been measured."""
     lines = ["| | median of rounds (lowest - highest) | |", "| --- | --- | --- |"]
     for shown in SHOWN:
-        for path in sorted(RESULTS.glob(f"{shown.theme}-[a-z]*.md")):
+        for path in sorted(RESULTS.glob(f"{shown.theme}-{MACHINE}-*.md")):
             value = find(path.read_text(), shown)
             if value is not None:
                 lines.append(f"| {shown.what} | {value} | [{shown.theme}]({path.relative_to(ROOT)}) |")

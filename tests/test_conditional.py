@@ -150,7 +150,7 @@ def test_evaluation_is_of_the_datas_classes(run: Path, tmp_path: Path, monkeypat
     told = torch.cat([given for given in recorder.told if given is not None])
     assert told.bincount().tolist() == [60, 20]
     G = G.to(DEVICE)
-    assert evaluator(G, 80) == evaluator(G, 80)
+    assert evaluator(G, 80) == pytest.approx(evaluator(G, 80), rel=1e-9)
     again = Recorder()
     evaluator(again, 80)
     assert torch.equal(told, torch.cat([given for given in again.told if given is not None]))
@@ -161,7 +161,7 @@ def test_evaluate_command(run: Path, capsys: pytest.CaptureFixture[str]) -> None
     for _ in range(2):
         assert cli.main(["evaluate", str(run), "--images", "40"]) == 0
     rows = [json.loads(line) for line in (run / "evaluation.jsonl").read_text().splitlines()]
-    assert rows[-1]["metrics"] == rows[-2]["metrics"]
+    assert rows[-1]["metrics"] == pytest.approx(rows[-2]["metrics"], rel=1e-9)
 
 
 # Samples

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import refusal
 
 from fastgan.distributed import processes, zero
 from fastgan.distributed.heartbeat import EVENT_S
@@ -15,6 +16,7 @@ from fastgan.runs.checkpoint import Checkpoints
 from fastgan.runs.rows import read_rows
 
 TRAIN = Path(__file__).parents[1] / "fastgan" / "train.py"
+MOST_PROCESSES = 3
 OPTIONS = ("--preset", "debug", "--images", "320", "--log-every", "32")
 
 
@@ -29,6 +31,8 @@ def launch(
         *(str(TRAIN), *OPTIONS, "--run-dir", str(run_dir), *options),
     ]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    if torch.cuda.device_count() < MOST_PROCESSES:  # NCCL wants a GPU for each
+        environment["CUDA_VISIBLE_DEVICES"] = ""
     return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=environment)
 
 
@@ -205,3 +209,12 @@ def test_every_process_group_outlasts_the_watchdog(tmp_path):
     assert answer.returncode == 0, answer.stderr
     found = [float(line.split()[1]) for line in answer.stdout.splitlines() if line.startswith("timeout")]
     assert len(found) == 4 and min(found) > EVENT_S
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch):
+    """In one line, before NCCL's own complaint."""
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    text = refusal(processes.Processes)
+    assert text.startswith("num_processes is 2 on this host, which has 1 GPU: give accelerate launch --num_processes 1")

@@ -1,5 +1,6 @@
 """Three loaders, one contract: the same batches, wherever and on however many processes they begin."""
 
+import importlib.util
 import io
 import json
 import multiprocessing
@@ -24,7 +25,9 @@ from fastgan.errors import UserError
 
 CPU = torch.device("cpu")  # beside which one test here puts a GPU
 NUM, SIZE, BATCH = 45, (10, 14), 16  # batches of 16, 16, 13
-LOADERS = ("in_memory", "torch", "dali")
+HAS_DALI = importlib.util.find_spec("nvidia") is not None and importlib.util.find_spec("nvidia.dali") is not None
+needs_dali = pytest.mark.skipif(not HAS_DALI, reason="DALI isn't installed")
+LOADERS = ("in_memory", "torch", pytest.param("dali", marks=needs_dali))
 pytestmark = pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
 
 
@@ -226,8 +229,6 @@ def test_batches_in_memory_are_made_on_the_device(sets, place):
 @pytest.mark.parametrize("loader", LOADERS)
 def test_batches_on_a_gpu_are_those_of_the_cpu(sets, loader):
     """Every loader brings the CPU's batches to a GPU, after a jump as well, and none waits for it."""
-    if loader == "dali":
-        pytest.importorskip("nvidia.dali")
     source, _ = sets[3, "png"]
     config = config_for(loader, mirror=True, reuse_reals=False)
     mine, others = (build_loader(config, source, torch.device(kind)) for kind in ("cuda", "cpu"))
@@ -268,6 +269,7 @@ def test_worker_processes_end_in_order():
     assert len(workers) == 8 and {worker.exitcode for worker in workers} == {0}
 
 
+@needs_dali
 def test_choice_of_loader(sets, monkeypatch):
     """Small sets go into memory; larger ones to DALI where prepared and it is installed, else to torch."""
     source, _ = sets[3, "png"]

@@ -36,7 +36,7 @@ def test_training_does_without(
     """Each time one line says so; the other events, and the checkpoint, are as ever."""
     monkeypatch.setattr(owner, method, short_of_memory)
     assert train.main([*TINY, *EVALUATED, "--run-dir", str(tmp_path / "run")]) == 0
-    lines = [line for line in capsys.readouterr().out.splitlines() if "memory" in line]
+    lines = [line for line in capsys.readouterr().out.splitlines() if "memory ran out" in line]
     places = {"grid": [0, 32, 64, 96], "health": [32, 64, 96], "evaluation": [32, 64, 96]}[what]
     assert lines == [f"memory ran out in {what} at {place} images, which is left out: 2 GiB" for place in places]
     rows = read_rows(tmp_path / "run" / "performance.jsonl") + read_rows(tmp_path / "run" / "log.jsonl")

@@ -53,6 +53,7 @@ def evaluate(options: EvaluateOptions) -> dict[str, float]:
 
 def _evaluate(options: EvaluateOptions, device: torch.device) -> dict[str, float]:
     folder, config, checkpoint, G = open_run(options.run, options.which)
+    torch.backends.cudnn.allow_tf32 = config.run.tf32  # as in training, whose figures it repeats
     name = extractors.choose(options.extractor, config, options.inception_weights)
     extractor = extractors.load(name, device, options.inception_weights)
     dataset = open_dataset(config)

@@ -81,7 +81,7 @@ def main(args: Sequence[str]) -> int:
     """Import as the command line says; return the exit code."""
     if args and args[0] in ("-h", "--help"):
         print(USAGE)
-        return EXIT_DONE
+        raise SystemExit(EXIT_DONE)
     if len(args) < 2 or args[0].startswith("-") or args[1].startswith("-"):
         raise UserError("fastgan import needs a file of weights and a folder for the run: fastgan import FILE RUN")
     file, run, *flags = args

@@ -20,6 +20,7 @@ from fastgan.distributed.consistency import ConsistencyCheck
 from fastgan.distributed.engines import Engine, ddp_engine
 from fastgan.distributed.heartbeat import LIMIT_S, collective_timeout
 from fastgan.distributed.zero import ZeroEngine
+from fastgan.errors import UserError
 
 # Accelerate's settings that aren't used, and fastgan's own.
 UNUSED = {"mixed_precision": "--precision", "dynamo_backend": "--compile"}
@@ -36,6 +37,7 @@ class Processes:
         agreement: ConsistencyCheck | None = None,
         limit_s: float = LIMIT_S,
     ) -> None:
+        _require_gpus()
         asked, asked_offload = _asked_by_launcher()
         self.engine_name = asked if engine == "auto" else engine
         self.offload = offload or (engine == "auto" and asked_offload)
@@ -99,6 +101,16 @@ class Processes:
         self._accelerator.end_training()
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
+
+
+def _require_gpus() -> None:
+    """Raise UserError where processes of this host would share a GPU, which NCCL refuses."""
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if torch.cuda.is_available() and processes > (gpus := torch.cuda.device_count()):
+        raise UserError(
+            f"num_processes is {processes} on this host, which has {gpus} GPU{'s' * (gpus > 1)}: give accelerate "
+            f"launch --num_processes {gpus}, or CUDA_VISIBLE_DEVICES= in front of it to compute on the CPU"
+        )
 
 
 def _silence_libraries() -> None:
