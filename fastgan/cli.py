@@ -1,5 +1,6 @@
 """`fastgan VERB`: one verb, one module. Nothing heavy is imported before the verb is known."""
 
+import io
 import os
 import pkgutil
 import sys
@@ -7,7 +8,7 @@ import typing
 from collections.abc import Sequence
 
 from fastgan import __version__
-from fastgan.errors import EXIT_DONE, EXIT_USER_ERROR, UserError
+from fastgan.errors import EXIT_DONE, EXIT_USER_ERROR, UserError, machine_error
 
 USAGE = """\
 usage: fastgan VERB [options]     (fastgan VERB --help lists a verb's options)
@@ -79,6 +80,9 @@ def data(args: Sequence[str]) -> int:
 
 def main(args: Sequence[str] | None = None) -> int:
     """Run the verb; returns the exit code. A user's mistake is one line on standard error."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a file's name may be one that the terminal can't show
     try:
         return _run(sys.argv[1:] if args is None else args)
     except UserError as error:
@@ -86,6 +90,11 @@ def main(args: Sequence[str] | None = None) -> int:
         return EXIT_USER_ERROR
     except BrokenPipeError:  # who read our output, like `head`, has gone: nothing is left to say
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_USER_ERROR
+    except (OSError, MemoryError, RuntimeError) as error:  # outside the places that say more
+        if (text := machine_error(error)) is None:
+            raise
+        print(f"fastgan: error: {text}", file=sys.stderr)
         return EXIT_USER_ERROR
 
 

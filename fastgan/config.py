@@ -10,10 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from fastgan.utils.fields import flat, from_plain, require, require_positive
+from fastgan.utils.fields import MAX_INT, flat, from_plain, require, require_positive
 
-MAX_SEED = 2**63 - 1
-MAX_EMA_STD = 0.25  # the plain mean of all weights since the start has 0.289
+MAX_SEED = MAX_INT
+MIN_EMA_STD, MAX_EMA_STD = 0.001, 0.25  # the plain mean of all weights since the start has 0.289
+MAX_TIMEOUT_S = 365 * 86_400.0
+MAX_BLOCKS, MAX_EVAL_IMAGES = 1_000, 10**8
 FORMER_FIELDS = {"share_fakes": "reuse_fakes", "resident_gib": "in_memory_gib"}  # of 0.1's config.json
 FORMER_LOADERS = {"resident": "in_memory"}
 BATCH_NORM_IN_D = ("dcgan128",)  # the networks whose D couples the images of a batch
@@ -77,7 +79,8 @@ class NetworkConfig:
     """r3gan in another precision: how many stages, from the lowest resolution up, compute in float32 all the same."""
 
     def __post_init__(self) -> None:
-        require_positive(self, "z_dim", "width", "d_width", "blocks", "expansion")
+        require_positive(self, "z_dim", "width", "d_width", "expansion")
+        require_positive(self, "blocks", at_most=MAX_BLOCKS)
         require(self, "group_width", self.group_width >= 0, "give a number of channels, 0 for one group")
         for channels in self.stages:
             require(self, "stages", channels > 0, "give numbers of channels above 0")
@@ -228,7 +231,8 @@ class OptimizerConfig:
         for half_life in self.ema_half_lives:
             require(self, "ema_half_lives", 0 < half_life < math.inf, "give numbers of images above 0")
         for std in self.ema_stds:
-            require(self, "ema_stds", 0 < std <= MAX_EMA_STD, f"give numbers above 0, at most {MAX_EMA_STD}")
+            wanted = f"give numbers from {MIN_EMA_STD} to {MAX_EMA_STD}"
+            require(self, "ema_stds", MIN_EMA_STD <= std <= MAX_EMA_STD, wanted)
         different = len(set(self.ema_stds)) == len(self.ema_stds)
         require(self, "ema_stds", different, "give each once")
 
@@ -314,8 +318,9 @@ class RunConfig:
     """Print the plan and end."""
 
     def __post_init__(self) -> None:
-        require_positive(self, "epochs", "log_every", "grid_side", "in_memory_gib", "keep_checkpoints", "eval_images")
-        require_positive(self, "timeout_s", "eval_curve_images")
+        require_positive(self, "epochs", "log_every", "grid_side", "in_memory_gib", "keep_checkpoints")
+        require_positive(self, "eval_images", "eval_curve_images", at_most=MAX_EVAL_IMAGES)
+        require_positive(self, "timeout_s", at_most=MAX_TIMEOUT_S)
         micro = self.micro_batch
         require(self, "micro_batch", micro in (None, "auto") or int(micro) > 0, "give a number above 0, or auto")
         every = ("grid_every", "checkpoint_every", "ema_snapshot_every")
@@ -375,6 +380,8 @@ class Config:
 
     def total_images(self, num_images: int) -> int:
         """Images of the whole run on a data set of `num_images`: the step that reaches them is the last."""
+        wanted = f"the {num_images:,} images so often are more than 64 bits count: give fewer"
+        require(self.run, "epochs", self.run.epochs * num_images < MAX_INT, wanted)
         return self.run.images or math.ceil(self.run.epochs * num_images)
 
     def to_json(self) -> str:

@@ -26,3 +26,13 @@ class Stopped(Exception):
 def first_line(error: BaseException) -> str:
     """What a library's error says, for a line of ours."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+
+
+def machine_error(error: Exception) -> str | None:
+    """Say in one line what of the machine was lacking, a disk, a file or memory; None where it was something else."""
+    if isinstance(error, OSError):
+        return f"{error.strerror or error}{f' ({error.filename})' if error.filename else ''}"
+    text = first_line(error)
+    if isinstance(error, MemoryError) or "can't allocate memory" in text or "out of memory" in text:
+        return f"memory runs out ({text}): give fewer or smaller images, or smaller networks"
+    return None

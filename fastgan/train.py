@@ -22,6 +22,7 @@ from fastgan.errors import (
     Lost,
     Stopped,
     UserError,
+    machine_error,
 )
 from fastgan.presets import parse_config
 from fastgan.utils.exit_status import report
@@ -101,12 +102,14 @@ def _trainer(
     from fastgan.data import loaders
     from fastgan.data.loaders import build_loader, open_dataset
     from fastgan.distributed.consistency import data_fingerprint
+    from fastgan.planning.room import require_room
     from fastgan.runs.checkpoint import Checkpoints
-    from fastgan.training import micro_batch, warm_start
+    from fastgan.training import micro_batch, schedules, warm_start
     from fastgan.training.trainer import Trainer
 
     checkpoints = Checkpoints(folder.checkpoints)
     start = None if checkpoints.paths() else warm_start.open_start(config)
+    require_room(config, processes.device, processes.world_size, processes.zero_stage)
     nets = networks.build(config, processes.device)
     taken = None if start is None else warm_start.compare(config, nets, start)
 
@@ -125,8 +128,10 @@ def _trainer(
     if checkpoint is not None:
         trainer.load_state(checkpoint.tensors, checkpoint.state)
         processes.print(f"resuming {folder.path} at {trainer.images_seen:,} of {trainer.total_images:,} images")
-    elif (hint := _hint(config, len(dataset))) is not None:
-        processes.print(hint)
+    else:
+        for hint in (_hint(config, len(dataset)), schedules.preset_gamma_note(config)):
+            if hint is not None:
+                processes.print(hint)
     if start is not None and taken is not None:
         warm_start.load_matching(trainer, start, taken)
         processes.print(str(taken))
@@ -141,6 +146,7 @@ def _open_folder(
 ) -> "Checkpoint | None":
     """The folder is the run's; its last whole checkpoint, which the main process has checked, None where `fresh`."""
     from fastgan.distributed.collectives import from_main
+    from fastgan.runs import resume_state
     from fastgan.runs.checkpoint import Checkpoints, read
 
     checkpoints = Checkpoints(folder.checkpoints)
@@ -150,7 +156,8 @@ def _open_folder(
             return None
         folder.open(config)
         checkpoints.remove_partial()
-        return None if fresh else checkpoints.latest(processes.print)
+        fault = functools.partial(resume_state.fault, config=config)
+        return None if fresh else checkpoints.latest(processes.print, fault)
 
     found = agreement.run_on_all("run folder", find)
     newest = from_main(-1 if found is None else int(found.path.name))
@@ -284,11 +291,10 @@ def _run(stop: StopRequest, args: Sequence[str]) -> int:
     except Stopped as end:
         text = f"{end}; a checkpoint is saved, and the same command resumes from it"
         return _print_error(text, EXIT_STOPPED if stop.signalled else EXIT_DONE)
-    except OSError as error:  # a full disk or a vanished folder, outside the places that say more
-        where = f" ({error.filename})" if error.filename else ""
-        return _print_error(
-            f"error: {error.strerror or error}{where}: fix it and run the same command again", EXIT_USER_ERROR
-        )
+    except (OSError, MemoryError, RuntimeError) as error:  # a full disk, say, outside the places that say more
+        if (lacking := machine_error(error)) is None:
+            raise
+        return _print_error(f"error: {lacking}: fix it and run the same command again", EXIT_USER_ERROR)
     return EXIT_DONE
 
 

@@ -5,6 +5,7 @@ from typing import Literal
 import pytest
 
 from fastgan import presets
+from fastgan.commands.evaluate import EvaluateOptions
 from fastgan.config import Config, flat
 from fastgan.errors import UserError
 from fastgan.presets import parse_config
@@ -97,6 +98,14 @@ def test_unknown_flag() -> None:
     assert "'--batchsize'" in text and "did you mean --batch-size?" in text
     for name in flat(Config()):
         assert f"--{name.replace('_', '-')}" in text
+
+
+def test_flags_of_other_verbs() -> None:
+    """A flag that only a description names is no option of the verb: it isn't suggested, least of all to itself."""
+    with pytest.raises(UserError, match="unknown option '--best-by': did you mean --best") as caught:
+        parse(EvaluateOptions, ["run", "--best-by", "fd"], prog="fastgan evaluate")
+    listed = str(caught.value).split("The options are ")[1].split(", ")
+    assert "--images" in listed and not {"--best-by", "--ema-stds"} & {*listed}
 
 
 def test_unknown_flag_like_no_other() -> None:

@@ -1,5 +1,6 @@
 """Ten broken files of each of many kinds among three good ones: what is good is kept, what is not is named."""
 
+import gzip
 import io
 import json
 import os
@@ -166,6 +167,12 @@ def tarred(tmp: Path, bad: list[tarfile.TarInfo], mode: str = "w") -> Path:
             info.size = len(data)
             archive.addfile(info, io.BytesIO(data))
     return tmp / "a.tar"
+
+
+def typed(name: str, kind: bytes) -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    info.type = kind
+    return info
 
 
 def tar_kind(kind: bytes, target: str = "good-0.png", mode: str = "w") -> Callable[[Path], Broken]:
@@ -355,3 +362,45 @@ def test_wrong_endings(tmp_path: Path) -> None:
     kinds = {"a.png": file_of("JPEG"), "b.jpg": file_of("PNG"), "c.gif": file_of("WEBP"), "d.bmp": file_of("TIFF")}
     index = run(tmp_path, put(tmp_path / "in", kinds))
     assert index["num_images"] == 4 and index["skipped"] == []
+
+
+def negative(info: tarfile.TarInfo, size: int) -> bytes:
+    """The header of a member of that size, as GNU's tar writes numbers below 0."""
+    header = bytearray(info.tobuf(tarfile.GNU_FORMAT))
+    header[124:136] = b"\xff" + (size % 256**11).to_bytes(11, "big")
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    return bytes(header)
+
+
+def pax(size: str) -> bytes:
+    """A member whose extended header says its size."""
+    info = tarfile.TarInfo("bad.png")
+    info.pax_headers = {"size": size}
+    return info.tobuf(tarfile.PAX_FORMAT)
+
+
+BACKWARDS = {
+    "a file": negative(tarfile.TarInfo("bad.png"), -512),
+    "a file, a byte": negative(tarfile.TarInfo("bad.png"), -1),
+    "an extended header": negative(typed("bad.png", tarfile.XHDTYPE), -512),
+    "a long name": negative(typed("bad.png", tarfile.GNUTYPE_LONGNAME), -512),
+    "by an extended header": pax("-1024"),
+    "no number": pax("nan"),
+}
+
+
+@pytest.mark.parametrize("mode", ["w", "w:gz"])
+@pytest.mark.parametrize("kind", BACKWARDS)
+def test_sizes_below_zero(kind: str, mode: str, tmp_path: Path) -> None:
+    """A member of a negative size, after which a reader stands where it stood, ends the archive: what came before is
+    kept, and it is named."""
+    path = tarred(tmp_path, [])
+    with tarfile.open(path) as archive:
+        archive.getmembers()
+        end = archive.offset
+    content = path.read_bytes()[:end] + BACKWARDS[kind] + bytes(10_240)
+    path.write_bytes(gzip.compress(content) if mode == "w:gz" else content)
+    index = run(tmp_path, path)
+    assert index["num_images"] == GOOD
+    assert index["skipped"] and {one["file"] for one in index["skipped"]} <= {"a.tar", "bad.png"}

@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import refusal
 
-from fastgan.distributed import processes, zero
+from fastgan.distributed import launcher, processes, zero
 from fastgan.distributed.heartbeat import EVENT_S
 from fastgan.runs.checkpoint import Checkpoints
 from fastgan.runs.rows import read_rows
@@ -113,7 +113,7 @@ def test_threads_are_the_share_of_the_cores(monkeypatch, environment, wanted, th
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(processes.psutil.Process, "cpu_affinity", lambda _: list(range(16)))
+    monkeypatch.setattr(processes, "num_cores", lambda: 16)
     monkeypatch.setattr(processes.psutil, "cpu_count", lambda logical: 8)
     chosen = []
     monkeypatch.setattr(torch, "set_num_threads", chosen.append)
@@ -155,7 +155,8 @@ def test_accelerates_configuration_names_the_engine(monkeypatch, environment, as
     """What a DEEPSPEED configuration asks for is taken over, and hidden from Accelerate, which knows one network."""
     for variable, value in environment.items():
         monkeypatch.setenv(variable, value)
-    assert processes._asked_by_launcher() == asked
+    wishes = launcher.read_wishes()
+    assert (wishes.engine, wishes.offload) == asked and wishes.unused == []
     assert "ACCELERATE_USE_DEEPSPEED" not in os.environ
 
 

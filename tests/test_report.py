@@ -2,6 +2,7 @@ import contextlib
 import html
 import json
 import re
+import shlex
 import shutil
 import socket
 import subprocess
@@ -320,6 +321,18 @@ def test_layout() -> None:
 def test_command(recorded: str, typed: str) -> None:
     """The recorded command is shown as it is typed again."""
     assert record.as_typed(recorded) == typed
+
+
+@pytest.mark.parametrize(
+    "recorded", ["fastgan train", "fastgan train --run-dir old/place --seed 0", "fastgan train --run-dir=old --seed 0"]
+)
+def test_command_of_a_run_that_has_moved(recorded: str, run: Path, tmp_path: Path) -> None:
+    """To train on, the page names the folder where the run is, not where it was."""
+    session = json.loads((run / "sessions.jsonl").read_text().splitlines()[-1]) | {"command": recorded}
+    (run / "sessions.jsonl").write_text(json.dumps(session) + "\n")
+    page = html.unescape(write_page(str(run), "--out", str(tmp_path / "page.html")))
+    seed = " --seed 0" if "seed" in recorded else ""
+    assert f"fastgan train --run-dir {shlex.quote(str(run))}{seed}" in page
 
 
 def test_preset_that_is_gone(run: Path, tmp_path: Path) -> None:

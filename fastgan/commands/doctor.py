@@ -17,6 +17,7 @@ from fastgan.errors import EXIT_DONE
 from fastgan.monitor.health import EARLY_EVERY
 from fastgan.runs.rows import read_rows
 from fastgan.runs.run_folder import RunFolder
+from fastgan.training.schedules import preset_gamma_note
 
 EXIT_FAULT = 1
 
@@ -329,4 +330,6 @@ def doctor(options: DoctorOptions) -> int:
     course = RunHistory(folder.read_config(), read_rows(folder.log), read_rows(folder.performance))
     diagnosis = diagnose(course)
     print(text(str(options.run), course, diagnosis))
+    if (note := preset_gamma_note(course.config)) is not None:
+        print(f"  {note}")
     return EXIT_FAULT if diagnosis.findings else EXIT_DONE

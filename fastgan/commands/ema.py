@@ -7,10 +7,12 @@ from typing import Annotated
 import tyro
 
 from fastgan.commands.evaluate import EvaluateOptions, evaluate
+from fastgan.config import MAX_EVAL_IMAGES
 from fastgan.errors import UserError
 from fastgan.evaluation.sampling import CheckpointSelector
 from fastgan.runs.ema_snapshots import EmaSnapshots, Reconstruction
 from fastgan.runs.run_folder import RunFolder
+from fastgan.utils.fields import require_positive
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,9 @@ class EmaOptions:
     """Measure each, as `fastgan evaluate` does, and end with a table."""
     images: int = 10_000
     """How many images to generate for that."""
+
+    def __post_init__(self) -> None:
+        require_positive(self, "images", at_most=MAX_EVAL_IMAGES)
 
 
 def ema(options: EmaOptions) -> list[Reconstruction]:

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import torch
 import tyro
 
+from fastgan.config import MAX_EVAL_IMAGES
 from fastgan.data.loaders import check, open_dataset
 from fastgan.distributed.collectives import rank_and_world_size
 from fastgan.distributed.processes import Processes
@@ -16,6 +17,7 @@ from fastgan.evaluation.evaluator import Evaluator
 from fastgan.evaluation.sampling import CheckpointSelector, open_run, to_device
 from fastgan.runs.rows import append_row
 from fastgan.runs.run_folder import session
+from fastgan.utils.fields import require_positive
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,9 @@ class EvaluateOptions:
     inception_weights: Path | None = None
     """The Inception weights' file; without it, torch-fidelity's cache or its download."""
     which: CheckpointSelector = field(default_factory=CheckpointSelector)
+
+    def __post_init__(self) -> None:
+        require_positive(self, "images", at_most=MAX_EVAL_IMAGES)
 
 
 def evaluate(options: EvaluateOptions) -> dict[str, float]:
@@ -59,6 +64,9 @@ def _evaluate(options: EvaluateOptions, device: torch.device) -> dict[str, float
     dataset = open_dataset(config)
     check(config, dataset)
     evaluator = Evaluator(config, dataset, extractor, device)
+    evaluator.require_enough(options.images)
+    if options.per_class:
+        evaluator.class_parts(options.images)  # raises
     metrics = evaluator(G.to(device), options.images)
     protocol = evaluator.protocol(options.images)
     if options.per_class:

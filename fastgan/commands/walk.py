@@ -6,6 +6,7 @@ Between two latents the way goes along the sphere: a mean of two Gaussian latent
 
 import functools
 import itertools
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,12 +19,15 @@ from fastgan.config import MAX_SEED, Config
 from fastgan.errors import UserError
 from fastgan.evaluation.interpolation import Walk, pictures
 from fastgan.evaluation.sampling import CheckpointSelector, open_run, parse_classes, parse_seeds, to_device
+from fastgan.utils.fields import require_positive
+from fastgan.utils.memory import require_free
 from fastgan.utils.pictures import enlarge, to_image
 from fastgan.utils.pngs import write_gif
 
 MAX_GIF_FPS = 50  # browsers slow frames down that are shorter than 20 ms
 SIDE = 480  # small pictures are enlarged to about this many pixels
 ENDINGS = (".gif", ".mp4")
+MAX_NUMBER = 1_000_000  # of frames, rows or frames a second
 
 
 @dataclass(frozen=True)
@@ -48,9 +52,7 @@ class WalkOptions:
     which: CheckpointSelector = field(default_factory=CheckpointSelector)
 
     def __post_init__(self) -> None:
-        for name in ("frames", "grid", "fps"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} is {getattr(self, name)}: give a number above 0")
+        require_positive(self, "frames", "grid", "fps", at_most=MAX_NUMBER)
         if self.out.suffix.lower() not in ENDINGS:
             raise UserError(f"out is {self.out}: give a name that ends in {' or '.join(ENDINGS)}")
         if self.is_gif and self.fps > MAX_GIF_FPS:
@@ -105,6 +107,7 @@ def walk(options: WalkOptions) -> Path:
         _require_video()
     _, config, checkpoint, G = open_run(options.run, options.which)
     path, device = walk_of(options, config), to_device()
+    _require_room(options, path, config)
     made = pictures(path, G.to(device), config.networks.z_dim, device)
     images = map(functools.partial(enlarge, side=SIDE), map(to_image, made))
     try:
@@ -119,6 +122,16 @@ def walk(options: WalkOptions) -> Path:
     seen = checkpoint.state["images_seen"]
     print(f"{many}{len(path)} frames, {len(path) / options.fps:.1f} s after {seen:,} images seen: {options.out}")
     return options.out
+
+
+def _require_room(options: WalkOptions, path: Walk, config: Config) -> None:
+    """Raise UserError where a frame, the way between two seeds, or a GIF, which is written as a whole, is too much."""
+    pixels = path.count * math.prod(config.data.image_size)
+    frame = 6 * config.data.channels * pixels  # as numbers, bytes and a picture
+    latents = 3 * 8 * path.count * options.frames * config.networks.z_dim
+    gif = 3 * max(SIDE**2 // 4, pixels) * len(path) if options.is_gif else 0
+    what = f"frames is {options.frames}, grid {options.grid}, of {len(path.seeds):,} seeds"
+    require_free(frame + latents + gif, "cpu", what, "give smaller numbers" + (", or an .mp4" if gif else ""))
 
 
 def _require_video() -> None:

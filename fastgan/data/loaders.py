@@ -1,6 +1,7 @@
 """From a data set's name to its images, and from them to batches on the device."""
 
 import importlib.util
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from fastgan.data.prepared import PreparedDataset, is_prepared
 from fastgan.data.stacked import StackedDataset
 from fastgan.data.torch_loader import TorchLoader
 from fastgan.errors import UserError
+from fastgan.utils.cores import require_startable
+from fastgan.utils.memory import require_free
 
 
 def open_dataset(config: Config) -> ImageDataset:
@@ -54,7 +57,10 @@ def check(config: Config, dataset: ImageDataset, num_processes: int = 1) -> None
     if config.networks.num_classes:
         _check_classes(config.networks.num_classes, dataset)
     if batch_size > len(dataset):
-        raise UserError(f"batch_size is {batch_size}: the data set {dataset.name} has only {len(dataset)} images")
+        raise UserError(
+            f"batch_size is {batch_size}: the data set {dataset.name} has only {len(dataset)} images; "
+            f"give --batch-size {len(dataset)} or less"
+        )
     last = len(dataset) % batch_size if config.data.keep_partial_batch else 0
     if 0 < (last or batch_size) < num_processes:
         raise UserError(
@@ -101,7 +107,12 @@ def build_loader(
 ) -> Loader:
     """The loader that the config asks for; `say` hears which and why. Raises UserError as `check` does."""
     check(config, dataset, num_processes)
+    require_startable("workers", config.run.workers or None)
     kind, reason = choose_loader(config, dataset)
+    if kind == "in_memory":
+        decoded = len(dataset) * dataset.channels * math.prod(dataset.image_size)
+        what = f"loader is in_memory: the {len(dataset):,} images of {dataset.name}"
+        require_free(decoded, device, what, "give --loader torch")
     say(f"data: {len(dataset):,} images of {dataset.name}; loader {kind} ({reason})")
     drawn = isinstance(dataset, StackedDataset)  # which is quicker than to hand it over
     workers = config.run.workers if config.run.workers is not None else 0 if drawn else torch.get_num_threads()

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import uuid4
 
 from fastgan.config import Config, flat
-from fastgan.errors import EXIT_USER_ERROR, Lost, UserError, first_line
+from fastgan.errors import EXIT_USER_ERROR, Lost, UserError, first_line, machine_error
 
 if TYPE_CHECKING:
     from torch.distributed import Store
@@ -77,7 +77,7 @@ class ConsistencyCheck:
         except UserError as reason:
             error = str(reason)
         except OSError as reason:
-            error = f"{reason.strerror or reason}{f' ({reason.filename})' if reason.filename else ''}"
+            error = machine_error(reason)
         self.verify(name, found or {}, error)
         return made  # type: ignore[return-value]
 

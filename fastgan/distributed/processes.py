@@ -16,14 +16,13 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 from torch import Tensor, nn
 
+from fastgan.distributed import launcher
 from fastgan.distributed.consistency import ConsistencyCheck
 from fastgan.distributed.engines import Engine, ddp_engine
 from fastgan.distributed.heartbeat import LIMIT_S, collective_timeout
 from fastgan.distributed.zero import ZeroEngine
 from fastgan.errors import UserError
-
-# Accelerate's settings that aren't used, and fastgan's own.
-UNUSED = {"mixed_precision": "--precision", "dynamo_backend": "--compile"}
+from fastgan.utils.cores import num_cores, require_startable
 
 
 class Processes:
@@ -38,9 +37,9 @@ class Processes:
         limit_s: float = LIMIT_S,
     ) -> None:
         _require_gpus()
-        asked, asked_offload = _asked_by_launcher()
-        self.engine_name = asked if engine == "auto" else engine
-        self.offload = offload or (engine == "auto" and asked_offload)
+        wishes = launcher.read_wishes()
+        self.engine_name = wishes.engine if engine == "auto" else engine
+        self.offload = offload or (engine == "auto" and wishes.offload)
         _set_threads(threads)
         tune_malloc()
         if agreement is not None and agreement.store is not None:
@@ -53,20 +52,20 @@ class Processes:
         self.is_main: bool = self._accelerator.is_main_process
         self._cpu_group = _cpu_group(limit_s) if self.world_size > 1 else None
         self._pending_max: tuple[dist.Work, Tensor] | None = None
-        self._name_unused_wishes()
+        for line in wishes.unused:
+            self.print(line)
 
-    def _name_unused_wishes(self) -> None:
-        """Print which of the launcher's own settings fastgan's decide instead of."""
-        for name, option in UNUSED.items():
-            if (asked := os.environ.get(f"ACCELERATE_{name.upper()}", "no").lower()) != "no":
-                self.print(f"Accelerate's {name} is {asked}: it isn't used, fastgan's own {option} decides")
+    @property
+    def zero_stage(self) -> int:
+        """Return which of ZeRO's stages divides what among the processes, 0 for none."""
+        return int(self.engine_name.removeprefix("zero")) if self.engine_name.startswith("zero") else 0
 
     def make_engine(self, net: nn.Module, module: nn.Module, optimizer: torch.optim.Optimizer) -> Engine:
         """Wrap the network for the run's engine: one process trains alone."""
         if self.world_size == 1:
             return Engine(net, module, optimizer)
-        if self.engine_name.startswith("zero"):
-            return ZeroEngine(net, module, optimizer, int(self.engine_name.removeprefix("zero")), self.offload)
+        if self.zero_stage:
+            return ZeroEngine(net, module, optimizer, self.zero_stage, self.offload)
         return ddp_engine(self._accelerator.prepare_model(module), net, module, optimizer)
 
     def delayed_max(self, number: int) -> int:
@@ -129,7 +128,7 @@ def _accelerator(limit_s: float) -> Accelerator:
     several = {"backend": _backend()} if int(os.environ.get("WORLD_SIZE", "1")) > 1 else {}
     group = InitProcessGroupKwargs(timeout=collective_timeout(limit_s), **several)
     in_place = DistributedDataParallelKwargs(gradient_as_bucket_view=True)  # exchanged where they lie
-    off = dict.fromkeys(UNUSED, "no")
+    off = dict.fromkeys(("mixed_precision", "dynamo_backend"), "no")
     return Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=[group, in_place], **off)
 
 
@@ -155,18 +154,6 @@ def _open_group(agreement: ConsistencyCheck, limit_s: float) -> None:
     )
 
 
-def _asked_by_launcher() -> tuple[str, bool]:
-    """Return the engine that Accelerate's configuration names, and whether it keeps states on the host.
-
-    Accelerate itself isn't to start it, as it knows one network only: it finds no such wish from now on.
-    """
-    if os.environ.pop("ACCELERATE_USE_DEEPSPEED", "false") != "true":
-        return "ddp", False
-    stage = os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")
-    offload = os.environ.get("ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE", "none") == "cpu"
-    return ("ddp" if stage == "0" else f"zero{stage}"), offload
-
-
 def _set_threads(threads: int | None) -> None:
     """Let this process compute with so many CPU threads; with None, with its part of the machine's cores.
 
@@ -175,12 +162,11 @@ def _set_threads(threads: int | None) -> None:
     """
     launched = "ACCELERATE_MIXED_PRECISION" in os.environ or "LOCAL_WORLD_SIZE" in os.environ
     if threads is None and launched and os.environ.get("OMP_NUM_THREADS") == "1":
-        usable = (
-            len(psutil.Process().cpu_affinity()) if hasattr(psutil.Process, "cpu_affinity") else os.cpu_count() or 1
-        )
+        usable = num_cores()
         cores = min(usable, psutil.cpu_count(logical=False) or usable)
         threads = max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     if threads is not None:
+        require_startable("threads", threads)
         torch.set_num_threads(threads)
 
 

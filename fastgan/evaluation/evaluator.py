@@ -82,6 +82,7 @@ class Evaluator:
         labels = fidelity.labels_for(torch.arange(num_images), networks.num_classes, self.dataset.labels)
         if self.counts_modes:
             return self._modes(G, num_images, labels)
+        self.require_enough(num_images)
         if self._reals is None:
             self._reals = real_statistics(self.dataset, self.extractor, self.device)
         fakes = self._fakes(G, num_images, labels)
@@ -91,18 +92,33 @@ class Evaluator:
             metrics |= dict(zip(DIGIT_METRICS, (confident, min(shares), max(shares)), strict=True))
         return metrics
 
+    def require_enough(self, num_images: int) -> None:
+        """Raise UserError where metrics of so many generated images can't be: said before training, not after it."""
+        if not self.counts_modes:
+            fidelity.require_enough(num_images, len(self.dataset))
+
     def per_class(self, G: nn.Module, num_images: int) -> dict[str, float]:
         """The Frechet distance of each class by itself, of `num_images` over all classes, in equal numbers.
 
         Class c's images are those of the seeds 0, 1, 2 … when G is told c. Raises UserError where G is told no
         classes, or a class is too small.
         """
+        size, found = num_images // max(1, self.config.networks.num_classes), {}
+        for number, part in enumerate(self.class_parts(num_images)):
+            reals = real_statistics(part, self.extractor, self.device)
+            fakes = self._fakes(G, size, torch.full([size], number))
+            name = f"{fidelity.distance_name(self.extractor.name)}_class_{number}"
+            found[name] = distances.frechet(fakes.gaussian, reals.gaussian)
+        return found
+
+    def class_parts(self, num_images: int) -> list[Subset]:
+        """The real images of each class. Raises UserError as `per_class` does."""
         num_classes, labels = self.config.networks.num_classes, self.dataset.labels
         if not num_classes or labels is None:
             raise UserError(
                 "per_class: the run's generator is not class-conditional, so its images have no classes: leave it out"
             )
-        size, found = num_images // num_classes, {}
+        size, parts = num_images // num_classes, []
         for number in range(num_classes):
             part = Subset(self.dataset, (labels == number).nonzero().flatten(), f"{self.dataset.name}, class {number}")
             if min(size, len(part)) < 2:
@@ -110,11 +126,8 @@ class Evaluator:
                     f"per_class: class {number} has {len(part)} real and {size} generated images: "
                     "a distance needs two a side; give more --images, or leave it out"
                 )
-            reals = real_statistics(part, self.extractor, self.device)
-            fakes = self._fakes(G, size, torch.full([size], number))
-            name = f"{fidelity.distance_name(self.extractor.name)}_class_{number}"
-            found[name] = distances.frechet(fakes.gaussian, reals.gaussian)
-        return found
+            parts.append(part)
+        return parts
 
     def warnings(self, num_images: int) -> list[str]:
         """What must be known of figures from so few images, a line each."""

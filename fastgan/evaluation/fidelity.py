@@ -67,19 +67,24 @@ def more_is_better(metric: str) -> bool:
     return metric.startswith(MORE_IS_BETTER)
 
 
+def require_enough(num_fakes: int, num_reals: int) -> None:
+    """Raise UserError for fewer than two images a side, of which there is no covariance and no pair."""
+    if min(num_fakes, num_reals) < 2:
+        raise UserError(
+            f"{num_fakes:,} generated and {num_reals:,} real images: metrics need two of each; give more images, or "
+            "--eval-every 0 to train without evaluations"
+        )
+
+
 def measure(
     fakes: FeatureStatistics, reals: RealStatistics, extractor: Extractor, kid_subsets: int | None = None
 ) -> dict[str, float]:
     """Metrics of generated images against real ones, by name.
 
-    `fid_` (`fd_` unless Inception's), `kid_` and `is_` with their standard deviations over subsets and splits, and
-    `precision_`, `recall_`, `density_`, `coverage_`: see `distances`; all but the first and `is_` of at most 10,000
-    images a side. Raises UserError for fewer than two images a side.
+        `fid_` (`fd_` unless Inception's), `kid_` and `is_` with their standard deviations over subsets and splits, and
+        `precision_`, `recall_`, `density_`, `coverage_`: see `distances`; all but the first and `is_` of at most 10,000
+    a side.
     """
-    if min(fakes.num_images, reals.num_images) < 2:
-        raise UserError(
-            f"eval_images is {fakes.num_images}, of {reals.num_images} real ones: metrics need two images a side"
-        )
     name = extractor.name
     kernel, kernel_std = distances.kernel(fakes.features, reals.features, kid_subsets)
     found = {

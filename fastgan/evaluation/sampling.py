@@ -10,7 +10,7 @@ import tyro
 from torch import Tensor, nn
 
 from fastgan import networks
-from fastgan.config import Config
+from fastgan.config import MAX_SEED, Config
 from fastgan.data.images import to_bytes
 from fastgan.errors import UserError
 from fastgan.evaluation.fidelity import latents
@@ -18,8 +18,10 @@ from fastgan.runs import checkpoint
 from fastgan.runs.checkpoint import BEST, Checkpoint, Checkpoints, CorruptCheckpoint
 from fastgan.runs.ema_snapshots import EmaSnapshots, read
 from fastgan.runs.run_folder import RunFolder
+from fastgan.utils.memory import require_free
 
 BATCH_SIZE = 64
+MAX_SEEDS = 10_000_000
 
 
 @dataclass(frozen=True)
@@ -50,8 +52,10 @@ def parse_seeds(text: str, name: str = "seeds", example: str = "0-63 or 1,5,8-11
     for part in text.split(","):
         match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
         first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
-        if first > last or last > 2**63 - 1:
+        if first > last or last > MAX_SEED:
             raise UserError(f"{name} is {text!r}: give numbers and rising ranges, like {example}")
+        if len(seeds) + last - first >= MAX_SEEDS:
+            raise UserError(f"{name} is {text!r}: give at most {MAX_SEEDS:,} of them at once")
         seeds += range(first, last + 1)
     return seeds
 
@@ -128,4 +132,7 @@ def images_of(G: nn.Module, seeds: list[int], z_dim: int, device: torch.device, 
         part = torch.tensor(seeds)[places].to(device)
         given = None if labels is None else labels[places].to(device)
         images.append(to_bytes(G(latents(part, z_dim), given)).cpu())
+        if len(images) == 1:  # then joined, then a picture
+            needed = 3 * images[0].nbytes / len(part) * len(seeds)
+            require_free(needed, "cpu", f"{len(seeds):,} images at once", "give fewer seeds")
     return torch.cat(images)

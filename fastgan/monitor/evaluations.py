@@ -53,6 +53,8 @@ class Evaluations:
         if self._run.eval_every:
             self.evaluator = load_on_all(config, dataset, processes.device, say)
             check_metric(self._run.best_by, self.evaluator)
+            if self.evaluator is not None:
+                self.evaluator.require_enough(self.evaluator.curve_images)
             for warning in [] if self.evaluator is None else self.evaluator.warnings(self._run.eval_images):
                 say(warning)
 

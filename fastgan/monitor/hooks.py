@@ -25,6 +25,8 @@ from fastgan.training.objectives import penalty_ratio
 from fastgan.training.trainer import Hook, Trainer
 from fastgan.utils.memory import InParts, peak_memory_gib
 
+GRID_PART = 256  # images of a grid that G makes at a time
+
 
 class Hooks:
     """Do what is due around the steps of one trainer, from where it stands now.
@@ -134,7 +136,7 @@ class Hooks:
     @torch.inference_mode()
     def _draw(self, logger: RunLogger, trainer: Trainer) -> None:
         seeds = torch.arange(self.config.run.grid_side**2, device=self.processes.device)
-        networks, G = self.config.networks, InParts(trainer.ema.net, len(seeds))
+        networks, G = self.config.networks, InParts(trainer.ema.net, min(len(seeds), GRID_PART))
         images = G(latents(seeds, networks.z_dim), labels_for(seeds, networks.num_classes))
         logger.grid(trainer.images_seen, images)
         if self.gallery is not None:

@@ -10,6 +10,7 @@ from fastgan.errors import UserError
 from fastgan.networks import dcgan, keras28, keras128, r3gan
 from fastgan.networks.activation_checkpointing import checkpoint_activations
 from fastgan.networks.layers import add_spectral_norm
+from fastgan.utils.memory import require_free
 
 REDUCED = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -88,6 +89,8 @@ def build(config: Config, device: torch.device | str = "cpu") -> tuple[nn.Module
     The caller's random state is left as it was. Raises UserError for an unknown network, or for a size, a precision,
     classes or checkpointing that it can't make.
     """
+    if torch.device(device).type != "meta":
+        require_free(4 * sum(sizes(config)), device, in_words(config), "give smaller numbers")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         G, D = _make(config)
@@ -102,9 +105,25 @@ def build(config: Config, device: torch.device | str = "cpu") -> tuple[nn.Module
 
 def sizes(config: Config) -> tuple[int, int]:
     """The numbers of parameters of G and D, which needn't be built for it. Raises UserError as `build` does."""
-    with torch.device("meta"):
-        G, D = _make(config)
+    G, D = outline(config)
     return num_parameters(G), num_parameters(D)
+
+
+def outline(config: Config) -> tuple[nn.Module, nn.Module]:
+    """G and D without content, which take no memory. Raises UserError as `build` does."""
+    try:
+        with torch.device("meta"):
+            return _make(config)
+    except (RuntimeError, OverflowError, TypeError):  # sizes that 64 bits don't count
+        raise UserError(f"{in_words(config)}: no machine holds such networks; give smaller numbers") from None
+
+
+def in_words(config: Config) -> str:
+    """What the networks' sizes come from."""
+    networks, data = config.networks, config.data
+    stages = f"stages {' '.join(map(str, networks.stages))}, " if networks.stages else ""
+    size = f"image_size {data.image_size[0]} {data.image_size[1]}, channels {data.channels}"
+    return f"z_dim {networks.z_dim}, width {networks.width:g}, {stages}{size}"
 
 
 def _make(config: Config) -> tuple[nn.Module, nn.Module]:

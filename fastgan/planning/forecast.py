@@ -8,7 +8,7 @@ from fastgan.config import BATCH_NORM_IN_D, Config
 from fastgan.planning.hardware import Cluster, Gpu, StepTime, all_reduce_bytes, gpu_named, num_messages
 
 if TYPE_CHECKING:  # torch is imported when work is counted, not for a mistake on the command line
-    from fastgan.planning.op_counter import StepCost
+    from fastgan.planning.op_counter import Sizes, StepCost
 
 FLOAT = 4  # bytes: weights, gradients and optimizers' states are float32
 ROOM = 0.9  # of a GPU's memory; the rest is for what isn't counted
@@ -50,31 +50,10 @@ class Forecast:
     @cached_property
     def memory(self) -> dict[str, float]:
         """Bytes a GPU by part, when a step is at its fullest."""
-        return self._lasting() | {
+        return lasting_bytes(self.config, self.work.sizes, self.cluster.gpus, self.cluster.zero_stage) | {
+            "data set": self.data_bytes or 0,
             "activations kept for the backward pass": self.work.fullest.kept,
             "temporaries of the backward pass": self.work.fullest.peak - self.work.fullest.kept,
-        }
-
-    def _lasting(self) -> dict[str, float]:
-        """What stays from step to step. ZeRO divides it as its paper says (Rajbhandari 2019, arXiv 1910.02054)."""
-        sizes, gpus, stage = self.work.sizes, self.cluster.gpus, self.cluster.zero_stage
-        optimizer, learned = self.config.optimizer, FLOAT * (sizes.G + sizes.D)
-        states = {"adam": 2, "rmsprop": 1}[optimizer.optimizer]
-        averages = max(1, len(optimizer.ema_half_lives)) + len(optimizer.ema_stds)
-
-        def divided(size: float, from_stage: int) -> float:
-            return size / gpus if stage >= from_stage else size
-
-        gradients = {"gradients of one player": divided(FLOAT * max(sizes.G, sizes.D), 2)}  # they go with its step
-        if gpus > 1 and not stage:
-            gradients = {"gradients, in DDP's buckets": learned}  # which stay, and of which gradients are views
-        return {
-            "weights": divided(learned, 3) + sizes.g_buffer_bytes + sizes.d_buffer_bytes,
-            **gradients,
-            f"{optimizer.optimizer}'s states": divided(states * learned, 1),
-            "ZeRO's own copy of the weights": learned / gpus if stage else 0,
-            f"averages of G ({averages})": averages * (FLOAT * sizes.G + sizes.g_buffer_bytes),
-            "data set": self.data_bytes or 0,
         }
 
     @property
@@ -167,3 +146,24 @@ def _resident_bytes(config: Config, num_images: int | None) -> int | None:
     (height, width), word = config.data.image_size, 8
     size = num_images * -(-height * width * config.data.channels // word) * word
     return size if config.run.loader == "in_memory" or size <= config.run.in_memory_gib * 2**30 else 0
+
+
+def lasting_bytes(config: Config, sizes: "Sizes", gpus: int = 1, zero_stage: int = 0) -> dict[str, float]:
+    """What stays from step to step. ZeRO divides it as its paper says (Rajbhandari 2019, arXiv 1910.02054)."""
+    optimizer, learned = config.optimizer, FLOAT * (sizes.G + sizes.D)
+    states = {"adam": 2, "rmsprop": 1}[optimizer.optimizer]
+    averages = max(1, len(optimizer.ema_half_lives)) + len(optimizer.ema_stds)
+
+    def divided(size: float, from_stage: int) -> float:
+        return size / gpus if zero_stage >= from_stage else size
+
+    gradients = {"gradients of one player": divided(FLOAT * max(sizes.G, sizes.D), 2)}  # they go with its step
+    if gpus > 1 and not zero_stage:
+        gradients = {"gradients, in DDP's buckets": learned}  # which stay, and of which gradients are views
+    return {
+        "weights": divided(learned, 3) + sizes.g_buffer_bytes + sizes.d_buffer_bytes,
+        **gradients,
+        f"{optimizer.optimizer}'s states": divided(states * learned, 1),
+        "ZeRO's own copy of the weights": learned / gpus if zero_stage else 0,
+        f"averages of G ({averages})": averages * (FLOAT * sizes.G + sizes.g_buffer_bytes),
+    }

@@ -194,7 +194,7 @@ def _count(config: Config, images: int, penalized: bool) -> StepCost:
         d_phase, g_phase = _play(step, ledger, penalized)
     return StepCost(
         images,
-        _sizes(step.G, step.D),
+        sizes_of(step.G, step.D),
         dict(ledger.flops),
         ledger.operations,
         ledger.moved_bytes,
@@ -250,7 +250,9 @@ def _play(step: _Step, ledger: OpCounter, penalized: bool) -> tuple[ActivationMe
     return d_phase, ActivationMemory(kept, ledger.peak)
 
 
-def _sizes(G: nn.Module, D: nn.Module) -> Sizes:
+def sizes_of(G: nn.Module, D: nn.Module) -> Sizes:
+    """Count what both players hold."""
+
     def layers(net: nn.Module) -> int:
         return sum(any(True for _ in module.parameters(recurse=False)) for module in net.modules())
 

@@ -72,6 +72,8 @@ def plan(config: Config) -> str:
 
 def on_cluster(config: Config, cluster: Cluster) -> str:
     """What the run would need on those GPUs, and how long it would take, with all that is assumed."""
+    from fastgan.training import schedules
+
     run = length(config)
     at_a_time = config.run.micro_batch if isinstance(config.run.micro_batch, int) else None
     found = forecast(config, cluster, run.num_images, at_a_time)
@@ -88,6 +90,7 @@ def on_cluster(config: Config, cluster: Cluster) -> str:
             *_memory_lines(found, smaller),
             f"wire: {_communication(found)}",
             *_time_lines(smaller or found, run),
+            *([] if (kept := schedules.preset_gamma_note(config)) is None else [kept]),
             *_assumptions(found),
         )
     )
@@ -270,6 +273,8 @@ def _schedule(config: Config, total: int | None, steps: int | None, warm: bool) 
         if objective.gamma is None:
             note += ", its own" if objective.penalty == "wgan-gp" else ", by the rule 0.0002 * pixels / batch size"
         lines.append(line(f"gamma of {objective.penalty}", [knobs.gamma / every for knobs in ends], note))
+    if (kept := schedules.preset_gamma_note(config)) is not None:
+        lines.append(kept)
     if objective.augment_target is not None:
         lines.append(f"augment_p of {objective.augment}: {objective.augment_p:g}, then as augment_target makes it")
     elif objective.augment != "none":

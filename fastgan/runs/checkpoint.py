@@ -85,15 +85,20 @@ class Checkpoints:
             _remove(old)
         return final
 
-    def latest(self, say: Callable[[str], None] = print) -> Checkpoint | None:
+    def latest(
+        self, say: Callable[[str], None] = print, fault: Callable[[Checkpoint], str | None] = lambda found: None
+    ) -> Checkpoint | None:
         """The newest checkpoint that is whole, None where there is none at all; damaged ones are reported.
 
-        Raises UserError where all are damaged: a new start would hide that.
+        `fault` says what else of one is damaged. Raises UserError where all are damaged: a new start would hide that.
         """
         paths = self.paths()
         for path in reversed(paths):
             try:
-                return read(path)
+                found = read(path)
+                if (text := fault(found)) is None:
+                    return found
+                raise CorruptCheckpoint(text)
             except CorruptCheckpoint as reason:
                 say(f"checkpoint {path} is damaged ({reason}): falling back to the one before")
         if paths:
@@ -116,6 +121,8 @@ def read(path: Path, check: bool = True) -> Checkpoint:
         files, state = content["files"], content["state"]
         if content["sha256"] != _hash_json(files, state):
             raise CorruptCheckpoint(f"{STATE} has changed")
+        if type(state["images_seen"]) is not int or state["images_seen"] != int(path.name):
+            raise CorruptCheckpoint(f"{STATE} has images_seen {state['images_seen']!r}")
         tensors = {}
         for name, wanted in files.items():
             data = (path / name).read_bytes() if check else None

@@ -17,7 +17,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from fastgan.config import MAX_EMA_STD
+from fastgan.config import MAX_EMA_STD, MIN_EMA_STD
 from fastgan.errors import UserError
 from fastgan.runs.async_writer import AsyncWriter, Files
 from fastgan.runs.ema_profiles import fit
@@ -111,8 +111,8 @@ class EmaSnapshots:
 
     def _up_to(self, length: float, at: int | None) -> list[Stored]:
         """The snapshots from which `length` at `at` can be made, one of them at `at`. Raises UserError."""
-        if not 0 < length <= MAX_EMA_STD:
-            raise UserError(f"length is {length!r}: give a number above 0, at most {MAX_EMA_STD}")
+        if not MIN_EMA_STD <= length <= MAX_EMA_STD:
+            raise UserError(f"length is {length!r}: give a number from {MIN_EMA_STD} to {MAX_EMA_STD}")
         stored = self.stored()
         if not stored and self.stds:
             raise UserError(f"{self.folder} has no snapshots yet: let the run train on")

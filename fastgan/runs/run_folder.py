@@ -47,7 +47,7 @@ class RunFolder:
         """The settings of the run. Raises UserError where the folder holds none."""
         try:
             return Config.from_json(self.config.read_text())
-        except (OSError, json.JSONDecodeError, UnicodeDecodeError, TypeError) as error:
+        except (OSError, json.JSONDecodeError, UnicodeDecodeError, TypeError, AttributeError, RecursionError) as error:
             raise UserError(f"{self.path} is no run folder ({self.config.name}: {error}): name one of yours") from None
 
     def check(self, config: Config) -> None:
@@ -65,9 +65,12 @@ class RunFolder:
         """
         self.check(config)
         try:
+            str(self.path).encode()  # TensorBoard's files need it
             write_atomically(self.config, config.to_json().encode())
             with self.sessions.open("a") as file:
                 file.write(json.dumps(session()) + "\n")
+        except UnicodeEncodeError:
+            raise UserError(f"run_dir is {str(self.path)!a}: TensorBoard needs a name in UTF-8: give another") from None
         except OSError as error:
             reason = f"{error.strerror}: {error.filename}"
             raise UserError(

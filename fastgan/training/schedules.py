@@ -4,9 +4,11 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from fastgan import presets
 from fastgan.config import Config
 from fastgan.runs import ema_profiles
 
+NEAR = 2.0  # gammas that differ by less than this factor do as well
 Value = Any  # a number or, in a recorded step, a tensor [] on the device
 
 
@@ -60,6 +62,27 @@ def first_gamma(config: Config) -> float:
     if config.objective.gamma is not None:
         return config.objective.gamma
     return 10.0 if config.objective.penalty == "wgan-gp" else gamma_rule(config.data.image_size, config.data.batch_size)
+
+
+def preset_gamma_note(config: Config) -> str | None:
+    """Say that gamma is still the preset's where images or batches are of another size; None where that fits.
+
+    A gamma is made for its images' pixels and its batches: by the rule it goes with the one over the other.
+    """
+    if config.preset not in presets.PRESETS or config.objective.penalty not in ("r1", "r1+r2"):
+        return None
+    theirs, gamma, end = presets.get(config.preset), config.objective.gamma, config.objective.gamma_end
+    factor = gamma_rule(config.data.image_size, config.data.batch_size)
+    factor /= gamma_rule(theirs.data.image_size, theirs.data.batch_size)
+    if not gamma or gamma != theirs.objective.gamma or 1 / NEAR < factor < NEAR:
+        return None
+    kept = f"gamma {gamma:g}" if end is None else f"gamma {gamma:g} and gamma_end {end:g}"
+    ruled = f"--gamma {gamma * factor:.3g}" + ("" if end is None else f" --gamma-end {end * factor:.3g}")
+    (height, width), size = theirs.data.image_size, theirs.data.batch_size
+    return (
+        f"{kept}: {config.preset}'s, for {height}x{width} and batches of {size:,}; by the rule pixels / batch size it "
+        f"would be {ruled}: try with fastgan sweep gamma"
+    )
 
 
 def _gamma(config: Config, gamma: float, step: int) -> float:

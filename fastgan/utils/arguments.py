@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import tyro
 
 from fastgan.errors import UserError
+from fastgan.utils.fields import require_storable
 
 T = TypeVar("T")
 
@@ -41,6 +42,7 @@ def parse(kind: type[T], args: Sequence[str], prog: str, default: T | None = Non
         raise _refusal(end) or UserError(_first_paragraph(complaint.getvalue())) from None
     if unknown:
         raise UserError(_unknown(unknown[0], _flag_names(kind, prog, given)))
+    require_storable(result)
     return result
 
 
@@ -65,10 +67,12 @@ def _first_paragraph(box: str) -> str:
 
 
 def _flag_names(kind: Any, prog: str, given: dict[str, Any]) -> list[str]:
+    """The flags of the help's left column: its descriptions name flags of other verbs, too."""
     shown = io.StringIO()
     with contextlib.redirect_stdout(shown), contextlib.suppress(SystemExit):
         tyro.cli(kind, args=["--help"], prog=prog, config=(tyro.conf.OmitArgPrefixes,), **given)
-    return sorted(set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*", shown.getvalue())))
+    left = re.findall(r"^[│|]? {0,2}(--?[a-z].*?)(?:  |$)", shown.getvalue(), re.MULTILINE)
+    return sorted({flag for text in left for flag in re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*", text)})
 
 
 def _unknown(word: str, flags: list[str]) -> str:

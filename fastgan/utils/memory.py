@@ -2,10 +2,14 @@
 
 import itertools
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeVar
 
+import psutil
 import torch
 from torch import Tensor, nn
+
+from fastgan.errors import UserError
 
 T = TypeVar("T")
 
@@ -57,3 +61,24 @@ def peak_memory_gib(device: torch.device) -> float:
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def require_free(needed: float, device: torch.device | str, what: str, remedy: str) -> None:
+    """Raise UserError where so many bytes aren't free there: a machine goes down under what it hasn't."""
+    free = free_bytes(torch.device(device))
+    if needed > free:
+        size = f"{needed / 1e9:,.1f} GB of memory at least, and {free / 1e9:,.1f} GB are free"
+        raise UserError(f"{what}: that takes {size}; {remedy}")
+
+
+def free_bytes(device: torch.device) -> int:
+    """Return the memory that a process may still take there: of the GPU, or of the machine or its container."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    free = psutil.virtual_memory().available + psutil.swap_memory().free
+    try:
+        group = Path("/sys/fs/cgroup")
+        limit, used = ((group / f"memory.{name}").read_text() for name in ("max", "current"))
+        return min(free, max(0, int(limit) - int(used)))
+    except (OSError, ValueError):  # no such group, or "max"
+        return free

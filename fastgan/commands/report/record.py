@@ -139,8 +139,18 @@ class Record:
             ("all figures, live", f"tensorboard --logdir {run}"),
         ]
         if self.sessions:
-            lines.insert(0, ("train on, from the newest checkpoint", as_typed(self.sessions[-1]["command"])))
+            lines.insert(0, ("train on, from the newest checkpoint", self._train_on()))
         return lines
+
+    def _train_on(self) -> str:
+        """The last session's command, into the folder where the run is now."""
+        words = shlex.split(as_typed(self.sessions[-1]["command"]))
+        number = next((number for number, word in enumerate(words) if word.split("=")[0] == "--run-dir"), None)
+        if number is None:
+            here = self.path.resolve() == self.config.run_dir.resolve()
+            return shlex.join([*words, *([] if here else ["--run-dir", str(self.path)])])
+        rest = words[number + 1 + ("=" not in words[number]) :]
+        return shlex.join([*words[:number], "--run-dir", str(self.path), *rest])
 
 
 def _measurement(row: dict[str, Any], measured: str) -> Measurement:

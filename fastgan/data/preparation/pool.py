@@ -15,6 +15,8 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from typing import Generic, Self, TypeVar
 
+from fastgan.utils.cores import num_cores, require_startable
+
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -23,15 +25,11 @@ START_METHOD = "fork" if sys.platform == "linux" else "spawn"
 BATCHES_AHEAD = 3  # a worker's batches that wait or are under way: enough to keep it busy, few in memory
 
 
-def num_cores() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-
-
 class Pool:
     """Processes that end with this one, however it ends."""
 
     def __init__(self, workers: int | None = None) -> None:
+        require_startable("workers", workers)
         self.workers = workers or num_cores()
         self._executor: ProcessPoolExecutor | None = None
 

@@ -22,10 +22,11 @@ from fastgan.data.names import NAMES
 from fastgan.data.pixels import BadImage, EncodedImage, RawImage, Size, Transform, count_channels, encode
 from fastgan.data.preparation import shard_writer
 from fastgan.data.preparation.inputs import open_archive
-from fastgan.data.preparation.pool import Pool, num_cores
+from fastgan.data.preparation.pool import Pool
 from fastgan.data.preparation.shard_writer import INDEX, JOB, Shard, ShardWriter
 from fastgan.data.skipped import Skipped, few, in_order, name_bytes, show
 from fastgan.errors import UserError
+from fastgan.utils.cores import require_startable
 
 T = TypeVar("T")
 
@@ -96,8 +97,7 @@ def prepare(options: PrepareOptions) -> dict[str, Any]:
 def _check(options: PrepareOptions) -> Size:
     if not 1 <= options.quality <= 100:
         raise UserError(f"quality is {options.quality}: give 1 to 100")
-    if options.workers is not None and options.workers < 1:
-        raise UserError(f"workers is {options.workers}: give 1 or more, {num_cores()} for all cores")
+    require_startable("workers", options.workers)
     if options.format == "jpeg" and options.channels == "4":
         raise UserError("format is jpeg, which has no channel for transparency: give --format png or --channels 3")
     if (

@@ -66,11 +66,22 @@ class _Member(tarfile.TarInfo):
     @classmethod
     def fromtarfile(cls, archive: tarfile.TarFile) -> Self:
         try:
-            return super().fromtarfile(archive)
+            member = super().fromtarfile(archive)
         except EOFHeaderError:
             raise
         except tarfile.HeaderError as error:
             raise tarfile.ReadError(f"it ends early ({error})") from None
+        if archive.offset <= member.offset:
+            raise tarfile.ReadError(f"a member's size is {member.size}")
+        return member
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        """Refuse a negative size, by which tarfile would read the same header again for ever, or all that follows."""
+        member = super().frombuf(buf, encoding, errors)
+        if member.size < 0:
+            raise tarfile.ReadError(f"a member's size is {member.size}")
+        return member
 
 
 def _list_tar(source: ArchiveReader, path: Path, prefix: str, spool: IO[bytes] | None, files: _Files) -> None:
