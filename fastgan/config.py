@@ -37,6 +37,13 @@ class DataConfig:
     """True: an epoch ends with a smaller batch. False: batches run on across the end of an epoch."""
     mirror: bool = False
     """True: each image is mirrored left to right with probability 0.5."""
+    labels: str = "auto"
+    """What the labels of a folder of images are: a CSV or JSON file of file names and labels; none; auto: dataset.json
+    or class folders."""
+    label_column: str | None = None
+    """The column of a CSV file's labels, by name or, without names, by number; of a vector several: a,b,c."""
+    file_column: str | None = None
+    """The column of a CSV file's file names."""
 
     def __post_init__(self) -> None:
         require(self, "data", bool(self.data), "name a data set")
@@ -70,6 +77,10 @@ class NetworkConfig:
     """r3gan: stride of the one convolution between the pixels and the stages; above 1 for CPUs."""
     num_classes: int = 0
     """r3gan, dcgan: classes that G and D are told of each image, as the data set labels them; 0: none."""
+    condition: Literal["class", "vector"] = "class"
+    """What they are told: a class, or a vector of attributes."""
+    vector_dim: int = 0
+    """With --condition vector: how many numbers an image has."""
     spectral_norm: bool = False
     """True: each linear layer and convolution of D is divided by its largest singular value."""
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
@@ -85,7 +96,20 @@ class NetworkConfig:
         for channels in self.stages:
             require(self, "stages", channels > 0, "give numbers of channels above 0")
         require(self, "num_classes", self.num_classes >= 0, "give a number of classes, 0 for none")
+        self._check_condition()
         require(self, "float32_stages", self.float32_stages >= 0, "give a number of stages, 0 or more")
+
+    def _check_condition(self) -> None:
+        is_vector = self.condition == "vector"
+        require(self, "vector_dim", self.vector_dim >= 0, "give a number of numbers")
+        wanted = "networks are told classes or vectors: give --num-classes 0, or --condition class"
+        require(self, "num_classes", not (is_vector and self.num_classes), wanted)
+        require(self, "vector_dim", is_vector or not self.vector_dim, "it goes with --condition vector")
+
+    @property
+    def condition_dim(self) -> int:
+        """Numbers that say what G and D are told of an image: classes, or a vector's length; 0: they aren't told."""
+        return self.vector_dim if self.condition == "vector" else self.num_classes
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from fastgan.config import (
     FORMER_LOADERS,
@@ -321,7 +322,11 @@ def parse_config(args: Sequence[str], prog: str = "fastgan train") -> Config:
             name = args[number + 1]
         elif arg.startswith("--preset="):
             name = arg.removeprefix("--preset=")
-    return parse(Config, _upgrade_flags(args), prog=prog, default=get(name))
+    config = parse(Config, _upgrade_flags(args), prog=prog, default=get(name))
+    if config.data.labels in ("auto", "none"):
+        return config
+    labels = Path(config.data.labels).expanduser().resolve()  # the run may go on from another folder
+    return replace(config, data=replace(config.data, labels=str(labels)))
 
 
 def as_flags(config: Config) -> list[str]:

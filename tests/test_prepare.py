@@ -698,8 +698,8 @@ BAD_TABLES = {
     "others.csv": (b"x.png,1\n", "names none of the images, e.g. 'a/0.png'"),
     "binary.csv": (b"\xff\xfe\0", "UTF-8"),
     "bad.json": (b"{", "no JSON"),
-    "float.json": (b'{"a/0.png": 0.5}', "0.5"),
-    "list.json": (b'{"labels": [["a/0.png", [0, 1]]]}', "[0, 1]"),
+    "float.json": (b'{"a/0.png": 0.5}', "--condition vector"),
+    "list.json": (b'{"labels": [["a/0.png", [0, 1]]]}', "vectors: 2 numbers"),
     "number.json": (b"3", "3"),
     "deep.json": (b"[" * 100_000, "no JSON"),
 }

@@ -45,7 +45,7 @@ class Entry(NamedTuple):
     name: str  # relative to the source, parts joined by /
     size: int
     read: Callable[[], RawImage]  # bytes, or pixels in a set that is drawn; raises BadImage
-    label: int | str | None = None
+    label: int | str | tuple[float, ...] | None = None
     path: Path | None = None  # where it lies as a file of its own, to be read elsewhere
 
 

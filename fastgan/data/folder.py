@@ -9,27 +9,30 @@ from torch import Tensor
 
 from fastgan.data.archives import IMAGE_SUFFIXES, list_folder
 from fastgan.data.images import decoded
-from fastgan.data.labels import label_entries
+from fastgan.data.labels import LabelOptions, label_entries
 from fastgan.data.pixels import BadImage, Transform, pixels_of
 from fastgan.errors import UserError
 
 
 class FolderDataset:
-    """Every image below `folder`, its middle fitted to `image_size`; its folders are the classes.
+    """Every image below `folder`, its middle fitted to `image_size`, with the labels that are wanted.
 
-    A file that turns out broken is reported, once, and the next good one stands in for it.
+    `notes` say, in lines, what is left out or not used. A file that turns out broken is reported, once, and the next
+    good one stands in for it.
     Raises UserError where there is no image.
     """
 
-    def __init__(self, folder: Path, image_size: tuple[int, int], channels: int) -> None:
+    def __init__(
+        self, folder: Path, image_size: tuple[int, int], channels: int, options: LabelOptions | None = None
+    ) -> None:
         self.folder, self.name, self.image_size, self.channels = folder, folder.name, image_size, channels
         self._recipe = Transform(image_size, "crop", channels)
-        labelled = label_entries(list_folder(folder.resolve(), without=None), option=None)
-        self._entries = labelled.entries
+        labelled = label_entries(list_folder(folder.resolve(), without=None), options)
+        self._entries, self.notes, self.labels_origin = labelled.entries, labelled.notes, labelled.origin
         if not self._entries:
             endings = ", ".join(sorted(IMAGE_SUFFIXES))
             raise UserError(f"{folder} holds no images (files that end in {endings}): name another folder")
-        self.labels = None if labelled.numbers is None else torch.tensor(labelled.numbers)
+        self.labels = None if labelled.labels is None else torch.tensor(labelled.labels)
         self._broken: set[int] = set()
 
     def __len__(self) -> int:

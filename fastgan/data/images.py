@@ -30,7 +30,7 @@ class ImageDataset(Protocol):
     def image_size(self) -> tuple[int, int]: ...
 
     @property
-    def labels(self) -> Tensor | None: ...
+    def labels(self) -> Tensor | None: ...  # classes int64 [N], or vectors float32 [N, K]
 
     def __len__(self) -> int: ...
 
@@ -45,7 +45,7 @@ class ArrayDataset:
 
     name: str
     images: Tensor  # uint8 [N, C, H, W]
-    labels: Tensor | None = None  # int64 [N]
+    labels: Tensor | None = None  # classes int64 [N], or vectors float32 [N, K]
 
     def __len__(self) -> int:
         return len(self.images)

@@ -1,81 +1,203 @@
 """Which class an image is of: by its folder, its sidecar, the set's own dataset.json, or a file of labels."""
 
-import csv
-import io
 import json
-import re
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Literal
 
-from fastgan.data.archives import ArchiveReader, Entry, clean
-from fastgan.data.skipped import Skipped, name_bytes
-from fastgan.errors import UserError
+from fastgan.data.archives import ArchiveReader, Entry
+from fastgan.data.label_table import (
+    LABEL_WORDS,
+    Columns,
+    Label,
+    LabelFault,
+    Vector,
+    as_name,
+    load_json,
+    parse_json,
+    plain,
+    read_table,
+)
+from fastgan.data.skipped import NAMED_FILES, Skipped, name_bytes, show
 
-FILE_WORDS = ("file", "filename", "file_name", "image", "image_id", "img", "id", "name", "path")
-LABEL_WORDS = ("label", "labels", "class", "class_name", "category", "cls", "target")
-NO_LABELS = "none"
-Label = int | str
+AUTO, NO_LABELS = "auto", "none"
+
+
+@dataclass(frozen=True)
+class LabelOptions:
+    """Which labels are wanted, and for what."""
+
+    labels: str = AUTO
+    condition: Literal["class", "vector"] = "class"
+    label_column: str | None = None
+    file_column: str | None = None
+    num_classes: int | None = None  # of the networks; None where a set is prepared
+
+    @property
+    def are_used(self) -> bool:
+        """Whether each image must have one."""
+        return self.condition == "vector" or self.num_classes != 0
+
+    @property
+    def way_out(self) -> str:
+        """What to give where labels can't be used."""
+        if self.num_classes is None or not self.are_used:
+            return "--labels none"
+        return "--condition class --num-classes 0" if self.condition == "vector" else "--num-classes 0"
+
+    @property
+    def columns(self) -> Columns:
+        return Columns(self.file_column, self.label_column, self.condition == "vector")
+
+    def ask_for_vectors(self, length: int) -> str:
+        """The flags by which vectors of so many numbers are used."""
+        if self.num_classes is None:
+            return "--condition vector"
+        return f"--condition vector --vector-dim {length}" + " --num-classes 0" * (self.num_classes > 0)
 
 
 @dataclass(frozen=True)
 class Labelled:
-    """Entries with the numbers of their classes."""
+    """Entries with the numbers of their classes, or their vectors."""
 
     entries: list[Entry]
-    numbers: list[int] | None  # an entry each; None in a set without labels
+    numbers: list[int] | None  # an entry each; None in a set without classes
     classes: list[str] | None  # by number
     origin: str  # where the labels are from
-    skipped: list[Skipped]
+    skipped: list[Skipped] = field(default_factory=list)
+    vectors: list[Vector] | None = None  # an entry each, equally long; None in a set without
+    notes: list[str] = field(default_factory=list)  # what the user should know, in lines
+
+    @property
+    def labels(self) -> Sequence[int] | Sequence[Vector] | None:
+        """Each entry's label as networks are told it."""
+        return self.vectors or self.numbers
 
 
-def label_entries(source: ArchiveReader, option: str | None) -> Labelled:
-    """The source's images with their classes; in a set with labels, images without one are skipped.
+def label_entries(source: ArchiveReader, options: LabelOptions | None = None) -> Labelled:
+    """The source's images with their labels; where labels are used, images without one are skipped.
 
-    `option` is a file of labels, "none" for a set without, or None: then the source says it. Classes are numbered in
-    the order of their names, or of their numbers where all are numbers. Raises UserError for a file that isn't right.
+    Where they aren't used, all images stay and nothing is refused, unless it was asked for. Classes are numbered in
+    the order of their names, or of their numbers where all are numbers. Raises UserError for labels that aren't right.
     """
-    labels, origin = _find(source, option)
+    options = options or LabelOptions()
+    is_asked_for = options.labels != AUTO
+    if not is_asked_for and (options.label_column or options.file_column):
+        raise LabelFault("--label-column and --file-column are of a file of labels", "give --labels FILE.csv, too")
+    notes: list[str] = []
+    origin = "dataset.json"  # all else is asked for, or is right
+    try:
+        labels, origin = _find(source, options, notes)
+        labels = None if labels is None else _of_one_kind(labels, origin, options)
+    except LabelFault as fault:
+        is_vectors = isinstance(fault, _VectorFault)
+        if is_asked_for or (options.are_used and not (is_vectors and options.num_classes is None)):
+            raise LabelFault(fault.reason, f"{fault.remedy}, or give {options.way_out}") from None
+        note = fault.reason + (f": {fault.remedy}" if is_vectors else "")
+        return Labelled(source.entries, None, None, NO_LABELS, notes=[f"labels in {origin} aren't used: {note}"])
     if labels is None:
-        return Labelled(source.entries, None, None, "none", [])
+        return Labelled(source.entries, None, None, origin, notes=notes)
+    found = (_used if options.are_used else _unused)(source, labels, origin, options)
+    return replace(found, notes=[*notes, *found.notes])
+
+
+class _VectorFault(LabelFault):
+    """Labels that are vectors where classes are wanted: they must be asked for."""
+
+
+def _used(source: ArchiveReader, labels: list[Label | None], origin: str, options: LabelOptions) -> Labelled:
+    """The images that have a label, with theirs."""
+    pairs = list(zip(source.entries, labels, strict=True))
+    entries = [entry for entry, label in pairs if label is not None]
+    without = [entry for entry, label in pairs if label is None]
+    skipped = [Skipped(entry.name, "no label") for entry in without]
+    count = f"{len(without):,} of {len(pairs):,} images have no label"
+    notes = [f"{count} in {origin} and are left out ({_named(without)})"] if without else []
+    if options.condition == "vector":
+        vectors = [label for label in labels if isinstance(label, tuple)]
+        return Labelled(entries, None, None, origin, skipped, vectors, notes)
     names = {label for label in labels if label is not None}
-    classes = _class_names(source.classes, names) if option is None else None
+    classes = _class_names(source.classes, names) if options.labels == AUTO else None
     order = _in_order(names) if classes is None else list(range(len(classes)))
     number = {label: index for index, label in enumerate(order)}
-    pairs = list(zip(source.entries, labels, strict=True))
-    return Labelled(
-        entries=[entry for entry, label in pairs if label is not None],
-        numbers=[number[label] for _, label in pairs if label is not None],
-        classes=classes or [str(label) for label in order],
-        origin=origin,
-        skipped=[Skipped(entry.name, "no label") for entry, label in pairs if label is None],
-    )
+    numbers = [number[label] for label in labels if label is not None]
+    return Labelled(entries, numbers, classes or [str(label) for label in order], origin, skipped, notes=notes)
 
 
-def _find(source: ArchiveReader, option: str | None) -> tuple[list[Label | None] | None, str]:
-    """A label or None for each entry, and where they are from; None for a set without."""
-    if option == NO_LABELS:
+def _unused(source: ArchiveReader, labels: list[Label | None], origin: str, options: LabelOptions) -> Labelled:
+    """All images, with the classes that networks without any aren't told."""
+    found = _used(source, labels, origin, options)
+    if len(found.entries) < len(source.entries):
+        without = [entry for entry, label in zip(source.entries, labels, strict=True) if label is None]
+        count = f"{len(without):,} of {len(labels):,} images have none ({_named(without)})"
+        return Labelled(source.entries, None, None, NO_LABELS, notes=[f"labels in {origin} aren't used: {count}"])
+    return replace(found, notes=[unused_classes(len(found.classes or []))])
+
+
+def unused_classes(number: int) -> str:
+    """What is said of so many classes that networks aren't told."""
+    return f"{number:,} class{'es' * (number != 1)} found and not used: --num-classes {number}"
+
+
+def _named(entries: list[Entry]) -> str:
+    """Some of the entries' names."""
+    names = [show(entry.name) for entry in entries[:NAMED_FILES]]
+    return ", ".join([*names, "..."] if len(entries) > NAMED_FILES else names)
+
+
+def _find(source: ArchiveReader, options: LabelOptions, notes: list[str]) -> tuple[list[Label | None] | None, str]:
+    """A label or None for each entry, and where they are from; None for a set without, and why.
+
+    What says no labels, though its name is that of a file which does, comes to the notes.
+    """
+    if options.labels == NO_LABELS:
         return None, NO_LABELS
-    if option is not None:
-        return _by_table(source.entries, read_labels(Path(option)), option), option
+    names = _Names(source.entries)
+    if options.labels != AUTO:
+        table = read_table(Path(options.labels), names.has, options.columns)
+        origin = f"{options.labels} ({table.columns})" if table.columns else options.labels
+        return names.look_up(table.labels, options.labels), origin
     if "dataset.json" in source.notes:
-        table = _parse_json(source.notes["dataset.json"], "dataset.json")
-        return (_by_table(source.entries, table, "dataset.json") if table else None), "dataset.json"
+        value = load_json(source.notes["dataset.json"], "dataset.json")
+        if isinstance(value, dict) and "labels" in value and value["labels"] is None:
+            return None, f"{NO_LABELS} (dataset.json has none)"
+        if _is_of_labels(value, names):
+            return names.look_up(
+                parse_json(source.notes["dataset.json"], "dataset.json"), "dataset.json"
+            ), "dataset.json"
+        notes.append("labels in dataset.json aren't used: it names none of the images")
     for labels, origin in (
         ([entry.label for entry in source.entries], source.kind),
         (_by_sidecar(source), "sidecars"),
         (by_folder([entry.name for entry in source.entries]) if source.has_folders else [], "folders"),
     ):
         if any(label is not None for label in labels):
-            return [_plain(label) for label in labels], origin
-    return None, NO_LABELS
+            return [None if label is None else plain(label) for label in labels], origin
+    return None, f"{NO_LABELS} ({notes[0]})" if notes else NO_LABELS
 
 
-def _plain(label: Label | None) -> Label | None:
-    """Numbers as int, also where a text holds one: "7" and 7 are one class."""
-    return int(label) if isinstance(label, str) and re.fullmatch(r"-?(0|[1-9]\d{0,17})", label) else label
+def _is_of_labels(value: object, names: "_Names") -> bool:
+    """Whether a dataset.json is about labels: other programs' files bear that name, too."""
+    labels = value.get("labels", value) if isinstance(value, dict) else value
+    return isinstance(labels, list) or (isinstance(labels, dict) and any(map(names.has, labels)))
+
+
+def _of_one_kind(labels: list[Label | None], origin: str, options: LabelOptions) -> list[Label | None]:
+    """The labels, all of them of the kind that is wanted. Raises LabelFault where they aren't."""
+    lengths = sorted({len(label) for label in labels if isinstance(label, tuple)})
+    if options.condition == "class":
+        if lengths:
+            reason = f"{origin} has vectors: {' or '.join(map(str, lengths))} numbers an image"
+            raise _VectorFault(reason, options.ask_for_vectors(lengths[-1]))
+        return labels
+    if names := [label for label in labels if isinstance(label, str)]:
+        raise LabelFault(f"{origin} has the label {show(names[0])!r}", "--condition vector wants numbers")
+    if len({*lengths, *(1 for label in labels if isinstance(label, int))}) > 1:
+        found = " and ".join(map(str, lengths or [1]))
+        raise LabelFault(f"{origin} has vectors of {found} numbers", "give equally long ones")
+    return [(float(label),) if isinstance(label, int) else label for label in labels]
 
 
 def _class_names(known: list[str] | None, labels: set[Label]) -> list[str] | None:
@@ -128,84 +250,31 @@ def _sidecar_label(name: str, data: bytes) -> Label | None:
     except (ValueError, RecursionError):
         return None
     found = [value[word] for word in LABEL_WORDS if word in value] if isinstance(value, dict) else []
-    return found[0] if found and isinstance(found[0], int | str) and not isinstance(found[0], bool) else None
+    return plain(found[0]) if found else None
 
 
-def read_labels(path: Path) -> dict[str, Label]:
-    """File -> label of a CSV (file, label; header or not) or JSON file. Raises UserError that says why not."""
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise UserError(
-            f"cannot read the labels in {path} ({error.strerror}): give --labels a CSV or JSON file"
-        ) from None
-    table = _parse_json(data, str(path)) if path.suffix.lower() == ".json" else _parse_csv(data, str(path))
-    if not table:
-        raise UserError(f"{path} has no labels: give rows of file and label")
-    return table
+class _Names:
+    """Of each image: the whole name, without its folders, without its ending, where these name one image only."""
 
+    def __init__(self, entries: list[Entry]) -> None:
+        shorter = [_shorter(entry.name) for entry in entries]
+        counts = Counter(name for names in shorter for name in names)
+        self._names = [
+            [entry.name, *(name for name in names if counts[name] == 1)]
+            for entry, names in zip(entries, shorter, strict=True)
+        ]
+        self._all = {name for names in self._names for name in names}
 
-def _parse_csv(data: bytes, path: str) -> dict[str, Label]:
-    try:
-        text = data.decode("utf-8-sig")
-        rows = list(csv.reader(io.StringIO(text), delimiter="\t" if path.endswith(".tsv") else ","))
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path} is no CSV file in UTF-8 ({error}): give rows of file and label") from None
-    head = [cell.strip().lower() for cell in rows[0]] if rows else []
-    file, label, start = 0, 1, 0
-    if any(word in head for word in FILE_WORDS) and any(word in head for word in LABEL_WORDS):
-        file = next(column for column, word in enumerate(head) if word in FILE_WORDS)
-        label = next(column for column, word in enumerate(head) if word in LABEL_WORDS)
-        start = 1
-    pairs = []
-    for line, row in enumerate(rows[start:], start + 1):
-        if not row:
-            continue
-        if len(row) <= max(file, label) or not row[label].strip():
-            raise UserError(f"{path}, row {line} is {','.join(row)!r}: give a file and a label")
-        pairs.append((row[file].strip(), row[label].strip()))
-    return _table(pairs, path)
+    def has(self, text: str) -> bool:
+        return as_name(text) in self._all
 
-
-def _parse_json(data: bytes, path: str) -> dict[str, Label]:
-    """Of {"labels": [[file, label], ...]}, the list alone, or {file: label}; empty where the labels are null."""
-    try:
-        value: Any = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is no JSON file ({error}): fix it or give --labels none") from None
-    if isinstance(value, dict) and isinstance(value.get("labels"), list | dict | None):
-        value = value.get("labels", None if path == "dataset.json" else value)
-    if value is None:
-        return {}
-    pairs = list(value.items()) if isinstance(value, dict) else value
-    whole = isinstance(pairs, list) and all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in pairs)
-    for pair in pairs if whole else [pairs]:
-        if not whole or not isinstance(pair[0], str) or type(pair[1]) not in (int, str):
-            raise UserError(f"{path} has {str(pair)[:60]!r}: give [file, label] with a whole number or a name, or none")
-    return _table(pairs, path)
-
-
-def _table(pairs: Iterable[tuple[str, Label]], path: str) -> dict[str, Label]:
-    table: dict[str, Label] = {}
-    for file, label in pairs:
-        name, value = clean(file.replace("\\", "/")) or file, _plain(label)
-        assert value is not None
-        if table.setdefault(name, value) != value:
-            raise UserError(f"{path} gives {file!r} the labels {table[name]!r} and {value!r}: leave one")
-    return table
-
-
-def _by_table(entries: list[Entry], table: dict[str, Label], origin: str) -> list[Label | None]:
-    """By the whole name, else without its folders, else without its ending, where these name one image only."""
-    shorter = [_shorter(entry.name) for entry in entries]
-    counts = Counter(name for names in shorter for name in names)
-    labels = []
-    for entry, names in zip(entries, shorter, strict=True):
-        candidates = [entry.name, *(name for name in names if counts[name] == 1)]
-        labels.append(next((table[name] for name in candidates if name in table), None))
-    if entries and not any(label is not None for label in labels):
-        raise UserError(f"{origin} names none of the images, e.g. {entries[0].name!r}: name files as they lie in SRC")
-    return labels
+    def look_up(self, table: dict[str, Label], origin: str) -> list[Label | None]:
+        """A label or None for each image. Raises LabelFault where the table has none for any."""
+        labels = [next((table[name] for name in names if name in table), None) for names in self._names]
+        if labels and table and not any(label is not None for label in labels):
+            reason = f"{origin} names none of the images, e.g. {self._names[0][0]!r}, but e.g. {next(iter(table))!r}"
+            raise LabelFault(reason, "name files as they lie in the data set")
+        return labels
 
 
 def _shorter(name: str) -> list[str]:

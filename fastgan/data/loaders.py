@@ -14,6 +14,7 @@ from fastgan.data.dali import DaliLoader
 from fastgan.data.folder import FolderDataset
 from fastgan.data.images import ImageDataset
 from fastgan.data.in_memory import InMemoryLoader
+from fastgan.data.labels import AUTO, NO_LABELS, LabelOptions, unused_classes
 from fastgan.data.prepared import PreparedDataset, is_prepared
 from fastgan.data.stacked import StackedDataset
 from fastgan.data.torch_loader import TorchLoader
@@ -37,7 +38,13 @@ def open_dataset(config: Config) -> ImageDataset:
         )
     if is_prepared(folder):
         return PreparedDataset(folder)
-    return FolderDataset(folder, config.data.image_size, config.data.channels)
+    return FolderDataset(folder, config.data.image_size, config.data.channels, label_options(config))
+
+
+def label_options(config: Config) -> LabelOptions:
+    """Which labels the networks of the config want."""
+    data, networks = config.data, config.networks
+    return LabelOptions(data.labels, networks.condition, data.label_column, data.file_column, networks.num_classes)
 
 
 def num_images(config: Config) -> int:
@@ -54,8 +61,7 @@ def check(config: Config, dataset: ImageDataset, num_processes: int = 1) -> None
             f"the data set {dataset.name} has {dataset.channels}-channel images of {height}x{width}: "
             f"give --channels {dataset.channels} --image-size {height} {width} and a network that makes them"
         )
-    if config.networks.num_classes:
-        _check_classes(config.networks.num_classes, dataset)
+    _check_labels(config, dataset)
     if batch_size > len(dataset):
         raise UserError(
             f"batch_size is {batch_size}: the data set {dataset.name} has only {len(dataset)} images; "
@@ -69,16 +75,65 @@ def check(config: Config, dataset: ImageDataset, num_processes: int = 1) -> None
         )
 
 
-def _check_classes(num_classes: int, dataset: ImageDataset) -> None:
-    if dataset.labels is None:
+def _check_labels(config: Config, dataset: ImageDataset) -> None:
+    """The set has what the networks are to be told. Raises UserError."""
+    labels, networks = config.data.labels, config.networks
+    if labels not in (AUTO, NO_LABELS) and not isinstance(dataset, FolderDataset):
+        raise UserError(f"labels is {labels!r}: {dataset.name} has its own; leave it out, or prepare the set with it")
+    if networks.condition == "vector":
+        _check_vectors(networks.vector_dim, dataset)
+    elif networks.num_classes:
+        if dataset.labels is None or labels == NO_LABELS:
+            raise UserError(_no_labels(config, dataset))
+        _check_classes(networks.num_classes, dataset)
+
+
+def _no_labels(config: Config, dataset: ImageDataset) -> str:
+    origin = dataset.labels_origin if isinstance(dataset, FolderDataset) else NO_LABELS
+    reason = origin.removeprefix(NO_LABELS)
+    text = f"num_classes is {config.networks.num_classes}: the images of {dataset.name} have no labels{reason}; give 0"
+    if config.preset.startswith("mnist28"):
+        return f"{text}, or, as the preset {config.preset} is for digits, --preset faces128-fast or ffhq64 for photos"
+    return f"{text}, or images with a folder a class, or --labels FILE"
+
+
+def _check_vectors(vector_dim: int, dataset: ImageDataset) -> None:
+    labels = dataset.labels
+    if labels is None or labels.ndim != 2:
+        found = "no labels" if labels is None else "classes"
         raise UserError(
-            f"num_classes is {num_classes}: the images of {dataset.name} have no labels; "
-            "give 0, or images with a folder a class"
+            f"condition is 'vector': the images of {dataset.name} have {found}, no vectors; "
+            "give --condition class, or a file of vectors by --labels"
+        )
+    if labels.shape[1] != vector_dim:
+        raise UserError(
+            f"vector_dim is {vector_dim}: the vectors of {dataset.name} have {labels.shape[1]} numbers; give that"
+        )
+
+
+def _check_classes(num_classes: int, dataset: ImageDataset) -> None:
+    assert dataset.labels is not None
+    if dataset.labels.ndim == 2:
+        raise UserError(
+            f"num_classes is {num_classes}: the images of {dataset.name} have vectors, not classes; "
+            f"give --condition vector --vector-dim {dataset.labels.shape[1]} --num-classes 0"
         )
     if (found := int(dataset.labels.max()) + 1) != num_classes:
         raise UserError(
             f"num_classes is {num_classes}: the data set {dataset.name} has {found}; give that number, or 0"
         )
+
+
+def _notes(config: Config, dataset: ImageDataset) -> list[str]:
+    """What the user should know of the labels, in lines."""
+    if isinstance(dataset, FolderDataset):
+        return dataset.notes
+    if not isinstance(dataset, PreparedDataset) or dataset.labels is None or config.networks.condition_dim:
+        return []
+    if dataset.labels.ndim == 2:
+        length = dataset.labels.shape[1]
+        return [f"vectors of {length} numbers found and not used: {label_options(config).ask_for_vectors(length)}"]
+    return [unused_classes(int(dataset.labels.max()) + 1)]
 
 
 def choose_loader(config: Config, dataset: ImageDataset) -> tuple[str, str]:
@@ -114,6 +169,8 @@ def build_loader(
         what = f"loader is in_memory: the {len(dataset):,} images of {dataset.name}"
         require_free(decoded, device, what, "give --loader torch")
     say(f"data: {len(dataset):,} images of {dataset.name}; loader {kind} ({reason})")
+    for line in _notes(config, dataset):
+        say(line)
     drawn = isinstance(dataset, StackedDataset)  # which is quicker than to hand it over
     workers = config.run.workers if config.run.workers is not None else 0 if drawn else torch.get_num_threads()
     if kind == "in_memory":

@@ -35,7 +35,7 @@ class PreparedDataset:
         self._content_hash: str = index["content_hash"]
         self._shards = [folder / shard["name"] for shard in index["shards"]]
         self._places = torch.stack([members[name] for name in ("shard", "offset", "length")], dim=1).numpy()
-        self.labels: Tensor | None = members.get("label")
+        self.labels: Tensor | None = members.get("label", members.get("vector"))
         for shard in self._shards:
             if not shard.exists():
                 raise UserError(f"{shard} is missing: prepare the data set again")

@@ -143,7 +143,7 @@ def _lines(folder: Path, facts: Facts) -> Iterator[str]:
     yield f"{folder}: {index['num_images']:,} images of {height}x{width}, {index['channels']} channels"
     yield f"{index['encoding']}, shards: {len(index['shards']):,}, from {show(index['source'])} by {index['fit']}"
     if facts.label_counts is None:
-        yield "labels: none"
+        yield f"labels: vectors of {index['vector_dim']} numbers" if "vector_dim" in index else "labels: none"
     else:
         yield f"labels: {len(facts.label_counts):,}"
         for name, count in zip(index["labels"], facts.label_counts, strict=True):

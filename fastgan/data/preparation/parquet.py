@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from fastgan.data.archives import BROKEN, MAX_BYTES, ArchiveReader, Entry
+from fastgan.data.label_table import plain
 from fastgan.data.pixels import BadImage, RawImage
 from fastgan.data.skipped import Skipped
 from fastgan.errors import UserError
@@ -45,8 +46,7 @@ def _list_rows(source: ArchiveReader, path: Path, file: Any) -> None:
     source.classes = source.classes or (_class_names(file.schema_arrow.metadata, label) if label else None)
     rows = _Rows(file, image)
     for row, value in enumerate(labels):
-        known = value if isinstance(value, int | str) else None
-        source.entries.append(Entry(f"{name}/{row:09d}", size, partial(rows.read, row), known))
+        source.entries.append(Entry(f"{name}/{row:09d}", size, partial(rows.read, row), plain(value)))
 
 
 def _class_names(metadata: dict[bytes, bytes] | None, label: str) -> list[str] | None:

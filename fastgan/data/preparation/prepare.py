@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from fastgan import __version__
 from fastgan.data.archives import ArchiveReader, Entry
-from fastgan.data.labels import Labelled, label_entries
+from fastgan.data.labels import AUTO, Labelled, LabelOptions, label_entries
 from fastgan.data.names import NAMES
 from fastgan.data.pixels import BadImage, EncodedImage, RawImage, Size, Transform, count_channels, encode
 from fastgan.data.preparation import shard_writer
@@ -56,6 +56,12 @@ class PrepareOptions:
     """Of JPEGs, 1 to 100."""
     labels: str | None = None
     """CSV or JSON file of file names and labels; none: a set without; by default as SRC has them (class folders)."""
+    condition: Literal["class", "vector"] = "class"
+    """What labels are: classes, or vectors of attributes, several numbers an image."""
+    label_column: str | None = None
+    """The column of a CSV file's labels, by name or, without names, by number; of a vector several: a,b,c."""
+    file_column: str | None = None
+    """The column of a CSV file's file names."""
     workers: int | None = None
     """Processes; by default one a core."""
     strict: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
@@ -109,7 +115,8 @@ def _check(options: PrepareOptions) -> Size:
 
 
 def _prepare(options: PrepareOptions, size: Size, dest: Path, source: ArchiveReader, pool: Pool) -> dict[str, Any]:
-    labelled = label_entries(source, options.labels)
+    labels = LabelOptions(options.labels or AUTO, options.condition, options.label_column, options.file_column)
+    labelled = label_entries(source, labels)
     before = [*source.skipped, *labelled.skipped]
     if not labelled.entries:
         raise UserError(f"no image in {options.source!r} can be used: {few(before) or 'it has none'}")
@@ -121,6 +128,8 @@ def _prepare(options: PrepareOptions, size: Size, dest: Path, source: ArchiveRea
     elif (dest / INDEX).exists():
         return _report_old(dest, options.strict)
     print(f"{show(options.source)}: {len(labelled.entries):,} images ({source.kind}); labels: {labelled.origin}")
+    if labelled.notes:
+        print("\n".join(labelled.notes))
     recipe = Transform(size, options.fit, channels, options.format, options.quality)
     shards, rest = _write_shards(dest, recipe, labelled, pool)
     skipped = in_order([*before, *rest, *(one for shard in shards for one in shard.skipped)])
@@ -133,6 +142,7 @@ def _prepare(options: PrepareOptions, size: Size, dest: Path, source: ArchiveRea
         "channels": channels,
         "encoding": options.format,
         "labels": labelled.classes,
+        **({"vector_dim": len(labelled.vectors[0])} if labelled.vectors else {}),
         "fit": options.fit,
         "source": options.source,
         "fastgan": __version__,
@@ -147,7 +157,7 @@ def _prepare(options: PrepareOptions, size: Size, dest: Path, source: ArchiveRea
 def _job(options: PrepareOptions, size: Size, labelled: Labelled) -> dict[str, Any]:
     """What the bytes of the set depend on."""
     files = sha256(repr(labelled.classes).encode())
-    for entry, number in zip(labelled.entries, labelled.numbers or itertools.repeat(None), strict=False):
+    for entry, number in zip(labelled.entries, labelled.labels or itertools.repeat(None), strict=False):
         files.update(f"{name_bytes(entry.name)!r} {entry.size} {number}\n".encode())
     source = options.source if options.source in NAMES else str(Path(options.source).expanduser().resolve())
     return {
@@ -208,7 +218,7 @@ def _write_shards(dest: Path, recipe: Transform, labelled: Labelled, pool: Pool)
     start = shards[-1].next if shards else 0
     cooked = pool.map(partial(encode, recipe), _batches(labelled.entries, start), CRASHED)
     results = itertools.chain.from_iterable(_progress(cooked, labelled.entries, start, "prepare"))
-    writer = ShardWriter(dest, shards, recipe.encoding)
+    writer, labels = ShardWriter(dest, shards, recipe.encoding), labelled.labels
     try:
         for position, result in enumerate(results, start):
             if isinstance(result, BadImage):
@@ -217,7 +227,7 @@ def _write_shards(dest: Path, recipe: Transform, labelled: Labelled, pool: Pool)
             if not writer.fits(result):
                 shards.append(writer.close())
                 writer = ShardWriter(dest, shards, recipe.encoding)
-            writer.add(result, labelled.numbers[position] if labelled.numbers else None, position + 1)
+            writer.add(result, labels[position] if labels else None, position + 1)
         if writer.shard.offsets:
             shards.append(writer.close())
             return shards, []
@@ -243,6 +253,8 @@ def describe(dest: Path, index: dict[str, Any]) -> str:
     """A prepared set in two lines."""
     height, width = index["image_size"]
     labels = "no labels" if index["labels"] is None else f"{len(index['labels']):,} labels"
+    if "vector_dim" in index:
+        labels = f"vectors of {index['vector_dim']} numbers"
     skipped = [Skipped(**one) for one in index["skipped"]]
     return (
         f"{show(str(dest))}: {index['num_images']:,} images of {height}x{width}, {index['channels']} channels, "

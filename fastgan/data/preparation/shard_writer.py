@@ -1,7 +1,7 @@
 """A prepared data set on disk: shards that are whole or not there, and what is needed to go on after a kill.
 
-shard-000000.tar ...   plain tars of 000000000.png (or .jpg) and 000000000.cls, numbered through the whole set
-members.safetensors    where each image lies: shard, offset, length, and its label
+shard-000000.tar ...   plain tars of 000000000.png (or .jpg) and .cls (vectors: .json), numbered through the whole set
+members.safetensors    where each image lies: shard, offset, length, and its label (label: a class; or vector: numbers)
 index.json             what the set is; written last: without it a folder is no prepared set
 .prepare.json          the command that made it; .shard-000000.json: how far the input had got, until the end
 """
@@ -19,6 +19,7 @@ from typing import IO, Any
 import numpy as np
 from safetensors.numpy import save
 
+from fastgan.data.label_table import Vector
 from fastgan.data.pixels import EncodedImage
 from fastgan.data.skipped import Skipped
 from fastgan.errors import UserError
@@ -42,7 +43,7 @@ class Shard:
     next: int = 0  # position in the input after its last image
     offsets: list[int] = field(default_factory=list)
     lengths: list[int] = field(default_factory=list)
-    labels: list[int] = field(default_factory=list)  # empty in a set without
+    labels: list[int | Vector] = field(default_factory=list)  # empty in a set without
     digests: list[str] = field(default_factory=list)
     skipped: list[Skipped] = field(default_factory=list)
 
@@ -63,14 +64,17 @@ class ShardWriter:
         count = len(self.shard.offsets)
         return count == 0 or (count < MAX_IMAGES and self.shard.num_bytes + len(stored.data) <= MAX_SHARD_BYTES)
 
-    def add(self, stored: EncodedImage, label: int | None, next_position: int) -> None:
+    def add(self, stored: EncodedImage, label: int | Vector | None, next_position: int) -> None:
         """The shard holds the image; `next_position` is what follows it in the input."""
         stem = f"{self._first + len(self.shard.offsets):09d}"
         self.shard.offsets.append(self._member(stem + self._ending, stored.data))
         self.shard.lengths.append(len(stored.data))
         self.shard.digests.append(stored.digest.hex())
-        if label is not None:
+        if isinstance(label, tuple):
+            self._member(f"{stem}.json", json.dumps({"label": label}).encode())
+        elif label is not None:
             self._member(f"{stem}.cls", str(label).encode())
+        if label is not None:
             self.shard.labels.append(label)
         self.shard.next = next_position
 
@@ -182,7 +186,10 @@ def finish(dest: Path, shards: list[Shard], index: dict[str, Any]) -> dict[str, 
     }
     if index["labels"] is not None:
         members["label"] = np.concatenate([shard.labels for shard in shards])
-    write_atomically(dest / MEMBERS, save({name: values.astype(np.int64) for name, values in members.items()}))
+    tensors = {name: values.astype(np.int64) for name, values in members.items()}
+    if "vector_dim" in index:
+        tensors["vector"] = np.concatenate([shard.labels for shard in shards]).astype(np.float32)
+    write_atomically(dest / MEMBERS, save(tensors))
     whole = {"format": FORMAT, "num_images": sum(counts), "content_hash": sha256(digests).hexdigest()[:16]} | index
     whole["shards"] = [
         {"name": shard.name, "num_images": count, "sha256": shard.sha256}
