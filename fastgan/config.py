@@ -107,9 +107,14 @@ class NetworkConfig:
         require(self, "vector_dim", is_vector or not self.vector_dim, "it goes with --condition vector")
 
     @property
-    def condition_dim(self) -> int:
-        """Numbers that say what G and D are told of an image: classes, or a vector's length; 0: they aren't told."""
-        return self.vector_dim if self.condition == "vector" else self.num_classes
+    def is_conditional(self) -> bool:
+        """Whether G and D are told anything of an image."""
+        return self.condition == "vector" or self.num_classes > 0
+
+    @property
+    def condition_width(self) -> int:
+        """Numbers that tell it, as `layers.encode_condition` makes them; 0 for none."""
+        return self.vector_dim + 1 if self.condition == "vector" else self.num_classes
 
 
 @dataclass(frozen=True)

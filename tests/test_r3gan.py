@@ -121,7 +121,7 @@ def test_refusals_name_value_and_remedy():
     with pytest.raises(UserError, match=r"blocks is \(2, 2, 2\).*each of 2 stages"):
         R3Generator(4, 3, Shape((32, 32), blocks=(2, 2, 2)))
     with pytest.raises(UserError, match=r"labels is None.*10 classes"):
-        tiny_discriminator(num_classes=10)(torch.randn(1, 3, 16, 16))
+        tiny_discriminator(condition_width=10)(torch.randn(1, 3, 16, 16))
 
 
 def test_blocks_start_as_the_identity():
@@ -137,8 +137,8 @@ def test_blocks_start_as_the_identity():
 
 def test_first_weights():
     """Standard deviations are gain / sqrt(fan in); inside blocks the gain is He's times L^(-1/4); biases are 0."""
-    D = R3Discriminator(3, Shape((256, 256), blocks=(5, 3), num_classes=64))
-    G = R3Generator(64, 3, Shape((256, 128), num_classes=10))
+    D = R3Discriminator(3, Shape((256, 256), blocks=(5, 3), condition_width=64))
+    G = R3Generator(64, 3, Shape((256, 128), condition_width=10))
     inside = math.sqrt(2 / 1.04) * 8**-0.25
     block = next(module for module in D.modules() if isinstance(module, R3Block))
     for weight, std in (
@@ -185,7 +185,7 @@ def test_up_is_four_times_the_adjoint_of_down():
 @pytest.mark.parametrize("num_classes", [0, 3])
 def test_gradients_of_d_to_second_order(num_classes):
     """gradcheck and gradgradcheck of logits to the images and every weight, in float64."""
-    D = tiny_discriminator(2, (2, 3), base=(2, 1), group_width=2, num_classes=num_classes).double()
+    D = tiny_discriminator(2, (2, 3), base=(2, 1), group_width=2, condition_width=num_classes).double()
     names, weights = zip(*D.named_parameters(), strict=True)
     labels = torch.tensor([2, 0]) if num_classes else None
     inputs = (torch.randn(2, 2, 4, 2, dtype=torch.float64, requires_grad=True), *weights)
@@ -200,7 +200,7 @@ def test_gradients_of_d_to_second_order(num_classes):
 @pytest.mark.slow
 def test_penalty_inside_func_grad():
     """R1 through torch.func.grad has the gradient that autograd's create_graph has, and that differences confirm."""
-    D = tiny_discriminator(2, (2, 4), base=(3, 2), num_classes=3).double()
+    D = tiny_discriminator(2, (2, 4), base=(3, 2), condition_width=3).double()
     images, labels = torch.randn(3, 2, 6, 4, dtype=torch.float64), torch.tensor([0, 2, 1])
     names, weights = zip(*D.named_parameters(), strict=True)
 
@@ -220,14 +220,14 @@ def test_labels_change_the_output():
     """The class decides, image by image, G's images and D's logits."""
     z, images = torch.randn(1, 5).expand(4, -1), torch.randn(1, 3, 16, 16).expand(4, -1, -1, -1)
     labels = torch.tensor([0, 1, 2, 1])
-    for out in (tiny_generator(num_classes=3)(z, labels), tiny_discriminator(num_classes=3)(images, labels)):
+    for out in (tiny_generator(condition_width=3)(z, labels), tiny_discriminator(condition_width=3)(images, labels)):
         torch.testing.assert_close(out[1], out[3])
         assert all((out[i] - out[j]).abs().max() > 1e-4 for i, j in ((0, 1), (0, 2), (1, 2)))
 
 
 def test_images_of_a_batch_do_not_mix():
     """Each output is that of its input alone."""
-    G, D = tiny_generator(num_classes=3), tiny_discriminator(num_classes=3)
+    G, D = tiny_generator(condition_width=3), tiny_discriminator(condition_width=3)
     z, labels = torch.randn(4, 5), torch.tensor([0, 1, 2, 1])
     images = G(z, labels)
     torch.testing.assert_close(G(z[2:3], labels[2:3]), images[2:3])
@@ -254,7 +254,7 @@ def test_state_round_trip():
     """A network that takes over another's state computes the same; the state is the parameters alone."""
     z, images, labels = torch.randn(2, 5), torch.randn(2, 3, 16, 16), torch.tensor([0, 2])
     for make, x in ((tiny_generator, z), (tiny_discriminator, images)):
-        first, second = make(num_classes=3), make(num_classes=3)
+        first, second = make(condition_width=3), make(condition_width=3)
         assert first.state_dict().keys() == dict(first.named_parameters()).keys()
         assert not torch.equal(first(x, labels), second(x, labels))
         second.load_state_dict(first.state_dict())

@@ -11,7 +11,15 @@ from torch import Tensor
 from fastgan.config import Config
 from fastgan.errors import UserError
 from fastgan.evaluation.fidelity import labels_for
-from fastgan.evaluation.sampling import CheckpointSelector, images_of, open_run, parse_classes, parse_seeds, to_device
+from fastgan.evaluation.sampling import (
+    CheckpointSelector,
+    images_of,
+    open_run,
+    parse_classes,
+    parse_seeds,
+    to_device,
+    vectors_of,
+)
 from fastgan.utils.pngs import grid, save_png
 
 
@@ -30,6 +38,8 @@ class SampleOptions:
     class_number: Annotated[str | None, tyro.conf.arg(name="class")] = None
     """The class of all images, by number, of a run with classes; of several (0-9), each seed is shown in each: in a
     grid, a row a class and a column a seed. Without it, classes take turns: seed % classes."""
+    vector: str | None = None
+    """The vector of all images, of a run with vectors: --vector=0.1,0.9. Without it, those of the run's data."""
     truncation: float | None = None
     """For networks with a mapping to truncate; fastgan's have none."""
     which: CheckpointSelector = field(default_factory=CheckpointSelector)
@@ -43,7 +53,9 @@ def _resolve(options: SampleOptions, config: Config) -> tuple[list[int], Tensor 
     classes = [] if options.class_number is None else parse_classes(options.class_number, config)
     if len(classes) <= 1:
         names = [f"seed-{seed:06d}.png" for seed in seeds]
-        labels = labels_for(torch.tensor(seeds), config.networks.num_classes)
+        labels = vectors_of(config, options.vector, torch.tensor(seeds))
+        if labels is None:
+            labels = labels_for(torch.tensor(seeds), config.networks.num_classes)
         return seeds, torch.full([len(seeds)], classes[0]) if classes else labels, names, None
     names = [f"class-{number:03d}-seed-{seed:06d}.png" for number in classes for seed in seeds]
     return seeds * len(classes), torch.tensor(classes).repeat_interleave(len(seeds)), names, len(seeds)

@@ -12,13 +12,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import tyro
 from PIL import Image
 
 from fastgan.config import MAX_SEED, Config
 from fastgan.errors import UserError
 from fastgan.evaluation.interpolation import Walk, pictures
-from fastgan.evaluation.sampling import CheckpointSelector, open_run, parse_classes, parse_seeds, to_device
+from fastgan.evaluation.sampling import CheckpointSelector, open_run, parse_classes, parse_seeds, to_device, vectors_of
 from fastgan.utils.fields import require_positive
 from fastgan.utils.memory import require_free
 from fastgan.utils.pictures import enlarge, to_image
@@ -45,6 +46,8 @@ class WalkOptions:
     class_number: Annotated[str | None, tyro.conf.arg(name="class")] = None
     """The class by number, or several (0-9), of a run with classes: the walks have them in turn, a single walk changes
     them from seed to seed. Without it, all classes."""
+    vector: str | None = None
+    """The vector of all walks, of a run with vectors: --vector=0.1,0.9. Without it, each has one of the run's data."""
     fps: int = 30
     """Frames a second."""
     out: Path = Path("walk.gif")
@@ -98,7 +101,8 @@ def walk_of(options: WalkOptions, config: Config) -> Walk:
     if count * (max(seeds) - min(seeds) + 1) + max(seeds) > MAX_SEED:
         raise UserError(f"seeds is {options.seeds!r}: {count} walks need larger ones than there are")
     classes = list(range(num_classes)) if options.class_number is None else parse_classes(options.class_number, config)
-    return Walk(seeds, options.frames, classes, count)
+    vectors = vectors_of(config, options.vector, torch.arange(max(count, len(seeds))))
+    return Walk(seeds, options.frames, classes, count, vectors)
 
 
 def walk(options: WalkOptions) -> Path:

@@ -20,7 +20,7 @@ class Batch:
     """One process's part of a batch, on the training device."""
 
     pixels: Tensor  # [B, C, H, W], uint8, channels last in memory
-    labels: Tensor | None  # [B], int64
+    labels: Tensor | None  # classes [B], int64, or vectors [B, K], float32
     sample_ids: Tensor  # [B], int64: each image's number since the start of training, the key of all its randomness
     global_size: int  # images of all processes
     mirror: Tensor | None = None  # [B], bool: those seen with left and right exchanged
@@ -101,7 +101,7 @@ class BatchSampler:
         return found[0] if len(found) == 1 else torch.cat(found)
 
     def labelled(self, indices: Tensor, pixels: Tensor) -> tuple[Tensor, ...]:
-        """Return the pixels and, where the set has labels, those of the indices, int64 on the CPU."""
+        """Return the pixels and, where the set has labels, those of the indices, on the CPU."""
         return (pixels,) if self.dataset.labels is None else (pixels, self.dataset.labels[indices])
 
     def batch(self, images_seen: int, pixels: Tensor, labels: Tensor | None = None) -> Batch:

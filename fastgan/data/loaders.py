@@ -128,7 +128,7 @@ def _notes(config: Config, dataset: ImageDataset) -> list[str]:
     """What the user should know of the labels, in lines."""
     if isinstance(dataset, FolderDataset):
         return dataset.notes
-    if not isinstance(dataset, PreparedDataset) or dataset.labels is None or config.networks.condition_dim:
+    if not isinstance(dataset, PreparedDataset) or dataset.labels is None or config.networks.is_conditional:
         return []
     if dataset.labels.ndim == 2:
         length = dataset.labels.shape[1]

@@ -75,11 +75,13 @@ class Evaluator:
     def __call__(self, G: nn.Module, num_images: int, kid_subsets: int | None = None) -> dict[str, float]:
         """The metrics of `num_images` images of the seeds 0, 1, 2 …, rounded to 8 bits as saved images are.
 
-        Where G is told classes, those are the data set's, as often as there: see `fidelity.labels_for`.
+        Where G is told classes, or vectors, those are the data set's, as often as there: see `fidelity`.
         The digits extractor counts the modes of stacked-mnist; else distances are measured, digits' legibility too.
         """
         networks = self.config.networks
-        labels = fidelity.labels_for(torch.arange(num_images), networks.num_classes, self.dataset.labels)
+        labels = None
+        if networks.is_conditional and self.dataset.labels is not None:
+            labels = fidelity.labels_of_data(torch.arange(num_images), self.dataset.labels)
         if self.counts_modes:
             return self._modes(G, num_images, labels)
         self.require_enough(num_images)
@@ -145,7 +147,7 @@ class Evaluator:
             "num_reals": len(self.dataset),
             "num_fakes": num_images,
             "sample_seeds": f"0-{num_images - 1}",
-            "classes": "the data set's" if self.config.networks.num_classes else "none",
+            "classes": "the data set's" if self.config.networks.is_conditional else "none",
             "truncation": "none",
             "pixels": "8 bits",
             "torch_fidelity": version("torch-fidelity"),

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from fastgan.config import NetworkConfig
 from fastgan.data.images import to_bytes
 from fastgan.data.sampler import Sampler
 from fastgan.errors import UserError
@@ -37,15 +38,29 @@ def labels_for(seeds: Tensor, num_classes: int, data_labels: Tensor | None = Non
         return None
     if data_labels is None:
         return seeds % num_classes
-    items = Sampler(len(data_labels), seed=0).dataset_indices(range(int(seeds.max()) + 1))
-    return data_labels.to(seeds.device)[items.to(seeds.device)[seeds]]
+    return labels_of_data(seeds, data_labels)
+
+
+def labels_of_data(seeds: Tensor, data_labels: Tensor) -> Tensor:
+    """The labels of the data set's images [N] or [N, K] that sample seeds [B] stand for, in its order of seed 0."""
+    order = Sampler(len(data_labels), seed=0)
+    items = [order.dataset_indices(range(seed, seed + 1)) for seed in seeds.tolist()]
+    return data_labels.cpu()[torch.cat(items)].to(seeds.device)
+
+
+def conditions_for(seeds: Tensor, networks: NetworkConfig, data_labels: Tensor | None) -> Tensor | None:
+    """What networks are told of sample seeds [B] where nothing is asked for: classes in turn, or the data's vectors."""
+    if networks.condition != "vector":
+        return labels_for(seeds, networks.num_classes)
+    assert data_labels is not None  # as `loaders.check` made sure
+    return labels_of_data(seeds, data_labels)
 
 
 @torch.inference_mode()
 def images_of(
     G: nn.Module, seeds: Iterable[int], z_dim: int, device: torch.device, labels: Tensor | None = None
 ) -> Tensor:
-    """uint8 images [B, C, H, W] of the seeds, in 8 bits as saved images are; classes `labels` [B], where G has any."""
+    """uint8 images [B, C, H, W] of the seeds, in 8 bits as saved images are; told `labels`, where G is told any."""
     numbers = torch.tensor(list(seeds), device=device)
     given = () if labels is None else (labels.to(device),)
     return to_bytes(G(latents(numbers, z_dim), *given))

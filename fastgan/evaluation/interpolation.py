@@ -31,13 +31,13 @@ def slerp(start: Tensor, end: Tensor, share: Tensor) -> Tensor:
     return (first * a + second * b).to(start.dtype)
 
 
-def strip(G: nn.Module, rows: int, columns: int, z_dim: int, num_classes: int, device: torch.device) -> Tensor:
-    """uint8 images [rows * columns, C, H, W]: row k goes from seed 2k to 2k + 1, in class k of those there are."""
+def strip(G: nn.Module, rows: int, columns: int, z_dim: int, labels: Tensor | None, device: torch.device) -> Tensor:
+    """uint8 images [rows * columns, C, H, W]: row k goes from seed 2k to 2k + 1, told label k [rows, ...]."""
     seeds = torch.arange(2 * rows, device=device)
     z = latents(seeds, z_dim).view(rows, 2, z_dim)
     path = slerp(z[:, 0], z[:, 1], torch.linspace(0, 1, columns, device=device)).transpose(0, 1)
-    labels = (torch.arange(rows, device=device) % num_classes).repeat_interleave(columns) if num_classes else None
-    return to_bytes(G(path.reshape(rows * columns, z_dim), labels))
+    told = None if labels is None else labels.repeat_interleave(columns, dim=0)
+    return to_bytes(G(path.reshape(rows * columns, z_dim), told))
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,7 @@ class Walk:
     frames: int
     classes: list[int]
     count: int = 1
+    vectors: Tensor | None = None  # [V, K]: instead of classes
 
     def __len__(self) -> int:
         return len(self.seeds) * self.frames
@@ -59,10 +60,11 @@ class Walk:
         return latents(seed + span * torch.arange(self.count), z_dim)
 
     def _labels(self, position: int) -> Tensor | None:
-        if not self.classes:
+        told = torch.tensor(self.classes) if self.vectors is None else self.vectors
+        if not len(told):
             return None
         turn = torch.arange(self.count) if self.count > 1 else torch.tensor([position])
-        return torch.tensor(self.classes)[turn % len(self.classes)]
+        return told[turn % len(told)]
 
     def steps(self, z_dim: int) -> Iterator[tuple[Tensor, Tensor | None]]:
         """Latents [count, Z] and classes [count] of each frame."""

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from fastgan import networks
 from fastgan.config import MAX_SEED, Config
 from fastgan.data.images import to_bytes
+from fastgan.data.loaders import check, open_dataset
 from fastgan.errors import UserError
-from fastgan.evaluation.fidelity import latents
+from fastgan.evaluation.fidelity import conditions_for, latents
 from fastgan.runs import checkpoint
 from fastgan.runs.checkpoint import BEST, Checkpoint, Checkpoints, CorruptCheckpoint
 from fastgan.runs.ema_snapshots import EmaSnapshots, read
@@ -124,9 +125,40 @@ def parse_classes(text: str, config: Config) -> list[int]:
     return classes
 
 
+def parse_vector(text: str, config: Config) -> Tensor:
+    """The numbers [K] of a vector like `0.1,0.9`. Raises UserError where the run is told none, or one of others."""
+    length = config.networks.vector_dim
+    if not length:
+        raise UserError(f"vector is {text!r}: the run has no vectors, leave it out")
+    try:
+        vector = torch.tensor([float(number) for number in text.split(",")])
+    except ValueError:
+        vector = torch.tensor([])
+    if len(vector) != length or not vector.isfinite().all():
+        raise UserError(f"vector is {text!r}: give {length} numbers, with commas between them and after --vector=")
+    return vector
+
+
+def vectors_of(config: Config, text: str | None, seeds: Tensor) -> Tensor | None:
+    """The vectors [B, K] of the seeds: the one that is asked for, or those of the run's data; None in a run without.
+
+    Raises UserError for a wrong one, or where the data can't be read.
+    """
+    if text is not None:
+        return parse_vector(text, config).expand(len(seeds), -1)
+    if config.networks.condition != "vector":
+        return None
+    try:
+        dataset = open_dataset(config)
+        check(config, dataset)
+    except UserError as error:
+        raise UserError(f"the run's vectors can't be drawn from its data ({error}): give --vector") from None
+    return conditions_for(seeds, config.networks, dataset.labels)
+
+
 @torch.inference_mode()
 def images_of(G: nn.Module, seeds: list[int], z_dim: int, device: torch.device, labels: Tensor | None = None) -> Tensor:
-    """uint8 images [N, C, H, W] of the seeds, of the classes `labels` [N] where G is to be told one, on the CPU."""
+    """uint8 images [N, C, H, W] of the seeds, told `labels` [N] or [N, K] where G is to be told any, on the CPU."""
     images = []
     for places in torch.arange(len(seeds)).split(BATCH_SIZE):
         part = torch.tensor(seeds)[places].to(device)

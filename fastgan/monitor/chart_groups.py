@@ -88,7 +88,7 @@ CHART_GROUPS: dict[str, tuple[Chart, ...]] = {
         Chart(
             "share that D rejects in another class (0.5: it doesn't care)",
             ("health/label",),
-            lambda config: config.networks.num_classes > 0,
+            lambda config: config.networks.is_conditional,
         ),
         Chart("diversity of samples, nearness to training images", ("health/(diversity|nearest)",)),
         Chart("share of saturated values", ("health/saturation",)),

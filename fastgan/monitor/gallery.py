@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from fastgan.config import Config
 from fastgan.data.images import ImageDataset, to_bytes
 from fastgan.data.sampler import Sampler
-from fastgan.evaluation.fidelity import latents
+from fastgan.evaluation.fidelity import conditions_for, latents
 from fastgan.evaluation.interpolation import strip
 from fastgan.monitor.tensorboard import RunLogger
 from fastgan.utils.pictures import named_rows, side_by_side
@@ -32,7 +32,8 @@ class Gallery:
         self.board.picture(images_seen, "real_and_fake", side_by_side(parts))
         if networks.num_classes:
             self.board.picture(images_seen, "classes", self._classes(G))
-        steps = strip(G, WALKS, WALK_STEPS, networks.z_dim, networks.num_classes, self.device)
+        labels = conditions_for(torch.arange(WALKS, device=self.device), networks, self.dataset.labels)
+        steps = strip(G, WALKS, WALK_STEPS, networks.z_dim, labels, self.device)
         self.board.picture(images_seen, "walk", grid(steps, WALK_STEPS))
 
     def _real_grid(self, count: int) -> np.ndarray:

@@ -63,7 +63,7 @@ class FixedBatch:
     """The images by which a run is measured, on the device."""
 
     reals: Tensor  # [B, C, H, W] in [-1, 1]: the first that training saw
-    labels: Tensor | None  # [B]
+    labels: Tensor | None  # [B], or vectors [B, K]
     held_out: Tensor | None  # [B, C, H, W]; None where there are none
     held_out_labels: Tensor | None
     neighbors: Tensor  # [N, F]: training images, shrunk and flat
@@ -202,12 +202,13 @@ def label_use(judge: Network, images: Tensor, labels: Tensor, own: Tensor) -> Te
     That is by the sum of both logits, so that it doesn't count which classes D holds for more real than others. `own`
     [B] are the logits of the images with their classes.
     """
-    order = labels.argsort(stable=True)
+    kinds = labels if labels.ndim == 1 else labels.unique(dim=0, return_inverse=True)[1]  # equal vectors are one
+    order = kinds.argsort(stable=True)
     first, second = order[: len(order) // 2], order[len(order) // 2 :][: len(order) // 2]
     swapped = labels.clone()
     swapped[first], swapped[second] = labels[second], labels[first]
     gain = own - judge(images, swapped)
-    differ = labels[first] != labels[second]
+    differ = kinds[first] != kinds[second]
     signs = (gain[first] + gain[second]).sign().double() * differ  # the device isn't asked which, only how many
     return (signs.sum() / differ.sum() + 1) / 2
 
@@ -257,7 +258,7 @@ def fixed_images(config: Config, dataset: ImageDataset, device: torch.device) ->
     """The first images that training saw, as many held-out ones, and what their distances are."""
     seen = Sampler(len(dataset), config.seed).dataset_indices(range(min(len(dataset), NUM_NEIGHBORS)))
     pixels = dataset.pixels(seen).to(device)
-    conditional = config.networks.num_classes > 0
+    conditional = config.networks.is_conditional
     reals, neighbors = to_unit_range(pixels[:NUM_IMAGES]), shrunk(to_unit_range(pixels))
     labels = _labels(dataset, seen[:NUM_IMAGES], device) if conditional else None
     held_out = held_out_labels = None
@@ -268,7 +269,7 @@ def fixed_images(config: Config, dataset: ImageDataset, device: torch.device) ->
         held_out = to_unit_range(others.pixels(items).to(device))
         held_out_labels = _labels(others, items, device) if conditional else None
         ordinary = nearest(shrunk(held_out), neighbors).mean()
-    spread, several = pairwise(neighbors[:NUM_IMAGES]), labels is not None and labels.unique().numel() > 1
+    spread, several = pairwise(neighbors[:NUM_IMAGES]), labels is not None and len(labels.unique(dim=0)) > 1
     return FixedBatch(reals, labels, held_out, held_out_labels, neighbors, ordinary, spread, several)
 
 

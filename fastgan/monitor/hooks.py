@@ -11,7 +11,7 @@ from fastgan.data.images import ImageDataset
 from fastgan.distributed.collectives import all_reduce_mean, all_reduce_min
 from fastgan.distributed.processes import Processes
 from fastgan.errors import Diverged, Stopped
-from fastgan.evaluation.fidelity import labels_for, latents
+from fastgan.evaluation.fidelity import conditions_for, latents
 from fastgan.monitor import health, loss_plot
 from fastgan.monitor.asides import Asides
 from fastgan.monitor.evaluations import Evaluations
@@ -44,6 +44,7 @@ class Hooks:
     ) -> None:
         self.config, self.folder, self.processes = trainer.config, folder, processes
         self.logger = RunLogger(folder, self.config, trainer.images_seen) if processes.is_main else None
+        self.data_labels = dataset.labels
         self.gallery = Gallery(self.logger, self.config, dataset, processes.device) if self.logger else None
         self.progress = _progress(trainer) if processes.is_main else None
         self.asides = Asides(processes, self.say)
@@ -137,7 +138,7 @@ class Hooks:
     def _draw(self, logger: RunLogger, trainer: Trainer) -> None:
         seeds = torch.arange(self.config.run.grid_side**2, device=self.processes.device)
         networks, G = self.config.networks, InParts(trainer.ema.net, min(len(seeds), GRID_PART))
-        images = G(latents(seeds, networks.z_dim), labels_for(seeds, networks.num_classes))
+        images = G(latents(seeds, networks.z_dim), conditions_for(seeds, networks, self.data_labels))
         logger.grid(trainer.images_seen, images)
         if self.gallery is not None:
             self.gallery.draw(trainer.images_seen, G, images)

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fastgan.config import Config, NetworkConfig
 from fastgan.errors import UserError
@@ -46,7 +46,7 @@ def _r3gan(config: Config) -> tuple[nn.Module, nn.Module]:
         networks.group_width,
         networks.expansion,
         base,
-        networks.num_classes,
+        networks.condition_width,
         networks.stem,
         REDUCED.get(networks.precision),
         networks.float32_stages,
@@ -60,8 +60,8 @@ def _dcgan(config: Config) -> tuple[nn.Module, nn.Module]:
     base, count = r3gan.stages_for(config.data.image_size)
     g_stages = _widths(config, base, count - 1, networks.width)
     d_stages = _widths(config, base, count - 1, networks.width * networks.d_width)
-    G = dcgan.Generator(networks.z_dim, channels, g_stages, base, networks.num_classes, networks.smooth_image)
-    return G, dcgan.Discriminator(channels, d_stages, base, networks.num_classes)
+    G = dcgan.Generator(networks.z_dim, channels, g_stages, base, networks.condition_width, networks.smooth_image)
+    return G, dcgan.Discriminator(channels, d_stages, base, networks.condition_width)
 
 
 def _widths(config: Config, base: tuple[int, int], count: int, factor: float) -> list[int]:
@@ -139,12 +139,21 @@ def _refuse_what_only_r3gan_does(networks: NetworkConfig) -> None:
     name, precision, num_classes = networks.network, networks.precision, networks.num_classes
     if precision != "float32":
         raise UserError(f"precision is {precision!r}: {name} has float32 only; give it, or --network r3gan")
+    if networks.condition == "vector" and name != "dcgan":
+        raise UserError(f"condition is 'vector': {name} knows none; leave it out, or give --network r3gan or dcgan")
     if num_classes and name != "dcgan":
         raise UserError(f"num_classes is {num_classes}: {name} knows no classes; give 0, or --network r3gan or dcgan")
 
 
 def _place(net: nn.Module, device: torch.device | str) -> nn.Module:
     return net.to(device).to(memory_format=torch.channels_last)
+
+
+def example_labels(networks: NetworkConfig, numbers: Tensor) -> Tensor | None:
+    """Labels of as many images as there are numbers [B], of the kind that the networks are told; None for none."""
+    if networks.condition == "vector":
+        return torch.zeros(len(numbers), networks.vector_dim, device=numbers.device)
+    return numbers % networks.num_classes if networks.num_classes else None
 
 
 def num_parameters(net: nn.Module) -> int:

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastgan.networks.layers import BatchNorm, one_hot
+from fastgan.networks.layers import BatchNorm, encode_condition
 
 SLOPE = 0.2
 INIT_STD = 0.02  # of all weights (DCGAN, section 3)
@@ -25,7 +25,7 @@ INIT_STD = 0.02  # of all weights (DCGAN, section 3)
 class Generator(nn.Module):
     """z -> dense `base` -> transposed convolutions -> image of `base` times 2 ** len(stages).
 
-    `stages` are the widths from `base` up; the image comes after the last of them. A class stands beside z as one-hot.
+    `stages` are the widths from `base` up; the image comes after the last of them. A condition stands beside z.
     A smooth image is filtered before its tanh, along with the pixels around it.
     """
 
@@ -37,12 +37,12 @@ class Generator(nn.Module):
         channels: int,
         stages: Sequence[int],
         base: tuple[int, int],
-        num_classes: int = 0,
+        condition_width: int = 0,
         smooth: bool = False,
     ) -> None:
         super().__init__()
-        self.base, self.num_classes = base, num_classes
-        self.dense = nn.Linear(z_dim + num_classes, base[0] * base[1] * stages[0], bias=False)
+        self.base, self.condition_width = base, condition_width
+        self.dense = nn.Linear(z_dim + condition_width, base[0] * base[1] * stages[0], bias=False)
         self.norms = nn.ModuleList(BatchNorm(width) for width in stages)
         pairs = itertools.pairwise(stages)
         self.ups = nn.ModuleList(nn.ConvTranspose2d(c_in, c_out, 4, 2, 1, bias=False) for c_in, c_out in pairs)
@@ -53,9 +53,9 @@ class Generator(nn.Module):
         self.apply(_init)
 
     def forward(self, z: Tensor, labels: Tensor | None = None, keys: Tensor | None = None) -> Tensor:
-        """Images [B, C, H, W] in [-1, 1] of latents [B, z_dim]; labels [B], int64, if there are classes."""
-        if self.num_classes:
-            z = torch.cat([z, one_hot(labels, self.num_classes, z.dtype)], dim=1)
+        """Images [B, C, H, W] in [-1, 1] of latents [B, z_dim]; labels as in `encode_condition`."""
+        if self.condition_width:
+            z = torch.cat([z, encode_condition(labels, self.condition_width, z.dtype)], dim=1)
         x = self.dense(z).view(len(z), *self.base, -1).permute(0, 3, 1, 2)
         x = F.leaky_relu(self.norms[0](x), SLOPE)  # [B, stages[0], *base]
         for up, norm in zip(self.ups, self.norms[1:], strict=True):
@@ -70,28 +70,28 @@ class Discriminator(nn.Module):
     """Image -> convolutions, LeakyReLU after each -> one logit: the mirror image of Generator, with its arguments.
 
     With classes the logit is the sum of one that all share and of the class's own (projection; Miyato & Koyama 2018,
-    arXiv 1802.05637).
+    arXiv 1802.05637); with vectors, of one that all share and of the product of a projection and the vector.
     """
 
-    def __init__(self, channels: int, stages: Sequence[int], base: tuple[int, int], num_classes: int = 0) -> None:
+    def __init__(self, channels: int, stages: Sequence[int], base: tuple[int, int], condition_width: int = 0) -> None:
         super().__init__()
         self.input = nn.Conv2d(channels, stages[-1], 4, 2, 1)
         pairs = itertools.pairwise(stages)
         self.downs = nn.ModuleList(nn.Conv2d(c_in, c_out, 4, 2, 1) for c_out, c_in in pairs)  # from `base` up
         features = base[0] * base[1] * stages[0]
         self.dense = nn.Linear(features, 1, bias=False)
-        self.classes = nn.Linear(features, num_classes, bias=False) if num_classes else None
+        self.classes = nn.Linear(features, condition_width, bias=False) if condition_width else None
         self.apply(_init)
 
     def forward(self, images: Tensor, labels: Tensor | None = None, keys: Tensor | None = None) -> Tensor:
-        """Logits [B] of images [B, C, H, W]; labels [B], int64, if there are classes."""
+        """Logits [B] of images [B, C, H, W]; labels as in `encode_condition`."""
         x = F.leaky_relu(self.input(images), SLOPE)
         for down in reversed(self.downs):
             x = F.leaky_relu(down(x), SLOPE)
         x = x.permute(0, 2, 3, 1).flatten(1)
         logits: Tensor = self.dense(x).squeeze(1)  # [B]
         if self.classes is not None:
-            logits = logits + (self.classes(x) * one_hot(labels, self.classes.out_features, x.dtype)).sum(1)
+            logits = logits + (self.classes(x) * encode_condition(labels, self.classes.out_features, x.dtype)).sum(1)
         return logits
 
 

@@ -160,12 +160,19 @@ def power_iteration(net: nn.Module) -> None:
             layer[0].power_iteration(layer.original)
 
 
-def one_hot(labels: Tensor | None, num_classes: int, dtype: torch.dtype) -> Tensor:
-    """[B] -> [B, num_classes]. Raises UserError where a network with classes gets no labels."""
+def encode_condition(labels: Tensor | None, width: int, dtype: torch.dtype) -> Tensor:
+    """[B, width] of classes [B], one-hot, or of vectors [B, width - 1], before a 1: what is said of all images alike.
+
+    Raises UserError where a conditional network gets no labels, or vectors of another length.
+    """
     if labels is None:
-        raise UserError(f"labels is None: the network has {num_classes} classes, give every image a number")
+        raise UserError(f"labels is None: the network has {width} classes, give every image a number")
+    if labels.ndim == 2:
+        if labels.shape[1] != width - 1:
+            raise UserError(f"labels are vectors of {labels.shape[1]} numbers: the network takes {width - 1}")
+        return torch.cat([labels.to(dtype), labels.new_ones(len(labels), 1, dtype=dtype)], dim=1)
     # F.one_hot looks at the labels' values, for which the host would wait; who reads labels checks them.
-    return (labels[:, None] == torch.arange(num_classes, device=labels.device)).to(dtype)
+    return (labels[:, None] == torch.arange(width, device=labels.device)).to(dtype)
 
 
 def init_keras(module: nn.Module) -> None:

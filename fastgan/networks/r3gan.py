@@ -19,7 +19,7 @@ from fastgan.kernels.bias_act import bias_act
 from fastgan.kernels.conv2d import conv2d
 from fastgan.kernels.resample import downsample2, upsample2
 from fastgan.networks.activation_checkpointing import Checkpointed
-from fastgan.networks.layers import one_hot
+from fastgan.networks.layers import encode_condition
 
 SLOPE = 0.2
 CLASS_DIM = 64  # of the class embedding that G gets beside z
@@ -124,7 +124,7 @@ class Shape:
     group_width: int = 16  # channels of a group of the 3x3 convolutions; 0: one group
     expansion: int = 2  # how many times wider a block is inside
     base: tuple[int, int] = (4, 4)
-    num_classes: int = 0
+    condition_width: int = 0
     stem: int = 1
     reduced: torch.dtype | None = None  # bfloat16 or float16, in which the stages from float32_stages up compute
     float32_stages: int = 0
@@ -137,14 +137,14 @@ class Shape:
 class R3Generator(nn.Module):
     """z -> a factor a channel of a learned base picture -> stages of blocks, up-sampling between them -> image.
 
-    With classes an embedding of the image's class is given beside z.
+    With classes or vectors a linear embedding of the image's is given beside z.
     """
 
     def __init__(self, z_dim: int, channels: int, shape: Shape) -> None:
         super().__init__()
-        stages, base, num_classes = shape.stages, shape.base, shape.num_classes
-        self.classes = _linear(num_classes, CLASS_DIM) if num_classes else None
-        self.factors = _linear(z_dim + CLASS_DIM * bool(num_classes), stages[0])
+        stages, base, condition_width = shape.stages, shape.base, shape.condition_width
+        self.classes = _linear(condition_width, CLASS_DIM) if condition_width else None
+        self.factors = _linear(z_dim + CLASS_DIM * bool(condition_width), stages[0])
         self.picture = nn.Parameter(torch.randn(1, stages[0], *base))
         levels = _build(shape)
         trunk = _named(0, levels[0])
@@ -156,7 +156,7 @@ class R3Generator(nn.Module):
         self.output = _to_pixels(stages[-1], channels, shape.stem)
 
     def forward(self, z: Tensor, labels: Tensor | None = None, keys: Tensor | None = None) -> Tensor:
-        """Images [B, C, H, W], of any range, of latents [B, z_dim]; labels [B], int64, if there are classes."""
+        """Images [B, C, H, W], of any range, of latents [B, z_dim]; labels as in `encode_condition`."""
         if self.classes is not None:
             z = torch.cat([z, _embed(self.classes, labels, z.dtype)], dim=1)  # [B, z_dim + 64]
         x = self.picture * self.factors(z)[:, :, None, None]  # [B, stages[0], *base]
@@ -167,13 +167,13 @@ class R3Generator(nn.Module):
 class R3Discriminator(nn.Module):
     """Image -> stages of blocks, down-sampling between them -> one weighted sum a channel -> logit.
 
-    The mirror image of R3Generator. With classes the logit is the dot product of features and an embedding of the
-    image's class (projection; Miyato & Koyama 2018, arXiv 1802.05637).
+    The mirror image of R3Generator. With classes or vectors the logit is the dot product of features and an
+    embedding of the image's (projection; Miyato & Koyama 2018, arXiv 1802.05637).
     """
 
     def __init__(self, channels: int, shape: Shape) -> None:
         super().__init__()
-        stages, base, num_classes = shape.stages, shape.base, shape.num_classes
+        stages, base, condition_width = shape.stages, shape.base, shape.condition_width
         self.input = _from_pixels(channels, stages[-1], shape.stem)
         levels = _build(shape)
         trunk = _named(len(stages) - 1, levels[-1])
@@ -185,12 +185,12 @@ class R3Discriminator(nn.Module):
         self.trunk = nn.Sequential(OrderedDict(trunk))
         # A depthwise convolution to 1x1 is this product and its sum, which are faster.
         self.picture = nn.Parameter(torch.randn(1, stages[0], *base) / math.sqrt(math.prod(base)))
-        features = max(stages) if num_classes else 1
+        features = max(stages) if condition_width else 1
         self.features = _linear(stages[0], features)
-        self.classes = _linear(num_classes, features, gain=features**-0.5) if num_classes else None
+        self.classes = _linear(condition_width, features, gain=features**-0.5) if condition_width else None
 
     def forward(self, images: Tensor, labels: Tensor | None = None, keys: Tensor | None = None) -> Tensor:
-        """Logits [B] of images [B, C, H, W]; labels [B], int64, if there are classes."""
+        """Logits [B] of images [B, C, H, W]; labels as in `encode_condition`."""
         # One grey channel is laid out both ways, so the convolution can't tell: it must be told what the rest wants.
         x = self.input(images if self._dtypes[0] is None else images.to(self._dtypes[0]))
         x = x.contiguous(memory_format=torch.channels_last)  # [B, stages[-1], H, W]
@@ -283,6 +283,6 @@ def run_layers(layers: Iterable[nn.Module], dtypes: Sequence[torch.dtype | None]
 
 
 def _embed(classes: nn.Linear, labels: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """The classes' embeddings, [B, E]."""
-    embedded: Tensor = classes(one_hot(labels, classes.in_features, dtype))
+    """The embeddings of classes or vectors, [B, E]."""
+    embedded: Tensor = classes(encode_condition(labels, classes.in_features, dtype))
     return embedded

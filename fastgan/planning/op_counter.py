@@ -176,8 +176,8 @@ def _build(config: Config, images: int) -> _Step:
     plain = replace(config, networks=replace(config.networks, spectral_norm=False))
     G, D = networks.build(plain, "meta")
     pixels = torch.zeros(images, channels, height, width, dtype=torch.uint8).to(memory_format=torch.channels_last)
-    labels = torch.zeros(images, dtype=torch.int64) if config.networks.num_classes else None
-    return _Step(plain, G.train(), D.train(), pixels, labels, torch.arange(images))
+    index = torch.arange(images)
+    return _Step(plain, G.train(), D.train(), pixels, networks.example_labels(config.networks, index), index)
 
 
 def _count(config: Config, images: int, penalized: bool) -> StepCost:

@@ -12,6 +12,7 @@ from fastgan.config import Config
 from fastgan.distributed.collectives import all_reduce_min
 from fastgan.distributed.processes import Processes
 from fastgan.errors import UserError
+from fastgan.networks import example_labels
 from fastgan.runs.run_folder import RunFolder
 from fastgan.training import schedules
 from fastgan.training.objectives import DiscriminatorObjective
@@ -65,7 +66,7 @@ def try_out(trainer: Trainer, size: int) -> None:
     """
     config, G, D = trainer.config, trainer.G.net, trainer.D.net
     index = torch.arange(size, device=next(D.parameters()).device)
-    labels = index % config.networks.num_classes if config.networks.num_classes else None
+    labels = example_labels(config.networks, index)
     z = rng.normal(rng.keys(config.seed, RngStream.LATENTS_D, index), config.networks.z_dim)
     hparams = schedules.evaluate(config, 0, config.data.batch_size, 0)
     weights = [*G.parameters(), *D.parameters()]

@@ -128,7 +128,7 @@ class DiscriminatorObjective(_Objective):
             real = self._discriminate(reals, labels, sample_ids, (REALS,), p, penalty in ("r1", "r1+r2"))
             fake = self._discriminate(fakes, labels, sample_ids, (self._of_fakes,), p, penalty == "r1+r2")
             return real, fake
-        images, labels = torch.cat([reals, fakes]), None if labels is None else labels.repeat(2)
+        images, labels = torch.cat([reals, fakes]), _repeated(labels, 2)
         both = self._discriminate(images, labels, sample_ids, (REALS, self._of_fakes), p, penalty == "r1+r2")
         sq_norms = (None, None) if both.grad_sq_norm is None else both.grad_sq_norm.chunk(2)
         real_logits, fake_logits = both.logits.chunk(2)
@@ -233,4 +233,4 @@ def _frozen(D: nn.Module) -> DiscriminatorFunction:
 
 
 def _repeated(values: Tensor | None, copies: int) -> Tensor | None:
-    return values if values is None or copies == 1 else values.repeat(copies)
+    return values if values is None or copies == 1 else torch.cat([values] * copies)

@@ -125,13 +125,12 @@ def facts(record: Record, metric: str | None) -> list[tuple[str, str]]:
     config = record.config
     height, width = config.data.image_size
     kind = {1: "gray", 3: "RGB"}.get(config.data.channels, f"{config.data.channels} channels")
+    told = f", {config.networks.num_classes} classes" * (config.networks.num_classes > 0)
+    if config.networks.condition == "vector":
+        told = f", vectors of {config.networks.vector_dim} numbers"
     found = [
         ("data", f"{Path(config.data.data).name}, {width}x{height} {kind}"),
-        (
-            "networks",
-            f"{config.networks.network}"
-            + f", {config.networks.num_classes} classes" * (config.networks.num_classes > 0),
-        ),
+        ("networks", f"{config.networks.network}{told}"),
         ("images seen", f"{record.images_seen:,}"),
     ]
     if seconds := record.seconds:
