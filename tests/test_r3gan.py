@@ -32,14 +32,14 @@ def tiny_discriminator(channels=3, stages=(8, 6, 4), **options):
     return shake(R3Discriminator(channels, Shape(stages, **{"blocks": 1, "group_width": 4, **options})))
 
 
-WIDE = {"group_width": 32, "num_classes": 1000}
+WIDE = {"group_width": 32, "condition_width": 1000}
 
 
 @pytest.mark.parametrize(
     ("stages", "options", "millions"),
     [
         pytest.param((768,) * 4, {}, (20.7, 20.7), id="StackedMNIST"),
-        pytest.param((768,) * 4, {"num_classes": 10}, (20.8, 21.3), id="CIFAR-10"),
+        pytest.param((768,) * 4, {"condition_width": 10}, (20.8, 21.3), id="CIFAR-10"),
         pytest.param((768,) * 4 + (384,), {}, (22.4, 22.4), id="FFHQ-64"),
         pytest.param((768,) * 4 + (384, 192, 96), {}, (23.1, 23.0), id="FFHQ-256"),
         pytest.param((1536,) * 4, WIDE, (82.9, 86.6), id="ImageNet-32"),

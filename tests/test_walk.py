@@ -133,7 +133,7 @@ def test_strip(debug_run: Path) -> None:
     _, config, _, G = open_run(debug_run)
     G.to(DEVICE)
     with torch.inference_mode():
-        steps = interpolation.strip(G, 2, 5, config.networks.z_dim, 0, DEVICE)
+        steps = interpolation.strip(G, 2, 5, config.networks.z_dim, None, DEVICE)
     ends = images_of(G, [0, 1, 2, 3], config.networks.z_dim, DEVICE)
     assert (steps.cpu()[[0, 4, 5, 9]].int() - ends.int()).abs().max() <= 1
 
