@@ -145,6 +145,12 @@ RIGHT = {
     "stems.csv": "id,breed\n" + "".join(f"{n},{pet}\n" for n, pet in enumerate(PETS)),
     "numbered.csv": "number,photo,label\n" + "".join(f"{5 - n},{n}.png,{pet}\n" for n, pet in enumerate(PETS)),
     "old-mac.csv": "\ufefffilename,label\r" + "".join(f"{n}.png,{pet}\r" for n, pet in enumerate(PETS)),
+    "excel.csv": "sep=;\r\nfilename;label\r\n" + "".join(f"{n}.png;{pet}\r\n" for n, pet in enumerate(PETS)),
+    "comma.csv": "label,caption,image\n"
+    + "".join(f'{pet},"see {n}.png, {pet}",{n}.png\n' for n, pet in enumerate(PETS)),
+    "again.csv": "filename,label\n" + 2 * "".join(f"{n}.png,{pet}\n" for n, pet in enumerate(PETS)),
+    "trailing.csv": "filename,label\n" + "".join(f"{n}.png,{pet},\n" for n, pet in enumerate(PETS)),
+    "masks.csv": "image,mask,label\n" + "".join(f"{n}.png,{n}_mask.png,{pet}\n" for n, pet in enumerate(PETS)),
     "spaces.csv": 'filename, label\n"0.png", "cat"\n1.png , dog\n2.png, cow\n3.png,cat\n4.png,dog\n\n5.png,cow\n',
 }
 
@@ -175,8 +181,17 @@ ASKED = {
     "stems.csv": ("id,photo,label\n0,3,cat\n1,2,dog\n", "id, photo, label: give --file-column NAME"),
     "pairs.csv": ("0,1\n1,0\n", "without names, are 1, 2: give --file-column NAME"),
     "headless.csv": ("0.png,train,cat\n1.png,test,dog\n", "without names, are 1, 2, 3: give --label-column NAME"),
+    "captions.csv": ("file_name,text\n0.png,a photo of a cat\n", "file_name, text: give --label-column NAME"),
+    "comment.csv": ("# by hand\nfilename,label\n0.png,cat\n", "row 1 is '# by hand'"),
+    "celeba.csv": ("2\nSmiling Young\n0.png 1 -1\n", "row 1 is '2'"),
+    "lines.csv": ('{"file_name": "0.png", "label": "cat"}\n', "row 1 is no CSV"),
+    "two-labels.csv": ("filename,label\n0.png,cat\n0.png,pet\n", "'0.png' the labels 'cat' and 'pet'"),
+    "header.csv": ("filename,label\n", "has no labels"),
+    "upper.csv": ("filename,label\n0.PNG,cat\n", "e.g. '0.png', but e.g. '0.PNG'"),
+    "coco.json": ('{"images": [{"file_name": "0.png"}], "annotations": []}', "images"),
+    "lists.json": ('{"cat": ["0.png", "3.png"]}', "cat"),
     "quote.csv": ('filename,label\n0.png,"cat\n1.png,dog\n', "row 2 opens a quote and doesn't close it"),
-    "lines.csv": ('filename,label\n0.png,"cat\n1.png,dog"\n', "several lines"),
+    "several.csv": ('filename,label\n0.png,"cat\n1.png,dog"\n', "several lines"),
     "nan.csv": ("filename,label\n0.png,cat\n1.png,nan\n", "row 3 has the label 'nan'"),
     "missing.csv": ("filename,label\n0.png,cat\n1.png,\n", "row 3 is '1.png,'"),
     "fraction.csv": ("filename,score\n0.png,0.73\n1.png,0.2\n", "--condition vector"),
@@ -239,8 +254,11 @@ def test_vectors_of_a_table(folder: Path, tmp_path: Path) -> None:
 
 
 VECTOR_FAULTS = {
-    "id.csv": ("id,filename,a\n0,0.png,1\n", "id, filename, a: give --label-column NAME"),
-    "text.csv": ("filename,a,b\n0.png,1,cat\n", "filename, a, b: give --label-column NAME"),
+    "id.csv": ("id,filename,a\n0,0.png,1\n", "vectors (id may be none): its columns are id, filename, a"),
+    "text.csv": (
+        "filename,a,b\n0.png,1,cat\n",
+        "(b is text): its columns are filename, a, b: give",
+    ),
     "nan.csv": ("filename,a,b\n0.png,1,nan\n", "row 2, column b is 'nan'"),
     "inf.csv": ("filename,a,b\n0.png,1,0\n1.png,inf,0\n", "--label-column NAME"),
     "short.csv": ("filename,a,b\n0.png,1\n", "row 2 is '0.png,1'"),

@@ -21,7 +21,8 @@ FILE_WORDS = ("filename", "file_name", "file", "filepath", "file_path", "path", 
 ID_WORDS = ("id", "image_id", "img_id", "name", "image_name")  # the file, where no other column is
 LABEL_WORDS = ("label", "labels", "class", "class_name", "category", "cls", "target")
 ROW_WORDS = ("", "index", "unnamed: 0")  # as pandas writes rows' numbers
-OTHER_WORDS = (*ROW_WORDS, "split", "set", "subset", "fold", "partition", "width", "height", "size", "md5", "url")
+OTHER_WORDS: tuple[str, ...] = (*ROW_WORDS, "split", "set", "subset", "fold", "partition", "width", "height", "size")
+OTHER_WORDS += ("md5", "url", "text", "caption", "description", "prompt")
 MISSING = ("", "nan")
 NAMED_COLUMNS = 12
 
@@ -154,7 +155,10 @@ class _Row(NamedTuple):
 def _rows(text: str, path: str) -> list[_Row]:
     """The rows that hold anything, by the delimiter that gives all of them as many columns, two at least."""
     found, faults = [], []
-    for delimiter in "\t,;|" if path.lower().endswith(".tsv") else ",;\t|":
+    delimiters = "\t,;|" if path.lower().endswith(".tsv") else ",;\t|"
+    if said := re.match(r"sep=(.)\r?\n", text):  # as Excel reads it
+        delimiters, text = said[1], text[said.end() :]
+    for delimiter in delimiters:
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True, skipinitialspace=True)
         rows: list[_Row] = []
         try:
@@ -277,9 +281,10 @@ class _Sheet:
     def _vector_columns(self, rest: list[int]) -> list[int]:
         for column in rest:
             odd = self.has_header and self.words[column] in (*OTHER_WORDS, *ID_WORDS, *LABEL_WORDS, *FILE_WORDS)
-            odd = odd and len(rest) > 1
-            if odd or any(_number(cell) is None and cell.lower() not in MISSING for cell in self._cells(column)):
-                raise self._ask("label", f"which columns of {self.path} are the vectors?", " (or several: a,b,c)")
+            are_numbers = all(_number(cell) is not None or cell.lower() in MISSING for cell in self._cells(column))
+            if (odd and len(rest) > 1) or not are_numbers:
+                why = f"{show(self.names[column]) or 'a nameless column'} {'may be none' if are_numbers else 'is text'}"
+                raise self._ask("label", f"which columns of {self.path} are the vectors ({why})?", ", several as a,b,c")
         return rest
 
     def _columns_named(self, text: str, what: str) -> list[int]:
