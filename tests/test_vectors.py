@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import _signal_handlers_kept, refusal
+from conftest import DEVICE, _signal_handlers_kept, refusal
 from PIL import Image
 from safetensors.numpy import load as load_arrays
 from test_distributed import launch
@@ -27,7 +27,6 @@ from fastgan.monitor.health import label_use
 from fastgan.runs.checkpoint import Checkpoints
 from fastgan.training.trainer import Trainer
 
-CPU = torch.device("cpu")
 NUM = 24
 VECTORS = torch.tensor([[n / NUM, (n % 5) / 4 - 0.5, float(n % 2)] for n in range(NUM)])
 NETS = {
@@ -118,8 +117,8 @@ def test_every_loader_brings_each_images_vector(prepared: Path, kind: str, reuse
             (batch.for_g, [half[number].for_g for half in halves]),
         ):
             assert whole.labels is not None and whole.labels.dtype == torch.float32
-            wanted = [vector_of[image.contiguous().numpy().tobytes()] for image in whole.pixels]
-            assert torch.equal(whole.labels, torch.stack(wanted))
+            wanted = [vector_of[image.contiguous().numpy().tobytes()] for image in whole.pixels.cpu()]
+            assert torch.equal(whole.labels.cpu(), torch.stack(wanted))
             assert torch.equal(torch.cat([part.labels for part in parts if part.labels is not None]), whole.labels)
 
 
@@ -145,7 +144,7 @@ def test_unused_vectors_of_a_prepared_set_are_told(prepared: Path) -> None:
     """A run without conditions uses all images of a set with vectors, and one line says how to use them."""
     config = presets.parse_config([*flags("dcgan", prepared), "--condition", "class", "--vector-dim", "0"])
     lines: list[str] = []
-    build_loader(config, open_dataset(config), CPU, say=lines.append)
+    build_loader(config, open_dataset(config), DEVICE, say=lines.append)
     assert "vectors of 3 numbers found and not used: --condition vector --vector-dim 3" in lines
 
 
@@ -215,7 +214,7 @@ def test_networks_without_conditions_refuse_vectors(preset: str) -> None:
 def test_both_players_are_told_the_reals_vectors(folder: Path, network: str) -> None:
     """In each phase fakes are made of the vectors of its own reals, and judged as of them."""
     config = presets.parse_config(flags(network, folder))
-    trainer = Trainer(config, networks.build(config), build_loader(config, open_dataset(config), CPU))
+    trainer = Trainer(config, networks.build(config, DEVICE), build_loader(config, open_dataset(config), DEVICE))
     told: list[torch.Tensor] = []
     for net in (trainer.G.net, trainer.D.net):
         net.register_forward_pre_hook(lambda _, args: told.append(args[1]))
@@ -280,8 +279,8 @@ def test_evaluation_is_of_the_datas_vectors(tmp_path: Path, monkeypatch: pytest.
     data = ArrayDataset("vectors", named.load("toy").images[:NUM], VECTORS)
     config = presets.parse_config(flags("dcgan", tmp_path))
     recorder = Recorder()
-    Evaluator(config, data, extractors.load("digits", CPU), CPU)(recorder, 2 * NUM)
-    told = torch.cat(recorder.told)
+    Evaluator(config, data, extractors.load("digits", DEVICE), DEVICE)(recorder, 2 * NUM)
+    told = torch.cat(recorder.told).cpu()
     rows, counts = told.unique(dim=0, return_counts=True)
     assert torch.equal(rows, VECTORS.unique(dim=0)) and counts.tolist() == [2] * NUM
 
@@ -293,11 +292,11 @@ def pixels(path: Path) -> np.ndarray:
 
 def test_samples_of_a_vector(run: Path, tmp_path: Path) -> None:
     """`--vector` tells all images that vector; without it each seed has one of the data's, as grids and walks do."""
-    G = open_run(run)[3]
+    G = open_run(run)[3].to(DEVICE)
     assert cli.main(["sample", str(run), "--seeds", "0-3", "--vector=-0.5,0.25,1", "--out", str(tmp_path / "a")]) == 0
-    asked = images_of(G, [*range(4)], 8, CPU, torch.tensor([[-0.5, 0.25, 1.0]]).expand(4, 3))
+    asked = images_of(G, [*range(4)], 8, DEVICE, torch.tensor([[-0.5, 0.25, 1.0]]).expand(4, 3))
     assert cli.main(["sample", str(run), "--seeds", "0-3", "--out", str(tmp_path / "b")]) == 0
-    drawn = images_of(G, [*range(4)], 8, CPU, fidelity.labels_of_data(torch.arange(4), VECTORS))
+    drawn = images_of(G, [*range(4)], 8, DEVICE, fidelity.labels_of_data(torch.arange(4), VECTORS))
     for place, wanted in (("a", asked), ("b", drawn)):
         for seed in range(4):
             found = pixels(tmp_path / place / f"seed-{seed:06d}.png")
