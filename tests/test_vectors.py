@@ -102,6 +102,15 @@ def test_preparing_without_asking_says_how_to(folder: Path, tmp_path: Path, caps
     assert len(PreparedDataset(tmp_path / "out")) == NUM and PreparedDataset(tmp_path / "out").labels is None
 
 
+def test_preparing_what_has_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """--condition vector of images without labels is refused, and nothing is made."""
+    write_images(tmp_path / "set", 2, size=(8, 8))
+    options = ["--size", "8", "--workers", "1", "--condition", "vector"]
+    line = refused(capsys, cli.main, "data", "prepare", str(tmp_path / "set"), str(tmp_path / "out"), *options)
+    assert "condition is 'vector': folder has no labels: give --labels FILE" in line
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("kind", LOADERS)
 @pytest.mark.parametrize("reuse_reals", [True, False])
 def test_every_loader_brings_each_images_vector(prepared: Path, kind: str, reuse_reals: bool) -> None:

@@ -98,6 +98,10 @@ def label_entries(source: ArchiveReader, options: LabelOptions | None = None) ->
         note = fault.reason + (f": {fault.remedy}" if is_vectors else "")
         return Labelled(source.entries, None, None, NO_LABELS, notes=[f"labels in {origin} aren't used: {note}"])
     if labels is None:
+        if options.condition == "vector" and options.num_classes is None:
+            raise LabelFault(
+                f"condition is 'vector': {source.kind} has no labels", "give --labels FILE, or leave it out"
+            )
         return Labelled(source.entries, None, None, origin, notes=notes)
     found = (_used if options.are_used else _unused)(source, labels, origin, options)
     return replace(found, notes=[*notes, *found.notes])
@@ -133,12 +137,12 @@ def _unused(source: ArchiveReader, labels: list[Label | None], origin: str, opti
         without = [entry for entry, label in zip(source.entries, labels, strict=True) if label is None]
         count = f"{len(without):,} of {len(labels):,} images have none ({_named(without)})"
         return Labelled(source.entries, None, None, NO_LABELS, notes=[f"labels in {origin} aren't used: {count}"])
-    return replace(found, notes=[unused_classes(len(found.classes or []))])
+    return replace(found, notes=unused_classes(len(found.classes or [])))
 
 
-def unused_classes(number: int) -> str:
-    """What is said of so many classes that networks aren't told."""
-    return f"{number:,} class{'es' * (number != 1)} found and not used: --num-classes {number}"
+def unused_classes(number: int) -> list[str]:
+    """What is said of so many classes that networks aren't told, in lines."""
+    return [f"{number:,} classes found and not used: --num-classes {number}"] if number > 1 else []
 
 
 def _named(entries: list[Entry]) -> str:
@@ -189,7 +193,8 @@ def _of_one_kind(labels: list[Label | None], origin: str, options: LabelOptions)
     lengths = sorted({len(label) for label in labels if isinstance(label, tuple)})
     if options.condition == "class":
         if lengths:
-            reason = f"{origin} has vectors: {' or '.join(map(str, lengths))} numbers an image"
+            count = f"{' or '.join(map(str, lengths))} number{'s' * (lengths != [1])}"
+            reason = f"{origin} has vectors: {count} an image"
             raise _VectorFault(reason, options.ask_for_vectors(lengths[-1]))
         return labels
     if names := [label for label in labels if isinstance(label, str)]:

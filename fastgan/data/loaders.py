@@ -133,7 +133,7 @@ def _notes(config: Config, dataset: ImageDataset) -> list[str]:
     if dataset.labels.ndim == 2:
         length = dataset.labels.shape[1]
         return [f"vectors of {length} numbers found and not used: {label_options(config).ask_for_vectors(length)}"]
-    return [unused_classes(int(dataset.labels.max()) + 1)]
+    return unused_classes(int(dataset.labels.max()) + 1)
 
 
 def choose_loader(config: Config, dataset: ImageDataset) -> tuple[str, str]:
