@@ -8,7 +8,8 @@ import typing
 from collections.abc import Sequence
 
 from fastgan import __version__
-from fastgan.errors import EXIT_DONE, EXIT_USER_ERROR, UserError, machine_error
+from fastgan.errors import EXIT_DONE, EXIT_STOPPED, EXIT_USER_ERROR, Stopped, UserError, machine_error
+from fastgan.utils.stop import die_with_parent, stoppable
 
 USAGE = """\
 usage: fastgan VERB [options]     (fastgan VERB --help lists a verb's options)
@@ -79,15 +80,21 @@ def data(args: Sequence[str]) -> int:
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run the verb; returns the exit code. A user's mistake is one line on standard error."""
+    """Run the verb; returns the exit code. A user's mistake is one line on standard error, and so is a stop."""
+    die_with_parent()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a file's name may be one that the terminal can't show
     try:
-        return _run(sys.argv[1:] if args is None else args)
+        with stoppable():
+            return _run(sys.argv[1:] if args is None else args)
     except UserError as error:
         print(f"fastgan: error: {error}", file=sys.stderr)
         return EXIT_USER_ERROR
+    except Stopped as end:
+        if os.environ.get("RANK", "0") == "0":
+            print(f"fastgan: {end}: the same command goes on or starts again", file=sys.stderr)
+        return EXIT_STOPPED
     except BrokenPipeError:  # who read our output, like `head`, has gone: nothing is left to say
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_USER_ERROR

@@ -1,14 +1,9 @@
 """Training, from the command line to the run folder: what `accelerate launch` runs."""
 
-import ctypes
 import functools
-import math
 import os
-import signal
 import sys
-import time
 from collections.abc import Sequence
-from types import FrameType
 from typing import TYPE_CHECKING
 
 from fastgan.config import Config
@@ -26,6 +21,7 @@ from fastgan.errors import (
 )
 from fastgan.presets import parse_config
 from fastgan.utils.exit_status import report
+from fastgan.utils.stop import StopRequest, die_with_parent
 
 if TYPE_CHECKING:  # torch is imported when training begins, not for a mistake on the command line
     from fastgan.data.images import ImageDataset
@@ -38,45 +34,6 @@ if TYPE_CHECKING:  # torch is imported when training begins, not for a mistake o
     from fastgan.training.trainer import Trainer
 
 FEW_IMAGES = 2_000  # below it D memorises the images where it sees them unchanged (ADA, 2006.06676)
-
-
-class StopRequest:
-    """SIGTERM, SIGUSR1, Ctrl-C or the clock ask for a stop after the current step; a second Ctrl-C ends at once."""
-
-    NONE, CLOCK, SIGNAL = range(3)  # who asked; the last goes before the others
-
-    def __init__(self) -> None:
-        self.signalled = False
-        self._deadline = math.inf
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-            signal.signal(number, self._handle)
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        self.signalled = True
-        if number == signal.SIGINT:
-            signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-    def after(self, minutes: float | None) -> None:
-        """Ask for a stop in so many minutes from now; None: never."""
-        self._deadline = math.inf if minutes is None else time.monotonic() + 60 * minutes
-
-    @property
-    def asked(self) -> int:
-        if self.signalled:
-            return self.SIGNAL
-        return self.CLOCK if time.monotonic() >= self._deadline else self.NONE
-
-    def update(self, asked: int) -> bool:
-        """Whether to stop, by what any process was asked: all of them stop alike."""
-        self.signalled = self.signalled or asked == self.SIGNAL
-        return asked > self.NONE
-
-
-def _die_with_parent() -> None:
-    """Where `accelerate launch` started this process, its end is a SIGTERM to us: it hands no signals on itself."""
-    if sys.platform == "linux" and "ACCELERATE_MIXED_PRECISION" in os.environ:
-        pr_set_pdeathsig = 1
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
 
 
 def _hint(config: Config, num_images: int) -> str | None:
@@ -253,7 +210,7 @@ def _run_steps(
 
 def main(args: Sequence[str] | None = None) -> int:
     """Train as the command line says; returns the exit code, which FASTGAN_STATUS's file holds too."""
-    _die_with_parent()
+    die_with_parent()
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # no C++ stack traces for a lost connection
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # nor words of the profiler's own
     report("start")
@@ -282,25 +239,30 @@ def _run(stop: StopRequest, args: Sequence[str]) -> int:
             print(plan(config))
         else:
             train(config, stop)
-    except Lost as error:
-        return _print_error(f"error: {error}", EXIT_LOST)
-    except UserError as error:
-        return _print_error(f"error: {error}", EXIT_USER_ERROR)
-    except Diverged as error:
-        return _print_error(f"diverged: {error}", EXIT_DIVERGED)
-    except Stopped as end:
-        text = f"{end}; a checkpoint is saved, and the same command resumes from it"
-        return _print_error(text, EXIT_STOPPED if stop.signalled else EXIT_DONE)
-    except (OSError, MemoryError, RuntimeError) as error:  # a full disk, say, outside the places that say more
-        if (lacking := machine_error(error)) is None:
-            raise
-        return _print_error(f"error: {lacking}: fix it and run the same command again", EXIT_USER_ERROR)
+    except Exception as error:
+        text, exit_code = _verdict(error, stop.signalled)
+        print(f"fastgan: {text}", file=sys.stderr, flush=True)
+        return exit_code
     return EXIT_DONE
 
 
-def _print_error(text: str, exit_code: int) -> int:
-    print(f"fastgan: {text}", file=sys.stderr, flush=True)
-    return exit_code
+def _verdict(error: Exception, was_stopped: bool) -> tuple[str, int]:
+    """What to say of the error, and the exit code. Raises it where it is none that a user knows."""
+    if isinstance(error, Stopped):
+        text = f"{error}; a checkpoint is saved, and the same command resumes from it"
+        return text, EXIT_STOPPED if was_stopped else EXIT_DONE
+    if isinstance(error, UserError):
+        return f"error: {error}", EXIT_USER_ERROR
+    if isinstance(error, Diverged):
+        return f"diverged: {error}", EXIT_DIVERGED
+    if was_stopped:  # a stop that was asked for goes before what breaks while it is carried out
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        return f"stopped on request ({reason}); the same command resumes from the last checkpoint", EXIT_STOPPED
+    if isinstance(error, Lost):
+        return f"error: {error}", EXIT_LOST
+    if (lacking := machine_error(error)) is not None:  # a full disk, say, outside the places that say more
+        return f"error: {lacking}: fix it and run the same command again", EXIT_USER_ERROR
+    raise error
 
 
 if __name__ == "__main__":

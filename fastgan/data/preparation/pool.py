@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Generic, Self, TypeVar
 
 from fastgan.utils.cores import num_cores, require_startable
+from fastgan.utils.stop import SIGNALS
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -106,7 +107,8 @@ def _executor(workers: int) -> ProcessPoolExecutor:
 def _start(parent: int) -> None:
     """The worker leaves Ctrl-C to its parent and ends when that is gone, also where it was killed."""
     warnings.simplefilter("ignore")  # an image is good or skipped with a reason
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
 
