@@ -1,7 +1,13 @@
 """The loader that runs everywhere: torch's DataLoader, whose worker processes decode ahead."""
 
+import atexit
 import multiprocessing
-from collections.abc import Iterator, Sequence
+import os
+import signal
+import sys
+import threading
+from collections.abc import Generator, Iterator, Sequence
+from multiprocessing import forkserver, resource_tracker
 
 import torch
 from torch import Tensor
@@ -9,6 +15,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from fastgan.data.batch import BatchSampler
 from fastgan.data.prefetch import PrefetchLoader
+from fastgan.utils.stop import SIGNALS
 
 # Forks of a threaded process hang, and a spawned worker that ends while torch hands on a batch aborts: the interpreter
 # unwinds that thread through C++. A fork server has one thread, and its workers end without such a farewell.
@@ -41,13 +48,73 @@ class TorchLoader(PrefetchLoader):
         self._num_workers = num_workers
 
     def _read(self, images_seen: int) -> Iterator[Sequence[Tensor]]:
-        multiprocessing.set_forkserver_preload([__name__])  # torch is imported once, not by each worker
-        return iter(
-            DataLoader(
-                _Decoded(self._sampler, images_seen),
-                batch_size=None,
-                num_workers=self._num_workers,
-                pin_memory=self._sampler.device.type == "cuda",
-                multiprocessing_context=START_METHOD if self._num_workers else None,
-            )
-        )
+        return _decoded(self._sampler, self._num_workers, images_seen)
+
+
+# Functions, not methods: what reads must not hold the loader, with which its workers end.
+def _decoded(sampler: BatchSampler, num_workers: int, images_seen: int) -> Iterator[Sequence[Tensor]]:
+    if num_workers:
+        images_seen = yield from _decoded_by_workers(sampler, num_workers, images_seen)
+    yield from _Decoded(sampler, images_seen)
+
+
+def _decoded_by_workers(
+    sampler: BatchSampler, num_workers: int, images_seen: int
+) -> Generator[Sequence[Tensor], None, int]:
+    """Yield what the workers decode until one of them dies; return where it would have gone on."""
+    if START_METHOD == "forkserver":
+        _start_server()
+    loader = DataLoader(
+        _Decoded(sampler, images_seen),
+        batch_size=None,
+        num_workers=num_workers,
+        pin_memory=sampler.device.type == "cuda",
+        multiprocessing_context=START_METHOD,
+        worker_init_fn=_begin_worker,
+    )
+    batches = iter(loader)
+    while True:
+        try:
+            batch = next(batches)
+        except (RuntimeError, EOFError, OSError) as error:
+            if "in DataLoader worker process" in str(error):  # which raised it itself
+                raise
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            told = f"a loader's process died ({reason}): from here on this process decodes by itself"
+            print(told, file=sys.stderr, flush=True)
+            return images_seen
+        images_seen = sampler.global_positions(images_seen).stop
+        yield batch
+
+
+def _start_server() -> None:
+    """Start what forks the workers, deaf to all that stops a run: it and they are needed until the run has stopped."""
+    multiprocessing.set_forkserver_preload([__name__])  # torch is imported once, not by each worker
+    resource_tracker.ensure_running()  # which unblocks signals where it has to start
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@atexit.register
+def _end_workers() -> None:
+    """End this process's workers, which are deaf to what multiprocessing would send them and wait for."""
+    for child in multiprocessing.active_children():
+        if child.daemon:
+            child.kill()
+
+
+def _begin_worker(number: int) -> None:
+    """Let this worker end with the run however that ends, and not before it."""
+    for name in SIGNALS:
+        signal.signal(name, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
