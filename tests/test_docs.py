@@ -59,6 +59,9 @@ def check(line: str) -> None:
     words = shlex.split(line)
     if words[0] == "accelerate":
         given = launch_command_parser().parse_args(words[2:])
+        if given.module:
+            assert given.training_script == "fastgan.cli"
+            return check_verb(given.training_script_args)
         assert (ROOT / given.training_script).exists()
         parse_config(given.training_script_args)
     elif words[0].startswith("launch/"):

@@ -1,16 +1,27 @@
+import errno
+import multiprocessing
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import weakref
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import _signal_handlers_kept
 from PIL import Image
 
 from fastgan import cli, networks, train
+from fastgan.commands import sample as command
 from fastgan.commands.sample import SampleOptions, sample
-from fastgan.errors import UserError
+from fastgan.errors import EXIT_STOPPED, UserError
 from fastgan.evaluation.sampling import CheckpointSelector, images_of, open_run, parse_seeds, to_device
 from fastgan.runs.checkpoint import BEST, Checkpoints
 from fastgan.runs.run_folder import RunFolder
+from fastgan.utils import pngs
 
 
 def pixels(path: Path) -> np.ndarray:
@@ -148,10 +159,12 @@ def test_best_that_cannot_be(run_with_best: Path, capsys: pytest.CaptureFixture[
 
 def test_order_of_seeds(debug_run: Path, tmp_path: Path) -> None:
     """Files and places in a grid follow the seeds in the order in which they were asked for."""
-    paths = sample(SampleOptions(debug_run, "9,2,5", tmp_path / "files"))
-    assert [path.name for path in paths] == ["seed-000009.png", "seed-000002.png", "seed-000005.png"]
-    (picture,) = sample(SampleOptions(debug_run, "9,2,5", tmp_path / "grid", grid=True))
-    shown = pixels(picture)
+    sample(SampleOptions(debug_run, "9,2,5", tmp_path / "files", npz=tmp_path / "all.npz"))
+    paths = [tmp_path / "files" / f"seed-{seed:06d}.png" for seed in (9, 2, 5)]
+    with np.load(tmp_path / "all.npz") as archive:
+        assert all(np.array_equal(a[:, :, 0], pixels(b)) for a, b in zip(archive["arr_0"], paths, strict=True))
+    sample(SampleOptions(debug_run, "9,2,5", tmp_path / "grid", grid=True))
+    shown = pixels(tmp_path / "grid" / "grid.png")
     assert shown.shape == (60, 60)
     for path, (row, column) in zip(paths, [(0, 0), (0, 1), (1, 0)], strict=True):
         cell = shown[30 * row + 1 : 30 * row + 29, 30 * column + 1 : 30 * column + 29]
@@ -270,3 +283,186 @@ def test_output_that_cannot_be_written(debug_run: Path, tmp_path: Path, capsys: 
     (tmp_path / "out").write_text("a file")
     text = complaint(capsys, str(debug_run), "--seeds", "0", "--out", str(tmp_path / "out"))
     assert str(tmp_path / "out") in text and "--out" in text
+
+
+# Many images: as they come, and on after a stop
+
+
+def test_memory_of_a_batch(debug_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many images are made, those of two batches at most are in memory, and the others in their files."""
+    monkeypatch.setattr(command, "BATCH_SIZE", 4)
+    made: list[weakref.ref[torch.Tensor]] = []
+
+    def make_batch(G: torch.nn.Module, seeds: list[int], *args: object) -> torch.Tensor:
+        assert len(seeds) <= 4
+        assert sum(batch() is not None for batch in made) <= 1
+        assert len(list(tmp_path.glob("out/*.png"))) == 4 * len(made)
+        images = images_of(G, seeds, *args)  # type: ignore[arg-type]
+        made.append(weakref.ref(images))
+        return images
+
+    monkeypatch.setattr(command, "images_of", make_batch)
+    make(debug_run, tmp_path / "out", "--seeds", "0-21", "--npz", str(tmp_path / "all.npz"))
+    assert len(made) == 6
+
+
+def stop_at(monkeypatch: pytest.MonkeyPatch, number: int, stop: signal.Signals | OSError) -> None:
+    """The signal comes, or the error, while file `number` is written."""
+    write, count = Path.write_bytes, 0
+
+    def stopped(self: Path, data: memoryview) -> int:
+        nonlocal count
+        count += 1
+        if count == number:
+            write(self, data[:20])
+            if isinstance(stop, OSError):
+                raise stop
+            signal.raise_signal(stop)
+        return write(self, data)
+
+    monkeypatch.setattr(Path, "write_bytes", stopped)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_stopped_and_begun_again(
+    debug_run: Path, tmp_path: Path, number: signal.Signals, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A stop is one line and the exit code of a stop, and leaves whole files only; the same command makes the others,
+    those there stay as they are, and all pixels are those of a command that wasn't stopped. Handlers are put back."""
+    wanted = make(debug_run, tmp_path / "whole", "--seeds", "0-80")
+    capsys.readouterr()
+    out = tmp_path / "out"
+    flags = ["sample", str(debug_run), "--seeds", "0-80", "--out", str(out)]
+    handler = signal.getsignal(number)
+    with pytest.MonkeyPatch.context() as stopping:
+        stop_at(stopping, 71, number)
+        assert cli.main(flags) == EXIT_STOPPED
+    assert capsys.readouterr() == ("", "fastgan: stopped on request: the same command goes on or starts again\n")
+    assert signal.getsignal(number) == handler
+    there = {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
+    assert sorted(there) == sorted(wanted)[:70]
+    assert make(debug_run, out, "--seeds", "0-80") == wanted
+    assert {name: (out / name).stat().st_mtime_ns for name in there} == there
+
+
+def test_full_disk(debug_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A full disk is one line, which says that the same command goes on; nothing half-written stays."""
+    flags = [str(debug_run), "--seeds", "0-9", "--out", str(tmp_path / "out"), "--npz", str(tmp_path / "all.npz")]
+    with pytest.MonkeyPatch.context() as full:
+        stop_at(full, 4, OSError(errno.ENOSPC, "No space left on device"))
+        assert "(No space left on device): mend that and the same command goes on" in complaint(capsys, *flags)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [f"seed-{seed:06d}.png" for seed in range(3)]
+    (tmp_path / "all.npz").mkdir()
+    assert f"cannot write into {tmp_path / 'all.npz'} (Is a directory)" in complaint(capsys, *flags)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["all.npz", "out"]
+
+
+def test_folder_of_others(run_with_best: Path, tmp_path: Path) -> None:
+    """Images of another checkpoint, cut-off ones and what a killed command left are made anew; all else is left."""
+    wanted = make(run_with_best, tmp_path / "wanted", "--seeds", "0-3", "--best")
+    out = tmp_path / "out"
+    make(run_with_best, out, "--seeds", "0-4")
+    shutil.copy(tmp_path / "wanted" / "seed-000001.png", out)
+    (out / "seed-000001.png").write_bytes(wanted["seed-000001.png"][:-1])
+    (out / "seed-000002.png").write_bytes(b"")
+    (out / "seed-000003.png").write_text("notes")
+    for name in (".seed-000002.png.partial", ".class-001-seed-000002.png.partial", ".my.partial", "my.png"):
+        (out / name).write_bytes(b"mine")
+    found = make(run_with_best, out, "--seeds", "0-3", "--best")
+    assert {name: found[name] for name in wanted} == wanted
+    assert set(found) - set(wanted) == {"seed-000004.png", ".my.partial", "my.png"}
+
+
+def test_another_class_under_the_same_name(run_with_classes: Path, tmp_path: Path) -> None:
+    """A seed's image of one class isn't taken for that of another."""
+    wanted = [make(run_with_classes, tmp_path / str(number), "--seeds", "5", "--class", number) for number in "01"]
+    for number in "010":
+        assert make(run_with_classes, tmp_path / "out", "--seeds", "5", "--class", number) == wanted[int(number)]
+
+
+def test_two_at_once(debug_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two commands that write the same files at the same time both end well, with the files of one."""
+    wanted = make(debug_run, tmp_path / "whole", "--seeds", "0-40")
+
+    def child() -> None:
+        torch.set_num_threads(1)  # a fork has no other threads
+        os._exit(cli.main(["sample", str(debug_run), "--seeds", "0-40", "--out", str(tmp_path / "out")]))
+
+    both = [multiprocessing.get_context("fork").Process(target=child) for _ in range(2)]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join(60)
+    assert [process.exitcode for process in both] == [0, 0]
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == wanted
+
+
+def test_file_that_another_process_tidied_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that another process removed before it had its name is written once more."""
+    replace, removed = Path.replace, list[Path]()
+
+    def tidied(self: Path, target: Path) -> Path:
+        if not removed:
+            self.unlink()
+            removed.append(self)
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", tidied)
+    pngs.save_png(tmp_path / "a.png", np.full((4, 4, 1), 7, np.uint8))
+    assert removed and (pixels(tmp_path / "a.png") == 7).all()
+
+
+def test_seeds_that_are_asked_for_twice(debug_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A seed that is asked for more than once is one file, and counts once."""
+    assert list(make(debug_run, tmp_path / "out", "--seeds", "7,7,5-7")) != []
+    assert capsys.readouterr().out.startswith("3 images after 64 images seen")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [f"seed-00000{seed}.png" for seed in (5, 6, 7)]
+
+
+def test_too_many_seeds(debug_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Seeds whose mere numbers would fill the memory are one line."""
+    assert "give fewer at a time" in complaint(capsys, str(debug_run), "--seeds", "0-99999999999999")
+
+
+def test_npz(run_with_classes: Path, debug_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The npz is as ADM's: all pixels [N, H, W, C] in the order of the seeds, and their classes where there are any."""
+    make(run_with_classes, tmp_path / "files", "--seeds", "9,0-70", "--npz", str(tmp_path / "a.npz"))
+    with np.load(tmp_path / "a.npz") as archive:
+        assert set(archive) == {"arr_0", "arr_1"}
+        images, classes = archive["arr_0"], archive["arr_1"]
+    order = [9, *(seed for seed in range(71) if seed != 9)]
+    assert images.dtype == np.uint8 and images.shape == (71, 28, 28, 1)
+    assert classes.dtype == np.int64 and classes.tolist() == [seed % 2 for seed in order]
+    for image, seed in zip(images, order, strict=True):
+        assert np.array_equal(image[:, :, 0], pixels(tmp_path / "files" / f"seed-{seed:06d}.png"))
+    make(debug_run, tmp_path / "none", "--seeds", "0-2", "--npz", str(tmp_path / "new" / "b.npz"))
+    with np.load(tmp_path / "new" / "b.npz") as archive:
+        assert set(archive) == {"arr_0"} and archive["arr_0"].shape == (3, 28, 28, 1)
+    text = complaint(capsys, str(debug_run), "--grid", "--npz", str(tmp_path / "c.npz"))
+    assert "leave --grid out" in text and not (tmp_path / "c.npz").exists()
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_seeds(debug_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two processes have one's files and npz, and say so once."""
+    wanted = make(debug_run, tmp_path / "one", "--seeds", "0-199", "--npz", str(tmp_path / "one.npz"))
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", "--multi_gpu", "--num_processes", "2"]
+    launch += ["--num_machines", "1", "--main_process_port", "0", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    flags = [str(debug_run), "--seeds", "0-199", "--out", str(tmp_path / "two"), "--npz", str(tmp_path / "two.npz")]
+    environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    answer = subprocess.run(
+        [*launch, "-m", "fastgan.cli", "sample", *flags],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        env=environment,
+    )
+    assert answer.returncode == 0, answer.stderr
+    assert answer.stdout.count("200 images after 64 images seen") == 1
+    found = {path.name: path.read_bytes() for path in (tmp_path / "two").iterdir()}
+    assert found.keys() == wanted.keys()
+    for name in wanted:  # other numbers of threads round otherwise
+        assert np.abs(pixels(tmp_path / "one" / name) - pixels(tmp_path / "two" / name)).max() <= 1
+    if torch.get_num_threads() == 1:
+        assert found == wanted and (tmp_path / "one.npz").read_bytes() == (tmp_path / "two.npz").read_bytes()

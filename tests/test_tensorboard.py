@@ -2,7 +2,6 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -148,17 +147,19 @@ def test_png(tmp_path: Path, channels: int) -> None:
 
 
 def test_png_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where a PNG can't be written the older one is as it was."""
+    """Where a PNG can't be written the older one is as it was, and nothing else is there."""
     save_png(tmp_path / "a.png", images(1)[0].permute(1, 2, 0).numpy())
     before = (tmp_path / "a.png").read_bytes()
 
-    def fails(self: Image.Image, path: Path, **_: Any) -> None:
-        path.write_bytes(b"half")
+    def fails(self: Path, data: bytes) -> int:
+        with self.open("wb") as file:
+            file.write(data[:10])
         raise OSError("full")
 
-    monkeypatch.setattr(Image.Image, "save", fails)
+    monkeypatch.setattr(Path, "write_bytes", fails)
     with pytest.raises(OSError, match="full"):
         save_png(tmp_path / "a.png", images(2)[1].permute(1, 2, 0).numpy())
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
     assert (tmp_path / "a.png").read_bytes() == before
 
 

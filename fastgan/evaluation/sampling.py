@@ -22,7 +22,7 @@ from fastgan.runs.run_folder import RunFolder
 from fastgan.utils.memory import require_free
 
 BATCH_SIZE = 64
-MAX_SEEDS = 10_000_000
+MAX_SEEDS = 10_000_000  # of one command: their numbers are kept in memory
 
 
 @dataclass(frozen=True)

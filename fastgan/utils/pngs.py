@@ -1,16 +1,22 @@
 """Images as grids, PNG and GIF files."""
 
+import contextlib
+import io
 import math
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import torch.nn.functional as F
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from fastgan.utils.pictures import enlarge, to_image
 
+PARTIAL = ".partial"  # the end of a hidden name, until a file is whole
+MARK, PNG_END = "fastgan", b"\0\0\0\0IEND\xae\x42\x60\x82"
 GIF_FRAME_MS, GIF_LAST_MS = 200, 2000
 
 
@@ -27,12 +33,38 @@ def grid(images: Tensor, columns: int | None = None) -> np.ndarray:
     return tiled.reshape(rows * height, side * width, channels).numpy()
 
 
-def save_png(path: Path, pixels: np.ndarray) -> None:
-    """The file holds uint8 pixels [H, W, C] of 1, 3 or 4 channels, or what it held before. Raises OSError."""
+def save_png(path: Path, pixels: np.ndarray, mark: str | None = None) -> None:
+    """The file holds uint8 pixels [H, W, C] of 1, 3 or 4 channels, or what it held before. Raises OSError.
+
+    With a `mark` it says in a text of its own what it was made of, for `has_mark`.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    side = path.with_name(f".{path.name}.partial")
-    to_image(pixels).save(side, format="PNG")
-    side.replace(path)
+    info = PngInfo()
+    if mark is not None:
+        info.add_text(MARK, mark)
+    data = io.BytesIO()
+    to_image(pixels).save(data, format="PNG", pnginfo=info)
+    side = path.with_name(f".{path.name}{PARTIAL}")
+    try:
+        while True:
+            side.write_bytes(data.getvalue())
+            with contextlib.suppress(FileNotFoundError):  # another process tidied up: once more
+                side.replace(path)
+                return
+    except BaseException:
+        side.unlink(missing_ok=True)
+        raise
+
+
+def has_mark(path: Path, mark: str) -> bool:
+    """Whether the file is a whole PNG that was saved with the mark."""
+    try:
+        with path.open("rb") as file, Image.open(file) as image:
+            found = image.info.get(MARK)
+            file.seek(-len(PNG_END), os.SEEK_END)
+            return found == mark and file.read() == PNG_END
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):  # another's, or damaged
+        return False
 
 
 def save_gif(path: Path, frames: list[Path]) -> None:
