@@ -1,5 +1,7 @@
 """Files that are whole or not there."""
 
+import contextlib
+import glob
 import os
 import tempfile
 from collections.abc import Iterator
@@ -15,14 +17,22 @@ def write_synced(path: Path, data: bytes | Iterator[bytes | memoryview]) -> None
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """`path` holds `data`, or what it held before: never a part. Its folder is made. Raises OSError."""
+    """`path` holds `data`, or what it held before: never a part. Its folder is made. Raises OSError.
+
+    What killed processes left of it half-written is gone.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-        side = Path(file.name)
-    try:
-        side.chmod(0o644)
-        write_synced(side, data)
-        side.replace(path)
-    except BaseException:
-        side.unlink(missing_ok=True)
-        raise
+    for old in path.parent.glob(f".{glob.escape(path.name)}.*"):
+        old.unlink(missing_ok=True)
+    while True:
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+            side = Path(file.name)
+        try:
+            side.chmod(0o644)
+            write_synced(side, data)
+            with contextlib.suppress(FileNotFoundError):  # another process took it for a killed one's: once more
+                side.replace(path)
+                return
+        except BaseException:
+            side.unlink(missing_ok=True)
+            raise

@@ -1,0 +1,115 @@
+"""Commands that are killed at each event in which they make, rename or remove a file, and begun again."""
+
+import multiprocessing
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fastgan import cli
+from fastgan.data.preparation import shard_writer
+from fastgan.runs.rows import read_rows
+
+EVENTS = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.truncate")
+WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
+FORK = multiprocessing.get_context("fork")
+
+
+def run(command: Sequence[str], root: Path, kill_at: int | None = None) -> int:
+    """How many events in `root` a process made that ran the command; it is killed right before the one of a number."""
+    answer = FORK.SimpleQueue()
+
+    def child() -> None:
+        torch.set_num_threads(1)  # a fork has no other threads
+        seen = 0
+
+        def hook(event: str, args: tuple[Any, ...]) -> None:
+            nonlocal seen
+            if event not in EVENTS or not isinstance(args[0], str | bytes | os.PathLike):
+                return
+            if not os.fsdecode(args[0]).startswith(str(root)) or (event == "open" and not args[2] & WRITES):
+                return
+            if seen == kill_at:
+                os.kill(os.getpid(), signal.SIGKILL)
+            seen += 1
+
+        sys.addaudithook(hook)
+        code = cli.main(command)
+        answer.put(seen)
+        os._exit(code)
+
+    process = FORK.Process(target=child)
+    process.start()
+    process.join(60)
+    assert process.exitcode == (0 if kill_at is None else -signal.SIGKILL)
+    return answer.get() if kill_at is None else kill_at
+
+
+def contents(root: Path) -> dict[str, bytes]:
+    """All files, hidden ones too; the rows of an evaluation without their session, which has the time."""
+    found = {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+    for path in root.rglob("evaluation.jsonl"):
+        rows = [{name: value for name, value in row.items() if name != "session"} for row in read_rows(path)]
+        found[str(path.relative_to(root))] = repr(rows).encode()
+    return found
+
+
+def killed_everywhere(command: Sequence[str], root: Path, least: int, template: Path | None = None) -> None:
+    """After a kill at any event the same command ends with the files of one that nobody killed, and no others.
+
+    It makes `least` events or more; the root begins as the template, or empty.
+    """
+
+    def begin() -> None:
+        shutil.rmtree(root, ignore_errors=True)
+        shutil.copytree(template, root) if template is not None else root.mkdir()
+
+    begin()
+    count = run(command, root)
+    wanted = contents(root)
+    assert count >= least
+    for number in range(count):
+        begin()
+        run(command, root, kill_at=number)
+        run(command, root)
+        assert contents(root) == wanted, f"after a kill at event {number}"
+
+
+@pytest.mark.slow
+def test_sampling(debug_run: Path, tmp_path: Path) -> None:
+    """Samples and their npz: what was made is kept, nothing half-written stays."""
+    root = tmp_path / "root"
+    out = ["--out", str(root / "out"), "--npz", str(root / "all.npz")]
+    killed_everywhere(["sample", str(debug_run), "--seeds", "0-3", *out], root, least=11)
+
+
+@pytest.mark.slow
+def test_evaluation(debug_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An evaluation and the real images' statistics: one row, and nothing half-written in the cache."""
+    monkeypatch.setenv("FASTGAN_CACHE", str(tmp_path / "root" / "cache"))
+    template = tmp_path / "template"
+    shutil.copytree(debug_run, template / "run")
+    command = ["evaluate", str(tmp_path / "root" / "run"), "--images", "20"]
+    killed_everywhere(command, tmp_path / "root", least=5, template=template)
+    assert len(read_rows(tmp_path / "root" / "run" / "evaluation.jsonl")) == 1
+
+
+@pytest.mark.slow
+def test_preparation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A prepared set of several shards."""
+    monkeypatch.setattr(shard_writer, "MAX_IMAGES", 2)
+    (tmp_path / "in").mkdir()
+    for number in range(3):
+        pixels = np.random.default_rng(number).integers(0, 256, (8, 8, 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "in" / f"{number}.png")
+    root = tmp_path / "root"
+    command = ["data", "prepare", str(tmp_path / "in"), str(root / "out"), "--size", "8", "--workers", "1"]
+    killed_everywhere(command, root, least=20)
