@@ -17,6 +17,7 @@ from PIL import Image
 from fastgan import cli
 from fastgan.data.preparation import shard_writer
 from fastgan.runs.rows import read_rows
+from fastgan.utils.files import write_atomically
 
 EVENTS = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.truncate")
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
@@ -113,3 +114,24 @@ def test_preparation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = tmp_path / "root"
     command = ["data", "prepare", str(tmp_path / "in"), str(root / "out"), "--size", "8", "--workers", "1"]
     killed_everywhere(command, root, least=20)
+
+
+def test_half_written_files_go(tmp_path: Path) -> None:
+    """A file that is written anew takes with it what killed processes left of it; where another process takes its own
+    for such, it is written once more."""
+    for name in (".a.json.x1y2", ".b.json.x1y2", "a.json.bak"):
+        (tmp_path / name).write_bytes(b"half")
+    write_atomically(tmp_path / "a.json", b"whole")
+    assert contents(tmp_path) == {"a.json": b"whole", ".b.json.x1y2": b"half", "a.json.bak": b"half"}
+    chmod, seen = Path.chmod, list[Path]()
+
+    def chmod_while_another_begins(self: Path, mode: int) -> None:
+        chmod(self, mode)
+        if not seen:
+            seen.append(self)
+            write_atomically(tmp_path / "a.json", b"another's")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Path, "chmod", chmod_while_another_begins)
+        write_atomically(tmp_path / "a.json", b"mine")
+    assert seen and contents(tmp_path)["a.json"] == b"mine" and len(contents(tmp_path)) == 3
