@@ -79,6 +79,8 @@ def _trainer(
         "data set", open_images, data_fingerprint, main_first=True
     )  # one process gets a known set
     checkpoint = _open_folder(config, processes, folder, agreement, fresh=start is not None)
+    if processes.is_main and config.networks.num_classes:
+        folder.write_classes(dataset.classes)
     loader = build_loader(config, dataset, processes.device, processes.rank, processes.world_size, processes.print)
     note = functools.partial(micro_batch.note_shortage, config, folder, processes)
     trainer = Trainer(config, nets, loader, processes.make_engine, processes.world_size, None, watchdog.set_phase, note)

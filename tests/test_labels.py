@@ -11,10 +11,10 @@ from test_folder import write_images
 
 from fastgan import cli, presets
 from fastgan.data import loaders
-from fastgan.data.archives import list_folder
 from fastgan.data.folder import FolderDataset
 from fastgan.data.labels import Labelled, LabelOptions, label_entries
 from fastgan.data.loaders import open_dataset
+from fastgan.data.local_folder import list_folder
 
 NUM_IMAGES = 6
 PETS = ["cat", "dog", "cow", "cat", "dog", "cow"]
@@ -72,7 +72,7 @@ def test_unasked_labels_change_nothing(tmp_path: Path, name: str) -> None:
     value, why = UNASKED[name]
     found = FolderDataset(with_json(tmp_path, value), (8, 8), 3, LabelOptions(num_classes=0))
     assert len(found) == 4 and found.labels is None
-    (line,) = found.notes
+    (line,) = found.summary
     assert line.startswith("labels in dataset.json aren't used: ") and why in line
 
 
@@ -85,8 +85,9 @@ def test_asked_labels_are_right_or_refused(tmp_path: Path, name: str) -> None:
     if name == "part":
         found = open_dataset(config)
         assert isinstance(found, FolderDataset) and len(found) == 1
-        assert found.notes == [
-            "3 of 4 images have no label in dataset.json and are left out (001.png, 002.png, 003.png)"
+        assert found.summary == [
+            "classes: 1 (1 1)",
+            "3 of 4 images have no label in dataset.json and are left out (001.png, 002.png, 003.png)",
         ]
         return
     text = refusal(lambda: loaders.check(config, open_dataset(config)))
@@ -98,7 +99,7 @@ def test_unused_classes_are_counted(tmp_path: Path) -> None:
     """Complete labels that no network is told are one line with the flag that uses them."""
     write_images(tmp_path / "set", 6, ("a", "b", "c"), size=(8, 8))
     found = FolderDataset(tmp_path / "set", (8, 8), 3, LabelOptions(num_classes=0))
-    assert found.notes == ["3 classes found and not used: --num-classes 3"]
+    assert found.summary == ["classes: 3 (a 2, b 2, c 2), not used: --num-classes 3 tells the networks"]
 
 
 def test_a_dataset_json_of_something_else_leaves_the_folders(tmp_path: Path) -> None:

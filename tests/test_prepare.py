@@ -22,6 +22,7 @@ from safetensors.numpy import load
 import fastgan
 from fastgan import cli
 from fastgan.data import archives, labels, named
+from fastgan.data.class_folders import by_folder
 from fastgan.data.pixels import BadImage, decode, digest
 from fastgan.data.preparation import inputs, pool, prepare, shard_writer
 from fastgan.data.preparation.prepare import PrepareOptions
@@ -129,10 +130,12 @@ def test_format(tmp_path: Path, small_shards: None) -> None:
         "channels": 3,
         "encoding": "png",
         "labels": ["a", "b"],
+        "label_counts": [5, 5],
         "fit": "crop",
         "source": str(tmp_path / "in"),
         "fastgan": fastgan.__version__,
         "skipped": [],
+        "left_out": [],
         "shards": index["shards"],
     }
     members = load((tmp_path / "out" / "members.safetensors").read_bytes())
@@ -487,7 +490,11 @@ def test_nothing_usable(tmp_path: Path, kind: str) -> None:
     elif kind == "broken zip":
         source = put(tmp_path / "zip", {"a.zip": b"PK\3\4 and no more"}) / "a.zip"
     text = refusal(lambda: make(source, tmp_path / "out"))
-    wanted = {"broken": "1 empty file (b.png)", "broken zip": "damaged archive"}.get(kind, "it has none")
+    wanted = {
+        "no image": "1 hidden or of a tool (.hidden.png); 1 of no known image format (a.txt)",
+        "broken": "1 empty file (b.png)",
+        "broken zip": "damaged archive",
+    }.get(kind, "it has none")
     assert wanted in text and not (tmp_path / "out").exists()
 
 
@@ -650,7 +657,7 @@ def test_jpeg_of_a_transparent_set(tmp_path: Path) -> None:
 )
 def test_class_folders(names: list[str], wanted: list[str]) -> None:
     """Folders are classes where every image lies in one and there are several, below folders that all share."""
-    assert labels.by_folder(names) == wanted
+    assert by_folder(names).labels == wanted
 
 
 @settings(max_examples=50)

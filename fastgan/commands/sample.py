@@ -34,6 +34,7 @@ from fastgan.evaluation.sampling import (
     to_device,
     vectors_of,
 )
+from fastgan.runs.run_folder import RunFolder
 from fastgan.utils.pngs import PARTIAL, grid, has_mark, save_png
 
 LEFT_OVER = re.compile(rf"\.(class-\d+-)?seed-\d+\.png{re.escape(PARTIAL)}")
@@ -54,8 +55,8 @@ class SampleOptions:
     npz: Path | None = None
     """A file for all images once more, as ADM's evaluator reads them: arr_0 uint8 [N, H, W, C], arr_1 their classes."""
     class_number: Annotated[str | None, tyro.conf.arg(name="class")] = None
-    """The class of all images, by number, of a run with classes; of several (0-9), each seed is shown in each: in a
-    grid, a row a class and a column a seed. Without it, classes take turns: seed % classes."""
+    """The class of all images, by number or name, of a run with classes; of several (0-9, or cat,dog), each seed is
+    shown in each: in a grid, a row a class and a column a seed. Without it, classes take turns: seed % classes."""
     vector: str | None = None
     """The vector of all images, of a run with vectors: --vector=0.1,0.9. Without it, those of the run's data."""
     truncation: float | None = None
@@ -93,7 +94,7 @@ def _resolve(options: SampleOptions, config: Config, weights: str) -> Images:
     if options.truncation is not None:
         raise UserError(f"truncation is {options.truncation:g}: this run's G has no mapping to truncate; leave it out")
     seeds = parse_seeds(options.seeds)
-    classes = [] if options.class_number is None else parse_classes(options.class_number, config)
+    classes = [] if options.class_number is None else _classes(options, config)
     if not options.grid:
         seeds, classes = list(dict.fromkeys(seeds)), list(dict.fromkeys(classes))
     labels = vectors_of(config, options.vector, torch.tensor(seeds))
@@ -103,6 +104,11 @@ def _resolve(options: SampleOptions, config: Config, weights: str) -> Images:
         labels = torch.tensor(classes).repeat_interleave(len(seeds))
         seeds = seeds * len(classes)
     return Images(seeds, labels, len(classes), options.out, weights)
+
+
+def _classes(options: SampleOptions, config: Config) -> list[int]:
+    assert options.class_number is not None
+    return parse_classes(options.class_number, config, RunFolder(options.run).read_classes())
 
 
 def sample(options: SampleOptions) -> None:

@@ -20,6 +20,7 @@ from fastgan.config import MAX_SEED, Config
 from fastgan.errors import UserError
 from fastgan.evaluation.interpolation import Walk, pictures
 from fastgan.evaluation.sampling import CheckpointSelector, open_run, parse_classes, parse_seeds, to_device, vectors_of
+from fastgan.runs.run_folder import RunFolder
 from fastgan.utils.fields import require_positive
 from fastgan.utils.memory import require_free
 from fastgan.utils.pictures import enlarge, to_image
@@ -100,7 +101,9 @@ def walk_of(options: WalkOptions, config: Config) -> Walk:
     num_classes, count = config.networks.num_classes, options.grid**2
     if count * (max(seeds) - min(seeds) + 1) + max(seeds) > MAX_SEED:
         raise UserError(f"seeds is {options.seeds!r}: {count} walks need larger ones than there are")
-    classes = list(range(num_classes)) if options.class_number is None else parse_classes(options.class_number, config)
+    classes = list(range(num_classes))
+    if options.class_number is not None:
+        classes = parse_classes(options.class_number, config, RunFolder(options.run).read_classes())
     vectors = vectors_of(config, options.vector, torch.arange(max(count, len(seeds))))
     return Walk(seeds, options.frames, classes, count, vectors)
 

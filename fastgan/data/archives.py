@@ -1,27 +1,23 @@
-"""What lies in a folder or a zip: named images to read one by one. Nothing is ever unpacked to a path."""
+"""What lies in an archive: named images to read one by one. Nothing is ever unpacked to a path."""
 
 import lzma
-import os
 import re
 import stat
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple, Self
 
+from fastgan.data.class_folders import NO_SPLITS, Splits, find_splits
+from fastgan.data.file_kinds import HEAD_BYTES, HIDDEN, NO_IMAGE, begins_as_image, has_image_name, hidden_part
 from fastgan.data.pixels import BadImage, RawImage
 from fastgan.data.skipped import Skipped, name_bytes
 
-# The last five can't be read: such files are told, not passed over.
-IMAGE_SUFFIXES = frozenset(
-    """.png .jpg .jpeg .jpe .jfif .webp .gif .bmp .dib .tif .tiff
-    .ppm .pgm .pbm .pnm .avif .jp2 .j2k .heic .heif .jxl .tga .psd""".split()  # noqa: SIM905
-)
 MAX_BYTES = 512 * 2**20  # of one entry, unpacked
 MAX_NOTE_BYTES = 64 * 2**20  # of a file of labels; a class's sidecar has a few
 BROKEN = (
@@ -55,7 +51,9 @@ class ArchiveReader:
 
     kind: str
     entries: list[Entry] = field(default_factory=list)
-    skipped: list[Skipped] = field(default_factory=list)
+    skipped: list[Skipped] = field(default_factory=list)  # images that can't be used
+    left_out: list[Skipped] = field(default_factory=list)  # what is no image of the set
+    splits: Splits = NO_SPLITS
     notes: dict[str, bytes] = field(default_factory=dict)  # what says the labels: dataset.json, sidecars of images
     classes: list[str] | None = None  # names of the labels 0, 1, ... where the source knows them
     has_folders: bool = True  # whether the entries' folders may be their classes
@@ -75,10 +73,15 @@ class ArchiveReader:
         read: Callable[[], RawImage],
         fault: str | None = None,
         path: Path | None = None,
+        head: Callable[[], bytes] | None = None,
     ) -> None:
-        """The entry is taken, skipped with its reason, or, hidden or no image by its name, passed over."""
+        """The file is taken, skipped with its reason, or, hidden or no image, left out.
+
+        A name without an image's ending is tried by `head`, its first bytes; `head` None: it has been.
+        """
         name = clean(raw_name)
-        if not is_image(name or raw_name):
+        if (hidden := hidden_part(name or raw_name)) is not None:
+            self.left_out.append(Skipped(hidden, HIDDEN))
             return
         if name is None:
             fault = CLIMBS
@@ -86,11 +89,13 @@ class ArchiveReader:
             fault = "the same name again"
         elif size > MAX_BYTES:
             fault = fault or f"above {MAX_BYTES // 2**20} MiB"
-        if fault or name is None:
+        if not has_image_name(raw_name) and (fault or (head is not None and not _is_image(head))):
+            self.left_out.append(Skipped(raw_name, fault or NO_IMAGE))
+        elif fault or name is None:
             self.skipped.append(Skipped(raw_name, fault or CLIMBS))
-            return
-        self.names.add(name)
-        self.entries.append(Entry(name, size, read, path=path))
+        else:
+            self.names.add(name)
+            self.entries.append(Entry(name, size, read, path=path))
 
     def add_sidecar(self, name: str, size: int, read: Callable[[], RawImage]) -> None:
         """A file beside the images that may say labels is kept. Sidecars count in archives only."""
@@ -104,8 +109,15 @@ class ArchiveReader:
         if isinstance(data, bytes):
             self.notes[name] = data
 
-    def sort(self) -> None:
+    def finish(self) -> None:
+        """The entries stand in their order; those of splits that aren't for training are left out."""
         self.entries.sort(key=lambda entry: name_bytes(entry.name))
+        self.splits = find_splits([entry.name for entry in self.entries])
+        held_out = self.splits.held_out
+        for number, split in held_out.items():
+            reason = f"in {split}, not in {self.splits.training}"
+            self.left_out.append(Skipped(self.entries[number].name, reason))
+        self.entries = [entry for number, entry in enumerate(self.entries) if number not in held_out]
 
 
 def clean(name: str) -> str | None:
@@ -115,70 +127,11 @@ def clean(name: str) -> str | None:
     return "/".join(part for part in name.split("/") if part not in ("", "."))
 
 
-def is_image(name: str) -> bool:
-    """Whether the name is that of an image which isn't hidden."""
-    parts = [part for part in name.split("/") if part not in ("", ".", "..")]
-    hidden = not parts or "__MACOSX" in parts or any(part.startswith(".") for part in parts)
-    return not hidden and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES  # noqa: PTH122
-
-
-def walk(root: Path, without: Path | None = None) -> Iterator[tuple[str, os.DirEntry[str] | None, str]]:
-    """(name, entry, reason why it can't be entered or "") of everything under `root`, links to folders unfollowed."""
-    waiting = [""]
-    while waiting:
-        folder = waiting.pop()
-        try:
-            with os.scandir(root / folder) as entries:
-                found = sorted(entries, key=lambda entry: os.fsencode(entry.name))
-        except OSError as error:
-            yield folder, None, f"cannot be read: {error.strerror}"
-            continue
-        for entry in found:
-            name = f"{folder}/{entry.name}" if folder else entry.name
-            if not entry.is_dir(follow_symlinks=False):
-                yield name, entry, ""
-            elif not entry.name.startswith(".") and Path(entry.path) != without:
-                waiting.append(name)
-
-
-def list_folder(root: Path, without: Path | None) -> ArchiveReader:
-    """The images under a folder, those under `without` left out."""
-    source = ArchiveReader("folder")
-    for name, entry, fault in walk(root, without):
-        if entry is None:
-            source.skipped.append(Skipped(name, fault))
-        elif name == "dataset.json" and entry.is_file(follow_symlinks=False):
-            source.add_sidecar(name, entry.stat().st_size, partial(_file_bytes, root / name))
-        elif is_image(name) or entry.is_symlink():
-            _add_file(source, root, name)
-    source.sort()
-    return source
-
-
-def _file_bytes(path: Path) -> bytes:
+def _is_image(head: Callable[[], bytes]) -> bool:
     try:
-        return path.read_bytes()
-    except OSError as error:
-        raise BadImage(f"cannot be read: {error.strerror}") from None
-
-
-def _add_file(source: ArchiveReader, root: Path, name: str) -> None:
-    path = root / name
-    try:
-        status = path.stat()
-        real = path.resolve(strict=True)
-    except (OSError, RuntimeError):  # a circle is the one or the other, by Python's version
-        source.skipped.append(Skipped(name, "link that leads nowhere or in a circle"))
-        return
-    if stat.S_ISDIR(status.st_mode):
-        source.skipped.append(Skipped(name, "link to a folder"))
-        return
-    fault = None
-    if not real.is_relative_to(root):
-        fault = CLIMBS
-    elif not stat.S_ISREG(status.st_mode):
-        fault = "no plain file"
-    source.add(name, status.st_size, partial(_file_bytes, path), fault, path)
+        return begins_as_image(head())
+    except BROKEN:
+        return False
 
 
 def list_zip(path: Path) -> ArchiveReader:
@@ -196,8 +149,9 @@ def list_zip(path: Path) -> ArchiveReader:
             continue
         if clean(name) == "dataset.json":
             source.add_sidecar("dataset.json", info.file_size, read)
-        source.add(name, info.file_size, read, _zip_fault(info))
-    source.sort()
+            continue
+        source.add(name, info.file_size, read, _zip_fault(info), head=partial(_zip_head, archive, info))
+    source.finish()
     return source
 
 
@@ -206,6 +160,11 @@ def _zip_fault(info: zipfile.ZipInfo) -> str | None:
     if info.flag_bits & 1:
         return "encrypted"
     return "no plain file" if stat.S_IFMT(mode) not in (0, stat.S_IFREG) else None
+
+
+def _zip_head(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
+    with archive.open(info) as file:
+        return file.read(HEAD_BYTES)
 
 
 def _zip_bytes(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:

@@ -1,5 +1,6 @@
 """A folder of images as it is: fitted to the size while it is read, so that training can start at once."""
 
+from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
 
@@ -7,48 +8,84 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastgan.data.archives import IMAGE_SUFFIXES, list_folder
 from fastgan.data.images import decoded
-from fastgan.data.labels import LabelOptions, label_entries
+from fastgan.data.labels import NO_LABEL, LabelOptions, label_entries
+from fastgan.data.local_folder import list_folder
 from fastgan.data.pixels import BadImage, Transform, pixels_of
+from fastgan.data.skipped import few
+from fastgan.data.summary import describe_source
 from fastgan.errors import UserError
 
 
 class FolderDataset:
     """Every image below `folder`, its middle fitted to `image_size`, with the labels that are wanted.
 
-    `notes` say, in lines, what is left out or not used. A file that turns out broken is reported, once, and the next
-    good one stands in for it.
-    Raises UserError where there is no image.
+    `summary` says, in lines, what it is made of, and what is left out or not used. A file that turns out broken is
+    reported, once, and another one stands in for it: of its class where there is one, and always where the networks are
+    told it. Raises UserError where there is no image.
     """
 
     def __init__(
         self, folder: Path, image_size: tuple[int, int], channels: int, options: LabelOptions | None = None
     ) -> None:
         self.folder, self.name, self.image_size, self.channels = folder, folder.name, image_size, channels
+        self.num_classes = options.num_classes if options is not None else 0
         self._recipe = Transform(image_size, "crop", channels)
-        labelled = label_entries(list_folder(folder.resolve(), without=None), options)
-        self._entries, self.notes, self.labels_origin = labelled.entries, labelled.notes, labelled.origin
+        source = list_folder(folder.resolve(), without=None)
+        labelled = label_entries(source, options)
+        self._entries, self.classes = labelled.entries, labelled.classes
+        self.labels_origin = labelled.origin
+        skipped = [*source.skipped, *(one for one in labelled.skipped if one.reason != NO_LABEL)]  # which has its note
+        self.summary = describe_source(str(folder), source, labelled, self.num_classes)
+        if skipped:
+            self.summary.append(f"skipped files: {len(skipped):,}: {few(skipped)}")
         if not self._entries:
-            endings = ", ".join(sorted(IMAGE_SUFFIXES))
-            raise UserError(f"{folder} holds no images (files that end in {endings}): name another folder")
+            raise UserError(
+                f"{folder} holds no images ({'; '.join(self.summary) or 'nor anything else'}): name another folder"
+            )
         self.labels = None if labelled.labels is None else torch.tensor(labelled.labels)
-        self._broken: set[int] = set()
+        self._broken = torch.zeros(len(self), dtype=torch.bool).share_memory_()  # with the processes of a loader
 
     def __len__(self) -> int:
         return len(self._entries)
 
     def _decode(self, item: int) -> np.ndarray:
-        for step in range(len(self)):
-            number = (item + step) % len(self)
-            entry = self._entries[number]
+        try:
+            return pixels_of(self._recipe, self._entries[item].read())
+        except BadImage as bad:
+            self._report(item, bad)
+        for number in self._stand_ins(item):
             try:
-                return pixels_of(self._recipe, entry.read())
-            except BadImage as bad:
-                if number not in self._broken:
-                    self._broken.add(number)
-                    print(f"{self.folder / entry.name}: {bad}; the next image stands in for it", flush=True)
-        raise UserError(f"no image in {self.folder} can be read: name another folder")
+                return pixels_of(self._recipe, self._entries[number].read())
+            except BadImage:  # reported when it is asked for
+                continue
+        is_told = self.num_classes and self.labels is not None
+        what = f"class {self._class_of(item)} in {self.folder}" if is_told else str(self.folder)
+        raise UserError(f"no image of {what} can be read: mend its files, or name another folder")
+
+    def _report(self, item: int, bad: BadImage) -> None:
+        if not self.folder.is_dir():
+            raise UserError(f"the folder {self.folder} is gone: put it back and run the same command again")
+        if not self._broken[item]:
+            self._broken[item] = True
+            of = "" if self.labels is None else f" of class {self._class_of(item)}"
+            print(f"{self.folder / self._entries[item].name}: {bad}; another image{of} stands in for it", flush=True)
+
+    def _class_of(self, item: int) -> str:
+        assert self.labels is not None and self.classes is not None
+        return self.classes[int(self.labels[item])]
+
+    def _stand_ins(self, item: int) -> Iterator[int]:
+        """The next images that aren't known to be broken: of its class, then, where nobody is told it, of others."""
+        following = torch.arange(item + 1, item + len(self)) % len(self)
+        following = following[~self._broken[following]]
+        if self.labels is None:
+            yield from following.tolist()
+            return
+        alike = self.labels[following] == self.labels[item]
+        yield from following[alike].tolist()
+        if not self.num_classes:
+            yield from following[~alike].tolist()
 
     def pixels(self, indices: Tensor) -> Tensor:
         """The images of the given numbers, uint8 [B, C, H, W], channels last in memory."""

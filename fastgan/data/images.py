@@ -32,6 +32,9 @@ class ImageDataset(Protocol):
     @property
     def labels(self) -> Tensor | None: ...  # classes int64 [N], or vectors float32 [N, K]
 
+    @property
+    def classes(self) -> list[str] | None: ...
+
     def __len__(self) -> int: ...
 
     def pixels(self, indices: Tensor) -> Tensor: ...
@@ -46,6 +49,7 @@ class ArrayDataset:
     name: str
     images: Tensor  # uint8 [N, C, H, W]
     labels: Tensor | None = None  # classes int64 [N], or vectors float32 [N, K]
+    classes: list[str] | None = None  # their names, where they have any
 
     def __len__(self) -> int:
         return len(self.images)

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fastgan.data.archives import clean, is_image
+from fastgan.data.archives import clean
+from fastgan.data.file_kinds import is_image
 from fastgan.data.skipped import show
 from fastgan.errors import UserError
 

@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from fastgan.data.archives import ArchiveReader, Entry
+from fastgan.data.class_folders import by_folder
 from fastgan.data.label_table import (
     LABEL_WORDS,
     Columns,
@@ -23,6 +24,8 @@ from fastgan.data.label_table import (
 from fastgan.data.skipped import NAMED_FILES, Skipped, name_bytes, show
 
 AUTO, NO_LABELS = "auto", "none"
+FOLDERS = "folders"  # where labels are from
+NO_LABEL = "no label"  # why an image is skipped
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,11 @@ class Labelled:
         """Each entry's label as networks are told it."""
         return self.vectors or self.numbers
 
+    def counts(self) -> list[int]:
+        """Return the images of each class."""
+        found = Counter(self.numbers)
+        return [found[number] for number in range(len(self.classes or []))]
+
 
 def label_entries(source: ArchiveReader, options: LabelOptions | None = None) -> Labelled:
     """The source's images with their labels; where labels are used, images without one are skipped.
@@ -116,9 +124,11 @@ def _used(source: ArchiveReader, labels: list[Label | None], origin: str, option
     pairs = list(zip(source.entries, labels, strict=True))
     entries = [entry for entry, label in pairs if label is not None]
     without = [entry for entry, label in pairs if label is None]
-    skipped = [Skipped(entry.name, "no label") for entry in without]
     count = f"{len(without):,} of {len(pairs):,} images have no label"
     notes = [f"{count} in {origin} and are left out ({_named(without)})"] if without else []
+    skipped = [Skipped(entry.name, NO_LABEL) for entry in without]
+    if origin == FOLDERS:
+        skipped, notes = [Skipped(entry.name, "in no class folder") for entry in without], []
     if options.condition == "vector":
         vectors = [label for label in labels if isinstance(label, tuple)]
         return Labelled(entries, None, None, origin, skipped, vectors, notes)
@@ -137,12 +147,7 @@ def _unused(source: ArchiveReader, labels: list[Label | None], origin: str, opti
         without = [entry for entry, label in zip(source.entries, labels, strict=True) if label is None]
         count = f"{len(without):,} of {len(labels):,} images have none ({_named(without)})"
         return Labelled(source.entries, None, None, NO_LABELS, notes=[f"labels in {origin} aren't used: {count}"])
-    return replace(found, notes=unused_classes(len(found.classes or [])))
-
-
-def unused_classes(number: int) -> list[str]:
-    """What is said of so many classes that networks aren't told, in lines."""
-    return [f"{number:,} classes found and not used: --num-classes {number}"] if number > 1 else []
+    return found
 
 
 def _named(entries: list[Entry]) -> str:
@@ -172,14 +177,19 @@ def _find(source: ArchiveReader, options: LabelOptions, notes: list[str]) -> tup
                 parse_json(source.notes["dataset.json"], "dataset.json"), "dataset.json"
             ), "dataset.json"
         notes.append("labels in dataset.json aren't used: it names none of the images")
-    for labels, origin in (
+    folders = by_folder(
+        [entry.name for entry in source.entries] if source.has_folders else [], options.num_classes or 0
+    )
+    candidates: tuple[tuple[Sequence[Label | None], str], ...] = (
         ([entry.label for entry in source.entries], source.kind),
         (_by_sidecar(source), "sidecars"),
-        (by_folder([entry.name for entry in source.entries]) if source.has_folders else [], "folders"),
-    ):
+        (folders.labels, FOLDERS),
+    )
+    for labels, origin in candidates:
         if any(label is not None for label in labels):
             return [None if label is None else plain(label) for label in labels], origin
-    return None, f"{NO_LABELS} ({notes[0]})" if notes else NO_LABELS
+    reason = notes[0] if notes else folders.reason
+    return None, f"{NO_LABELS} ({reason})" if reason else NO_LABELS
 
 
 def _is_of_labels(value: object, names: "_Names") -> bool:
@@ -218,17 +228,6 @@ def _in_order(labels: set[Label]) -> list[Label]:
     if len(numbers) == len(labels):
         return [*sorted(numbers)]
     return sorted(labels, key=lambda label: name_bytes(str(label)))
-
-
-def by_folder(names: list[str]) -> list[Label | None]:
-    """Each image's first folder below those that all share; none where an image lies in no folder, or all in one."""
-    folders = [name.split("/")[:-1] for name in names]
-    depth = 0
-    while folders and all(len(parts) > depth for parts in folders):
-        if len({parts[depth] for parts in folders}) > 1:
-            return [parts[depth] for parts in folders]
-        depth += 1
-    return []
 
 
 def _by_sidecar(source: ArchiveReader) -> list[Label | None]:

@@ -14,9 +14,10 @@ from fastgan.data.dali import DaliLoader
 from fastgan.data.folder import FolderDataset
 from fastgan.data.images import ImageDataset
 from fastgan.data.in_memory import InMemoryLoader
-from fastgan.data.labels import AUTO, NO_LABELS, LabelOptions, unused_classes
+from fastgan.data.labels import AUTO, NO_LABELS, LabelOptions
 from fastgan.data.prepared import PreparedDataset, is_prepared
 from fastgan.data.stacked import StackedDataset
+from fastgan.data.summary import classes_line, name_classes
 from fastgan.data.torch_loader import TorchLoader
 from fastgan.errors import UserError
 from fastgan.utils.cores import require_startable
@@ -118,22 +119,32 @@ def _check_classes(num_classes: int, dataset: ImageDataset) -> None:
             f"num_classes is {num_classes}: the images of {dataset.name} have vectors, not classes; "
             f"give --condition vector --vector-dim {dataset.labels.shape[1]} --num-classes 0"
         )
-    if (found := int(dataset.labels.max()) + 1) != num_classes:
+    classes = dataset.classes
+    if (found := len(classes) if classes else int(dataset.labels.max()) + 1) != num_classes:
+        names = f" ({name_classes(classes)})" if classes else ""
         raise UserError(
-            f"num_classes is {num_classes}: the data set {dataset.name} has {found}; give that number, or 0"
+            f"num_classes is {num_classes}: the data set {dataset.name} has {found}{names}; give that number, or 0"
         )
+    empty = (dataset.labels.bincount(minlength=found) == 0).nonzero().flatten().tolist()
+    if empty:
+        names = name_classes([classes[number] for number in empty] if classes else [*map(str, empty)])
+        raise UserError(f"the data set {dataset.name} has no image of class {names}: prepare it without, or give 0")
 
 
-def _notes(config: Config, dataset: ImageDataset) -> list[str]:
-    """What the user should know of the labels, in lines."""
+def summary(config: Config, dataset: ImageDataset) -> list[str]:
+    """What the user should know of the set besides its images: its classes, and what is no part of it."""
     if isinstance(dataset, FolderDataset):
-        return dataset.notes
-    if not isinstance(dataset, PreparedDataset) or dataset.labels is None or config.networks.is_conditional:
+        return dataset.summary
+    labels, networks = dataset.labels, config.networks
+    if labels is None or (networks.condition == "vector" and networks.is_conditional):
         return []
-    if dataset.labels.ndim == 2:
-        length = dataset.labels.shape[1]
-        return [f"vectors of {length} numbers found and not used: {label_options(config).ask_for_vectors(length)}"]
-    return unused_classes(int(dataset.labels.max()) + 1)
+    if labels.ndim == 2:
+        flags = label_options(config).ask_for_vectors(labels.shape[1])
+        return [f"vectors of {labels.shape[1]} numbers found and not used: {flags}"]
+    if dataset.classes is None or (len(dataset.classes) == 1 and not networks.num_classes):
+        return []
+    counts = labels.bincount(minlength=len(dataset.classes)).tolist()
+    return [classes_line(dataset.classes, counts, networks.num_classes)]
 
 
 def choose_loader(config: Config, dataset: ImageDataset) -> tuple[str, str]:
@@ -169,7 +180,7 @@ def build_loader(
         what = f"loader is in_memory: the {len(dataset):,} images of {dataset.name}"
         require_free(decoded, device, what, "give --loader torch")
     say(f"data: {len(dataset):,} images of {dataset.name}; loader {kind} ({reason})")
-    for line in _notes(config, dataset):
+    for line in summary(config, dataset):
         say(line)
     drawn = isinstance(dataset, StackedDataset)  # which is quicker than to hand it over
     workers = config.run.workers if config.run.workers is not None else 0 if drawn else torch.get_num_threads()

@@ -36,6 +36,7 @@ class PreparedDataset:
         self._shards = [folder / shard["name"] for shard in index["shards"]]
         self._places = torch.stack([members[name] for name in ("shard", "offset", "length")], dim=1).numpy()
         self.labels: Tensor | None = members.get("label", members.get("vector"))
+        self.classes: list[str] | None = index.get("labels")
         for shard in self._shards:
             if not shard.exists():
                 raise UserError(f"{shard} is missing: prepare the data set again")

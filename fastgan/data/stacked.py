@@ -28,6 +28,7 @@ class StackedDataset:
     name = NAME
     channels = 3
     image_size = (SIZE, SIZE)
+    classes = None
 
     def __init__(self, digits: ArrayDataset, num_images: int = NUM_IMAGES) -> None:
         """Of labelled gray 28x28 digits, at least one of each class."""

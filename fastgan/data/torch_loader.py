@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from fastgan.data.batch import BatchSampler
 from fastgan.data.prefetch import PrefetchLoader
+from fastgan.errors import UserError
 from fastgan.utils.stop import SIGNALS
 
 # Forks of a threaded process hang, and a spawned worker that ends while torch hands on a batch aborts: the interpreter
@@ -22,22 +23,35 @@ from fastgan.utils.stop import SIGNALS
 START_METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
 
 
-class _Decoded(IterableDataset[Sequence[Tensor]]):
-    """Every batch from `start` on; of n workers each decodes every n-th."""
+class _Decoded(IterableDataset[Sequence[Tensor] | UserError]):
+    """Every batch from `start` on, or why there is none; of n workers each decodes every n-th."""
 
     def __init__(self, sampler: BatchSampler, start: int) -> None:
         self.sampler, self.start = sampler, start
 
-    def __iter__(self) -> Iterator[Sequence[Tensor]]:
+    def __iter__(self) -> Iterator[Sequence[Tensor] | UserError]:
         info = get_worker_info()
         number, count = (info.id, info.num_workers) if info is not None else (0, 1)
         images_seen, turn = self.start, 0
         while True:
             if turn % count == number:
-                indices = self.sampler.dataset_indices(images_seen)
-                pixels = self.sampler.dataset.pixels(indices).contiguous(memory_format=torch.channels_last)
-                yield self.sampler.labelled(indices, pixels)
+                try:
+                    yield self._read(images_seen)
+                except UserError as error:  # raised in a worker it would be a traceback
+                    yield error
+                    return
             images_seen, turn = self.sampler.global_positions(images_seen).stop, turn + 1
+
+    def _read(self, images_seen: int) -> Sequence[Tensor]:
+        indices = self.sampler.dataset_indices(images_seen)
+        pixels = self.sampler.dataset.pixels(indices).contiguous(memory_format=torch.channels_last)
+        return self.sampler.labelled(indices, pixels)
+
+
+def _checked(batch: Sequence[Tensor] | UserError) -> Sequence[Tensor]:
+    if isinstance(batch, UserError):
+        raise batch
+    return batch
 
 
 class TorchLoader(PrefetchLoader):
@@ -48,11 +62,11 @@ class TorchLoader(PrefetchLoader):
         self._num_workers = num_workers
 
     def _read(self, images_seen: int) -> Iterator[Sequence[Tensor]]:
-        return _decoded(self._sampler, self._num_workers, images_seen)
+        return map(_checked, _decoded(self._sampler, self._num_workers, images_seen))
 
 
 # Functions, not methods: what reads must not hold the loader, with which its workers end.
-def _decoded(sampler: BatchSampler, num_workers: int, images_seen: int) -> Iterator[Sequence[Tensor]]:
+def _decoded(sampler: BatchSampler, num_workers: int, images_seen: int) -> Iterator[Sequence[Tensor] | UserError]:
     if num_workers:
         images_seen = yield from _decoded_by_workers(sampler, num_workers, images_seen)
     yield from _Decoded(sampler, images_seen)
@@ -60,7 +74,7 @@ def _decoded(sampler: BatchSampler, num_workers: int, images_seen: int) -> Itera
 
 def _decoded_by_workers(
     sampler: BatchSampler, num_workers: int, images_seen: int
-) -> Generator[Sequence[Tensor], None, int]:
+) -> Generator[Sequence[Tensor] | UserError, None, int]:
     """Yield what the workers decode until one of them dies; return where it would have gone on."""
     if START_METHOD == "forkserver":
         _start_server()

@@ -36,6 +36,7 @@ class Subset:
         self.dataset, self.items, self.name = dataset, items, name
         self.channels, self.image_size = dataset.channels, dataset.image_size
         self.labels = None if dataset.labels is None else dataset.labels[items]
+        self.classes = dataset.classes
 
     def __len__(self) -> int:
         return len(self.items)

@@ -1,6 +1,7 @@
 """A run's generator, and the images it makes of seeds."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -13,6 +14,7 @@ from fastgan import networks
 from fastgan.config import MAX_SEED, Config
 from fastgan.data.images import to_bytes
 from fastgan.data.loaders import check, open_dataset
+from fastgan.data.summary import name_classes
 from fastgan.errors import UserError
 from fastgan.evaluation.fidelity import conditions_for, latents
 from fastgan.runs import checkpoint
@@ -111,12 +113,20 @@ def _name(average: int, count: int) -> str:
     return f"G_ema{average or ''}"
 
 
-def parse_classes(text: str, config: Config) -> list[int]:
-    """The numbers of classes like `7` or `0-9`. Raises UserError for one that the run doesn't have."""
+def parse_classes(text: str, config: Config, names: Sequence[str] = ()) -> list[int]:
+    """The numbers of classes like `7`, `0-9`, or of names like `cat,dog`.
+
+    Where all names are numbers, those are meant. Raises UserError for a class that the run doesn't have.
+    """
     count = config.networks.num_classes
     if not count:
         raise UserError(f"class is {text}: the run has no classes, leave it out")
+    if (named := _by_name(text, list(names))) is not None:
+        return named
     of_run = f"class is {text}: the run has {count} classes, give a number from 0 to {count - 1}"
+    of_run += f", or a name of {name_classes(names)}" if names else ""
+    if names and not re.fullmatch(r"[\d\s,-]+", text):
+        raise UserError(of_run)
     if re.fullmatch(r"-\d+", text):
         raise UserError(of_run)
     classes = parse_seeds(text, "class", "7 or 0-9")
@@ -154,6 +164,16 @@ def vectors_of(config: Config, text: str | None, seeds: Tensor) -> Tensor | None
     except UserError as error:
         raise UserError(f"the run's vectors can't be drawn from its data ({error}): give --vector") from None
     return conditions_for(seeds, config.networks, dataset.labels)
+
+
+def _by_name(text: str, names: list[str]) -> list[int] | None:
+    """The numbers of classes that are given by their names; None where these are no names."""
+    chosen = [text] if text in names else text.split(",")
+    if names and all(name.isdecimal() for name in names) and re.fullmatch(r"[\d,-]+", text):
+        chosen = [str(number) for number in parse_seeds(text, "class", "7 or 0-9")]
+        if not {*chosen} <= {*names}:
+            raise UserError(f"class is {text}: the run has the classes {name_classes(names)}, give some of these")
+    return [names.index(name) for name in chosen] if {*chosen} <= {*names} else None
 
 
 @torch.inference_mode()

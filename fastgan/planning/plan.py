@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from fastgan import presets
 from fastgan.config import BATCH_NORM_IN_D, Config
+from fastgan.data.names import NAMES
 from fastgan.errors import EXIT_DONE, UserError
 from fastgan.planning.forecast import ROOM, Forecast, forecast, in_parts
 from fastgan.planning.hardware import Cluster, EngineName
@@ -63,11 +64,20 @@ def plan(config: Config) -> str:
             *first_weights,
             *_schedule(config, run.total, run.steps, warm),
             f"data: {run.data}",
+            *_summary(config, run),
             f"run: batches of {config.data.batch_size:,}, {run.text}into {config.run_dir}",
             f"work: {_work(own)}",
             f"memory of one process: {_in_one_line(own)}",
         )
     )
+
+
+def _summary(config: Config, run: Length) -> list[str]:
+    """What `train` says of the data set besides its images."""
+    from fastgan.data import loaders
+
+    is_here = run.num_images is not None and config.data.data not in NAMES
+    return loaders.summary(config, loaders.open_dataset(config)) if is_here else []
 
 
 def on_cluster(config: Config, cluster: Cluster) -> str:

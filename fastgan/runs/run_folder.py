@@ -9,6 +9,7 @@ metrics.jsonl      evaluations in training          best/               the best
 averages/          see averages.py                 transfer.json       what was taken over from another run
 real_and_fake.png, classes.png, walk.png           of the last grid; report.html: `fastgan report`
 micro_batch.json   see micro_batch.py        profile/            see recording.py
+classes.json       the names of its classes, by number
 """
 
 import json
@@ -42,6 +43,7 @@ class RunFolder:
         self.grids, self.gif = path / "grids", path / "training.gif"
         self.profile = path / "profile"
         self.transfer, self.micro_batch = path / "transfer.json", path / "micro_batch.json"
+        self.classes = path / "classes.json"
 
     def read_config(self) -> Config:
         """The settings of the run. Raises UserError where the folder holds none."""
@@ -76,6 +78,19 @@ class RunFolder:
             raise UserError(
                 f"cannot write into the run folder {self.path} ({reason}): give another --run-dir"
             ) from None
+
+    def write_classes(self, classes: list[str] | None) -> None:
+        """The run knows the names of its classes, where the data set does."""
+        if classes is not None:
+            write_atomically(self.classes, json.dumps(classes, indent=1).encode())
+
+    def read_classes(self) -> list[str]:
+        """The names of the run's classes, by number; none where it knows none."""
+        try:
+            names = json.loads(self.classes.read_text())
+        except (OSError, ValueError):
+            return []
+        return [str(name) for name in names] if isinstance(names, list) else []
 
 
 def session() -> dict[str, Any]:

@@ -10,12 +10,15 @@ from pathlib import Path
 
 import numpy as np
 
-from fastgan.data.archives import ArchiveReader, Entry, is_image, list_folder, list_zip, walk
+from fastgan.data.archives import ArchiveReader, Entry, list_zip
+from fastgan.data.class_folders import find_splits
+from fastgan.data.file_kinds import is_image
+from fastgan.data.local_folder import list_folder, walk
 from fastgan.data.names import NAMES
 from fastgan.data.pixels import RawImage
 from fastgan.data.preparation.parquet import list_parquet
 from fastgan.data.preparation.tars import list_tars
-from fastgan.data.skipped import name_bytes
+from fastgan.data.skipped import Skipped, name_bytes
 from fastgan.errors import UserError
 
 TAR_ENDINGS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
@@ -62,20 +65,30 @@ def _open_folder(path: Path, dest: Path) -> ArchiveReader:
     """The shards or parquet files where the folder has as many of them as of images, else the images."""
     num_images, tars, tables = 0, [], []
     for name, entry, _ in walk(path, dest):
-        if entry is None or entry.name.startswith("."):
+        if entry is None:
             continue
         num_images += is_image(name)
         if name.lower().endswith(TAR_ENDINGS) and "/" not in name:
             tars.append(path / name)
         elif name.lower().endswith(".parquet"):
-            tables.append(path / name)
+            tables.append(name)
     if tars and len(tars) >= num_images:  # beside a prepared set's shards lies a contact sheet
         source = list_tars(sorted(tars, key=lambda tar: name_bytes(tar.name)), dest)
         source.classes = _own_classes(path)
         return source
     if tables and len(tables) >= num_images:
-        return list_parquet(sorted(tables, key=lambda table: name_bytes(str(table))))
+        return _open_tables(path, sorted(tables, key=name_bytes))
     return list_folder(path, dest)
+
+
+def _open_tables(folder: Path, tables: list[str]) -> ArchiveReader:
+    """The tables, or of splits those of the training part, whether folders or the tables' names say it."""
+    splits = find_splits([f"{table}/" for table in tables])
+    source = list_parquet([folder / table for number, table in enumerate(tables) if number not in splits.held_out])
+    for number, split in splits.held_out.items():
+        source.left_out.append(Skipped(tables[number], f"in {split}, not in {splits.training}"))
+    source.splits = splits
+    return source
 
 
 def _own_classes(folder: Path) -> list[str] | None:

@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -25,6 +26,7 @@ from fastgan.data.preparation.inputs import open_archive
 from fastgan.data.preparation.pool import Pool
 from fastgan.data.preparation.shard_writer import INDEX, JOB, Shard, ShardWriter
 from fastgan.data.skipped import Skipped, few, in_order, name_bytes, show
+from fastgan.data.summary import describe_source, name_classes
 from fastgan.errors import UserError
 from fastgan.utils.cores import require_startable
 
@@ -119,7 +121,8 @@ def _prepare(options: PrepareOptions, size: Size, dest: Path, source: ArchiveRea
     labelled = label_entries(source, labels)
     before = [*source.skipped, *labelled.skipped]
     if not labelled.entries:
-        raise UserError(f"no image in {options.source!r} can be used: {few(before) or 'it has none'}")
+        why = few([*before, *source.left_out]) or "it has none"
+        raise UserError(f"no image in {options.source!r} can be used: {why}")
     job = _job(options, size, labelled)
     channels = shard_writer.resume_state(dest, job)
     if channels is None:
@@ -128,8 +131,8 @@ def _prepare(options: PrepareOptions, size: Size, dest: Path, source: ArchiveRea
     elif (dest / INDEX).exists():
         return _report_old(dest, options.strict)
     print(f"{show(options.source)}: {len(labelled.entries):,} images ({source.kind}); labels: {labelled.origin}")
-    if labelled.notes:
-        print("\n".join(labelled.notes))
+    for line in describe_source(options.source, source, labelled, None):
+        print(line)
     recipe = Transform(size, options.fit, channels, options.format, options.quality)
     shards, rest = _write_shards(dest, recipe, labelled, pool)
     skipped = in_order([*before, *rest, *(one for shard in shards for one in shard.skipped)])
@@ -143,15 +146,25 @@ def _prepare(options: PrepareOptions, size: Size, dest: Path, source: ArchiveRea
         "encoding": options.format,
         "labels": labelled.classes,
         **({"vector_dim": len(labelled.vectors[0])} if labelled.vectors else {}),
+        "label_counts": _label_counts(labelled, shards),
         "fit": options.fit,
         "source": options.source,
         "fastgan": __version__,
         "skipped": [one._asdict() for one in skipped],
+        "left_out": [one._asdict() for one in in_order(source.left_out)],
     }
     whole = shard_writer.finish(dest, shards, index)
     shard_writer.clear(dest)
     print(describe(dest, whole))
     return whole
+
+
+def _label_counts(labelled: Labelled, shards: list[Shard]) -> list[int] | None:
+    """The images of each class that are in the shards."""
+    if labelled.classes is None:
+        return None
+    found = Counter(label for shard in shards for label in shard.labels)
+    return [found[number] for number in range(len(labelled.classes))]
 
 
 def _job(options: PrepareOptions, size: Size, labelled: Labelled) -> dict[str, Any]:
@@ -253,6 +266,9 @@ def describe(dest: Path, index: dict[str, Any]) -> str:
     """A prepared set in two lines."""
     height, width = index["image_size"]
     labels = "no labels" if index["labels"] is None else f"{len(index['labels']):,} labels"
+    counts = index.get("label_counts") or []
+    empty = [name for name, count in zip(index["labels"] or [], counts, strict=False) if not count]
+    labels += f" (no image of class {name_classes(empty)})" if empty else ""
     if "vector_dim" in index:
         labels = f"vectors of {index['vector_dim']} numbers"
     skipped = [Skipped(**one) for one in index["skipped"]]

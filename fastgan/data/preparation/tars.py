@@ -9,7 +9,8 @@ from pathlib import Path
 from tarfile import EOFHeaderError  # type: ignore[attr-defined]  # its type stubs lack it
 from typing import IO, Self
 
-from fastgan.data.archives import BROKEN, MAX_BYTES, ArchiveReader, clean, is_image
+from fastgan.data.archives import BROKEN, MAX_BYTES, ArchiveReader, clean
+from fastgan.data.file_kinds import HEAD_BYTES, begins_as_image, has_image_name, hidden_part
 from fastgan.data.pixels import BadImage
 from fastgan.data.skipped import Skipped
 
@@ -34,7 +35,7 @@ def list_tars(paths: list[Path], spool_folder: Path) -> ArchiveReader:
             _list_tar(source, path, prefix, spool if compressed else None, files)
         except BROKEN as error:
             source.skipped.append(Skipped(path.name, f"damaged archive: {error or type(error).__name__}"))
-    source.sort()
+    source.finish()
     return source
 
 
@@ -92,25 +93,38 @@ def _list_tar(source: ArchiveReader, path: Path, prefix: str, spool: IO[bytes] |
             name, offset = clean(member.name), member.offset_data
             is_note = name is not None and (name == "dataset.json" or name.endswith((".cls", ".json")))
             fault = None if member.isreg() and not member.issparse() else "no plain file"
-            if member.isdir() or not (is_note or is_image(name or member.name)):
+            if member.isdir():
                 continue
+            head: Callable[[], bytes] | None = partial(_tar_head, open_it, offset, member.size)
             if spool is not None and fault is None and member.size <= MAX_BYTES:
-                offset = _copy(archive, member, spool)
+                wanted = is_note or has_image_name(member.name)
+                copied = None if hidden_part(member.name) else _copy(archive, member, spool, wanted)
+                offset, head = copied or 0, (lambda: b"") if copied is None else None
             read = partial(_tar_bytes, open_it, offset, member.size)
             if is_note and fault is None and name is not None:
                 source.add_sidecar(prefix + name, member.size, read)
             else:
-                source.add(member.name if name is None else prefix + name, member.size, read, fault)
+                source.add(member.name if name is None else prefix + name, member.size, read, fault, head=head)
 
 
-def _copy(archive: tarfile.TarFile, member: tarfile.TarInfo, spool: IO[bytes]) -> int:
-    """The member's place in the spool, where it lies now."""
+def _copy(archive: tarfile.TarFile, member: tarfile.TarInfo, spool: IO[bytes], wanted: bool) -> int | None:
+    """The member's place in the spool, where it lies now; None for one that isn't wanted and begins as no image."""
     content = archive.extractfile(member)
     assert content is not None
+    block = content.read(HEAD_BYTES)
+    if not wanted and not begins_as_image(block):
+        return None
     offset = spool.seek(0, os.SEEK_END)
-    while block := content.read(2**20):
+    while block:
         spool.write(block)
+        block = content.read(2**20)
     return offset
+
+
+def _tar_head(open_it: Callable[[], IO[bytes]], offset: int, size: int) -> bytes:
+    file = open_it()
+    file.seek(offset)
+    return file.read(min(size, HEAD_BYTES))
 
 
 def _tar_bytes(open_it: Callable[[], IO[bytes]], offset: int, size: int) -> bytes:
