@@ -278,6 +278,8 @@ class RunConfig:
     """How many images to train on, instead of epochs."""
     minutes: float | None = None
     """Stop this session after so many minutes, with a checkpoint; the same command resumes from it."""
+    data_changed: Literal["refuse", "ok"] = "refuse"
+    """refuse: a run doesn't resume on other images than its last session's. ok: it does, unless its classes differ."""
     loader: Literal["auto", "in_memory", "dali", "torch"] = "auto"
     """in_memory: decoded once, kept as bytes on the training device; dali, torch: decoded ahead, batch by batch."""
     in_memory_gib: float = 4.0

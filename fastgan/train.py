@@ -3,7 +3,7 @@
 import functools
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from fastgan.config import Config
@@ -48,6 +48,24 @@ def _hint(config: Config, num_images: int) -> str | None:
     return f"{num_images:,} images are few: D will memorise them; {remedy}"
 
 
+def _check_unchanged(config: Config, folder: "RunFolder", dataset: "ImageDataset", say: Callable[[str], None]) -> None:
+    """The set is the one that the run was trained on. Raises UserError where it isn't and may not be another."""
+    from fastgan.data.record import DatasetRecord, find_change, read_record
+
+    place, is_conditional = config.data.data, config.networks.num_classes > 0
+    last = read_record(folder.data) if is_conditional else None
+    if last is not None and (change := last.class_change(DatasetRecord.of(dataset))) is not None:
+        raise UserError(
+            f"the classes of {place} aren't those of the run {folder.path} ({change}): "
+            "name them as they were, or give another --run-dir"
+        )
+    if (text := find_change(folder.data, dataset, place, is_conditional, say)) is None:
+        return
+    if config.run.data_changed != "ok":
+        raise UserError(f"{text}: give that set as --data, another --run-dir, or --data-changed ok to go on with this")
+    say(f"{text}: going on with it")
+
+
 def _trainer(
     config: Config, processes: "Processes", folder: "RunFolder", agreement: "ConsistencyCheck", watchdog: "Watchdog"
 ) -> "tuple[Trainer, ImageDataset]":
@@ -70,17 +88,18 @@ def _trainer(
     nets = networks.build(config, processes.device)
     taken = None if start is None else warm_start.compare(config, nets, start)
 
-    def open_images() -> "ImageDataset":
-        opened = open_dataset(config)
-        loaders.check(config, opened, processes.world_size)
-        return opened
+    def open_images() -> "tuple[Config, ImageDataset]":
+        found = loaders.locate(config, folder.read_config().data.data if folder.config.exists() else "")
+        opened = open_dataset(found)
+        if processes.is_main and checkpoints.paths():
+            _check_unchanged(found, folder, opened, processes.print)
+        loaders.check(found, opened, processes.world_size)
+        return found, opened
 
-    dataset = agreement.run_on_all(
-        "data set", open_images, data_fingerprint, main_first=True
-    )  # one process gets a known set
-    checkpoint = _open_folder(config, processes, folder, agreement, fresh=start is not None)
-    if processes.is_main and config.networks.num_classes:
-        folder.write_classes(dataset.classes)
+    config, dataset = agreement.run_on_all(  # one process gets a known set
+        "data set", open_images, lambda opened: data_fingerprint(opened[1]), main_first=True
+    )
+    checkpoint = _open_folder(config, dataset, processes, folder, agreement, fresh=start is not None)
     loader = build_loader(config, dataset, processes.device, processes.rank, processes.world_size, processes.print)
     note = functools.partial(micro_batch.note_shortage, config, folder, processes)
     trainer = Trainer(config, nets, loader, processes.make_engine, processes.world_size, None, watchdog.set_phase, note)
@@ -101,9 +120,15 @@ def _trainer(
 
 
 def _open_folder(
-    config: Config, processes: "Processes", folder: "RunFolder", agreement: "ConsistencyCheck", fresh: bool
+    config: Config,
+    dataset: "ImageDataset",
+    processes: "Processes",
+    folder: "RunFolder",
+    agreement: "ConsistencyCheck",
+    fresh: bool,
 ) -> "Checkpoint | None":
     """The folder is the run's; its last whole checkpoint, which the main process has checked, None where `fresh`."""
+    from fastgan.data.record import DatasetRecord
     from fastgan.distributed.collectives import from_main
     from fastgan.runs import resume_state
     from fastgan.runs.checkpoint import Checkpoints, read
@@ -113,7 +138,7 @@ def _open_folder(
     def find() -> "Checkpoint | None":
         if not processes.is_main:
             return None
-        folder.open(config)
+        folder.open(config, DatasetRecord.of(dataset).to_json())
         checkpoints.remove_partial()
         fault = functools.partial(resume_state.fault, config=config)
         return None if fresh else checkpoints.latest(processes.print, fault)
@@ -137,12 +162,14 @@ def train(config: Config, stop: StopRequest) -> None:
     """
     from fastgan.distributed import consistency
     from fastgan.distributed.heartbeat import Watchdog
+    from fastgan.runs.run_folder import RunFolder
 
     agreement = consistency.of_launch(min(consistency.LIMIT_S, max(30.0, config.run.timeout_s)))
+    folder = RunFolder(config.run_dir)
     watchdog = Watchdog(agreement.store, agreement.rank, agreement.world_size, config.run.timeout_s).start()
     try:
         agreement.run_on_all("launch", lambda: consistency.launch_fingerprint(config), lambda facts: facts)
-        _train(config, stop, agreement, watchdog)
+        _train(config, folder, stop, agreement, watchdog)
     except Exception as error:
         text = watchdog.diagnose(error)
         if text is not None:
@@ -151,23 +178,27 @@ def train(config: Config, stop: StopRequest) -> None:
         raise
     finally:
         watchdog.close()
+        folder.close()
 
 
-def _train(config: Config, stop: StopRequest, agreement: "ConsistencyCheck", watchdog: "Watchdog") -> None:
+def _train(
+    config: Config, folder: "RunFolder", stop: StopRequest, agreement: "ConsistencyCheck", watchdog: "Watchdog"
+) -> None:
     import torch
 
     from fastgan.distributed.heartbeat import EVENT_S
     from fastgan.distributed.processes import Processes
     from fastgan.monitor.hooks import Hooks
-    from fastgan.runs.run_folder import RunFolder
+    from fastgan.monitor.pictures import are_pictures_missing, save_pictures
     from fastgan.training import compiling
 
     run = config.run
     torch.backends.cudnn.allow_tf32 = run.tf32
     processes = Processes(run.threads, run.engine, run.offload, agreement, run.timeout_s)
-    folder = RunFolder(config.run_dir)
     trainer, dataset = _trainer(config, processes, folder, agreement, watchdog)
     if trainer.images_seen >= trainer.total_images:
+        if processes.is_main and are_pictures_missing(folder):
+            save_pictures(folder, trainer.config, trainer.images_seen, trainer.loader.num_images)
         processes.print(f"{folder.path} is complete: give more --epochs to train on")
         return
     if trainer.images_seen:

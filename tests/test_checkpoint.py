@@ -7,15 +7,17 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 from torch import Tensor
 
 from fastgan import presets, train
+from fastgan.data import named
 from fastgan.distributed import collectives
 from fastgan.distributed.consistency import ConsistencyCheck
 from fastgan.errors import UserError
 from fastgan.runs import checkpoint
-from fastgan.runs.checkpoint import Checkpoints, CorruptCheckpoint, read
+from fastgan.runs.checkpoint import Checkpoint, Checkpoints, CorruptCheckpoint, read
 from fastgan.runs.run_folder import RunFolder
 from fastgan.utils.files import write_synced
 
@@ -170,7 +172,7 @@ def test_each_flipped_byte(tmp_path: Path, file: str) -> None:
 def test_only_the_main_process_checks_hashes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """At resume the others read the checkpoint that it names, none where they don't see it; they hash no tensors."""
     monkeypatch.setattr("fastgan.runs.resume_state.fault", lambda found, config: None)  # of a trainer's state
-    folder, hashed = RunFolder(tmp_path), list[int]()
+    folder, hashed, toy = RunFolder(tmp_path), list[int](), named.load("toy")
     path = save(Checkpoints(folder.checkpoints), 64)
     whole = read(path)
     monkeypatch.setattr(checkpoint, "sha256", lambda data=b"": (hashed.append(len(data)), hashlib.sha256(data))[1])
@@ -178,7 +180,7 @@ def test_only_the_main_process_checks_hashes(tmp_path: Path, monkeypatch: pytest
     def opened(is_main: bool, newest: int) -> checkpoint.Checkpoint | None:
         monkeypatch.setattr(collectives, "from_main", lambda number: newest)
         alone, process = ConsistencyCheck(), SimpleNamespace(is_main=is_main, print=print)
-        return train._open_folder(presets.debug(), process, folder, alone, False)  # type: ignore[arg-type]
+        return train._open_folder(presets.debug(), toy, process, folder, alone, False)  # type: ignore[arg-type]
 
     other = opened(False, 64)
     assert other is not None and other.state == whole.state and len(hashed) == 1  # the state's own
@@ -186,6 +188,7 @@ def test_only_the_main_process_checks_hashes(tmp_path: Path, monkeypatch: pytest
         assert all(same_bits(value, other.tensors[file][name]) for name, value in group.items())
     assert opened(False, -1) is None and opened(False, 65) is None and not folder.config.exists()
     assert opened(True, 64) is not None and len(hashed) == 1 + len(FILES)
+    folder.close()
 
 
 HARMS: dict[str, Callable[[Path], Any]] = {
@@ -252,15 +255,56 @@ def test_falls_back_more_than_once(tmp_path: Path) -> None:
 
 
 def test_all_damaged(tmp_path: Path) -> None:
-    """Where every checkpoint is damaged nothing starts from scratch by itself: one line says what to delete."""
+    """Where every checkpoint is damaged nothing starts from scratch by itself: one line says so, not to delete it."""
     checkpoints, said = Checkpoints(tmp_path), list[str]()
     for images_seen in (64, 128):
         flip(save(checkpoints, images_seen) / "G.safetensors", 20)
     with pytest.raises(UserError) as caught:
         checkpoints.latest(said.append)
     text = str(caught.value)
-    assert str(tmp_path) in text and "delete" in text and "\n" not in text
-    assert len(said) == 2
+    assert str(tmp_path) in text and "delete" not in text and "\n" not in text
+    assert said == []
+
+
+@pytest.mark.parametrize("times", [1, 3])
+def test_removed_before_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times: int) -> None:
+    """Where a run that keeps one checkpoint saves the next meanwhile, that is read, in silence."""
+    checkpoints, said, reads = Checkpoints(tmp_path, keep=1), list[str](), list[Path]()
+    save(checkpoints, 64)
+
+    def read_late(path: Path) -> Checkpoint:
+        reads.append(path)
+        if len(reads) <= times:
+            save(checkpoints, 64 + 64 * len(reads))
+        return read(path)
+
+    monkeypatch.setattr(checkpoint, "read", read_late)
+    snapshot = checkpoints.latest(said.append)
+    assert snapshot is not None and snapshot.state["images_seen"] == 64 + 64 * times and said == []
+
+
+def test_removed_while_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is being read is read to its end, also when its run removes it, however often that is."""
+    checkpoints, load = Checkpoints(tmp_path, keep=1), safetensors.torch.load
+    save(checkpoints, 64)
+
+    def load_slowly(data: bytes) -> dict[str, torch.Tensor]:
+        save(checkpoints, 128)
+        return load(data)
+
+    monkeypatch.setattr(safetensors.torch, "load", load_slowly)
+    snapshot = checkpoints.latest()
+    assert snapshot is not None and snapshot.state["images_seen"] == 64 and set(snapshot.tensors) >= {"G", "D"}
+
+
+def test_looked_at_while_it_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The moment in which the only checkpoint has no name isn't taken for none at all."""
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    path = save(checkpoints, 64)
+    aside = path.rename(path.with_name(f".{path.name}.partial"))
+    monkeypatch.setattr(checkpoint.time, "sleep", lambda _: aside.rename(path))
+    snapshot = checkpoints.latest()
+    assert snapshot is not None and snapshot.state["images_seen"] == 64
 
 
 @pytest.mark.parametrize("number", [1, 2, 3, 4])

@@ -14,6 +14,7 @@ from fastgan.distributed import launcher, processes, zero
 from fastgan.distributed.heartbeat import EVENT_S
 from fastgan.runs.checkpoint import Checkpoints
 from fastgan.runs.rows import read_rows
+from fastgan.utils.lock import Lock
 
 TRAIN = Path(__file__).parents[1] / "fastgan" / "train.py"
 MOST_PROCESSES = 3
@@ -65,6 +66,21 @@ def test_processes_learn_what_one_learns(tmp_path, one, num_processes):
     assert answer.returncode == 0, answer.stderr
     assert_same_run(run_dir, one)
     assert answer.stdout.count("done: 320 images") == 1
+
+
+@pytest.mark.slow
+def test_one_launch_a_run(tmp_path):
+    """A launch into a run that another process trains ends on all its processes, and leaves nothing."""
+    run_dir = tmp_path / "run"
+    lock = Lock(run_dir / ".lock", "somebody", "wait")
+    lock.acquire()
+    answer = launch(run_dir, 2)
+    lock.release()
+    assert answer.returncode != 0
+    assert (
+        f"another process trains the run {run_dir} (host " in answer.stderr and f"pid {os.getpid()}," in answer.stderr
+    )
+    assert not list(run_dir.iterdir())
 
 
 @pytest.mark.slow

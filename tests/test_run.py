@@ -1,6 +1,8 @@
 """Runs from the command line's point of view, in this process: bad input, damage, divergence."""
 
 import json
+import os
+import shutil
 
 import pytest
 import torch
@@ -9,7 +11,7 @@ from conftest import EAGER
 from fastgan import cli, train
 from fastgan.errors import EXIT_DIVERGED, EXIT_USER_ERROR
 from fastgan.runs.checkpoint import Checkpoints
-from fastgan.runs.rows import read_rows
+from fastgan.runs.rows import append_row, read_rows
 from fastgan.training import losses
 
 pytestmark = pytest.mark.usefixtures("keep_signal_handlers")
@@ -54,6 +56,43 @@ def test_complete_run_says_so(tmp_path, capsys):
     assert "is complete" in capsys.readouterr().out
     assert run(run_dir, "--images", "320") == 0
     assert "resuming" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("left", [None, b"of an earlier session"], ids=["none", "old"])
+def test_killed_after_the_last_checkpoint(tmp_path, left):
+    """The same command makes the pictures that a run killed at its very end lacks, as they would have been."""
+    run_dir = tmp_path / "run"
+    run(run_dir)
+    pictures = [run_dir / "losses.png", run_dir / "training.gif"]
+    wanted = [path.read_bytes() for path in pictures]
+    for path in pictures:
+        path.unlink()
+        if left is not None:
+            path.write_bytes(left)
+            os.utime(path, (1e9, 1e9))
+    assert run(run_dir) == 0
+    assert [path.read_bytes() for path in pictures] == wanted
+
+
+def test_rows_after_a_kill(tmp_path, monkeypatch):
+    """Rows that a session wrote after its last checkpoint are cut off by the next: none is there twice, in any file."""
+    monkeypatch.setenv("FASTGAN_CACHE", str(tmp_path / "cache"))
+    run_dir = tmp_path / "run"
+    options = ("--eval-every", "128", "--eval-images", "64", "--health-every", "0")
+    assert run(run_dir, *options) == 0
+    files = [run_dir / f"{name}.jsonl" for name in ("metrics", "performance", "log", "evaluation")]
+    append_row(files[3], {"images_seen": 256})
+    before = [read_rows(file) for file in files]
+    for path in Checkpoints(run_dir / "checkpoints").paths()[-2:]:  # as if the kill had been before them
+        shutil.rmtree(path)
+    with files[0].open("a") as file:
+        file.write('{"images_seen": 256, "ki')
+    assert run(run_dir, *options) == 0
+    seen = [[row["images_seen"] for row in read_rows(file)] for file in files]
+    assert seen[0] == [row["images_seen"] for row in before[0]] == [128, 256]
+    assert seen[2] == [row["images_seen"] for row in before[2]] and seen[3] == []
+    for rows in before[1], read_rows(files[1]):
+        assert [row["images_seen"] for row in rows if "speed/images_per_s" in row] == [64, 128, 192, 256]
 
 
 def test_other_settings_are_refused(tmp_path, capsys):

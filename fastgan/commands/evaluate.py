@@ -1,22 +1,26 @@
 """`fastgan evaluate RUN`: how far the run's images are from the real ones."""
 
 import os
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
 import tyro
 
-from fastgan.config import MAX_EVAL_IMAGES
-from fastgan.data.loaders import check, open_dataset
+from fastgan.config import MAX_EVAL_IMAGES, Config
+from fastgan.data.images import ImageDataset
+from fastgan.data.loaders import locate, open_dataset
+from fastgan.data.record import find_change
 from fastgan.distributed.collectives import rank_and_world_size
 from fastgan.distributed.processes import Processes
+from fastgan.errors import UserError
 from fastgan.evaluation import extractors
 from fastgan.evaluation.evaluator import Evaluator
 from fastgan.evaluation.sampling import CheckpointSelector, open_run, to_device
 from fastgan.runs.rows import append_row
-from fastgan.runs.run_folder import session
+from fastgan.runs.run_folder import RunFolder, session
 from fastgan.utils.fields import require_positive
 
 
@@ -31,6 +35,8 @@ class EvaluateOptions:
     extractor: Literal["auto", "inception", "efficientnet", "dinov2", "digits"] = "auto"
     """Features to compare; auto: digits for gray 28x28 images and stacked-mnist, else inception where its weights are
     available, else efficientnet where it is installed."""
+    data: str | None = None
+    """Where the run's data set is now, if it has moved."""
     per_class: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Measure the distance of each class by itself, too, of a run with classes."""
     inception_weights: Path | None = None
@@ -56,13 +62,23 @@ def evaluate(options: EvaluateOptions) -> dict[str, float]:
     return metrics
 
 
+def _open_reals(config: Config, folder: RunFolder, data: str | None, say: Callable[[str], None]) -> ImageDataset:
+    """The images that the run was trained on. Raises UserError where there are others, or none."""
+    config = locate(replace(config, data=replace(config.data, data=data or config.data.data)))
+    dataset, remedy = open_dataset(config), "give --data the folder where the run's images are now"
+    if (dataset.channels, dataset.image_size) != (config.data.channels, config.data.image_size):
+        raise UserError(f"the images of {config.data.data} are of another size than the run's: {remedy}")
+    if change := find_change(folder.data, dataset, config.data.data, config.networks.num_classes > 0, say):
+        raise UserError(f"{change}: {remedy}")
+    return dataset
+
+
 def _evaluate(options: EvaluateOptions, device: torch.device) -> dict[str, float]:
     folder, config, checkpoint, G = open_run(options.run, options.which)
     torch.backends.cudnn.allow_tf32 = config.run.tf32  # as in training, whose figures it repeats
     name = extractors.choose(options.extractor, config, options.inception_weights)
     extractor = extractors.load(name, device, options.inception_weights)
-    dataset = open_dataset(config)
-    check(config, dataset)
+    dataset = _open_reals(config, folder, options.data, print if rank_and_world_size()[0] == 0 else lambda text: None)
     evaluator = Evaluator(config, dataset, extractor, device)
     evaluator.require_enough(options.images)
     if options.per_class:
@@ -75,10 +91,13 @@ def _evaluate(options: EvaluateOptions, device: torch.device) -> dict[str, float
     if rank_and_world_size()[0] == 0:
         seen = checkpoint.state["images_seen"]
         row = {"images_seen": seen, "which": asdict(options.which), "metrics": metrics, "protocol": protocol}
-        append_row(folder.evaluation, row | {"session": session()})
         for remark in evaluator.warnings(options.images):
             print(remark)
         print(f"{seen:,} images seen; {options.images:,} generated, {len(dataset):,} real; features of {name}")
         for metric, value in metrics.items():
             print(f"  {metric:26} {value:10.4f}")
+        try:
+            append_row(folder.evaluation, row | {"session": session()})
+        except OSError as error:
+            raise UserError(f"these figures aren't kept: cannot write {folder.evaluation} ({error.strerror})") from None
     return metrics

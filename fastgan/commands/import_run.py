@@ -68,6 +68,7 @@ def import_run(file: str, run: Path, flags: Sequence[str] = (), sha256: str | No
     folder.open(config)
     state = {"images_seen": found.images_seen, "warm": not found.images_seen, "loss_scales": {}}
     Checkpoints(folder.checkpoints).save(tensors, state | {"meter": {"sums": [], "times": [], "count": 0}})
+    folder.close()
     size = "x".join(map(str, config.data.image_size))
     classes = f", {config.networks.num_classes} classes" if config.networks.num_classes else ""
     print(f"{run}: {config.networks.network} of {size} images{classes}, {found.images_seen:,} images seen")

@@ -76,6 +76,7 @@ def runs_of(args: Sequence[str]) -> list[Run]:
     if first == 0:
         raise UserError("gamma is 0.0: four times that is the same; give a number above 0")
     folder = config.run.run_dir or Path("runs") / f"sweep-{config.preset}"
+    config = _located(config, folder)
     images = _images(config, args)
     log_every = min(config.run.log_every, max(1, images // NUM_ROWS))
     runs = []
@@ -84,11 +85,29 @@ def runs_of(args: Sequence[str]) -> list[Run]:
         end = None if end is None else _rounded(end * factor)
         run_dir = folder / f"gamma-{gamma:g}"
         given = ["--gamma", repr(gamma), *(() if end is None else ("--gamma-end", repr(end)))]
-        given += ["--images", str(images), "--log-every", str(log_every), "--run-dir", str(run_dir)]
+        given += [
+            "--images",
+            str(images),
+            "--log-every",
+            str(log_every),
+            "--run-dir",
+            str(run_dir),
+            "--data",
+            config.data.data,
+        ]
         objective = replace(config.objective, gamma=gamma, gamma_end=end)
         run = replace(config.run, images=images, log_every=log_every, run_dir=run_dir)
         runs.append(Run(replace(config, objective=objective, run=run), (*args, *given)))
     return runs
+
+
+def _located(config: Config, folder: Path) -> Config:
+    """The config with the whole path of its data set, which an earlier session of the sweep may have known."""
+    from fastgan.data.loaders import locate
+    from fastgan.runs.run_folder import RunFolder
+
+    before = [path.parent for path in folder.glob("gamma-*/config.json")]
+    return locate(config, RunFolder(before[0]).read_config().data.data if before else "")
 
 
 def _images(config: Config, args: Sequence[str]) -> int:

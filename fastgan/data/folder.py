@@ -1,6 +1,7 @@
 """A folder of images as it is: fitted to the size while it is read, so that training can start at once."""
 
 from collections.abc import Iterator
+from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastgan.data.content import hash_files
 from fastgan.data.images import decoded
 from fastgan.data.labels import NO_LABEL, LabelOptions, label_entries
 from fastgan.data.local_folder import list_folder
@@ -92,9 +94,12 @@ class FolderDataset:
         return decoded(self._decode, indices, (*self.image_size, self.channels))
 
     def content_hash(self) -> str:
-        """A hash of names, sizes and times of change: the files themselves may be too many to read for it."""
+        """A hash of what the files hold and of what becomes of it: of names and times only the order."""
+        return self._content_hash
+
+    @cached_property
+    def _content_hash(self) -> str:
+        paths = [entry.path or self.folder / entry.name for entry in self._entries]
         digest = sha256(repr((self.image_size, self.channels)).encode())
-        for entry in self._entries:
-            stat = (self.folder / entry.name).stat()
-            digest.update(f"{entry.name}\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode(errors="surrogateescape"))
+        digest.update(hash_files(self.folder, paths, torch.get_num_threads()).encode())
         return digest.hexdigest()[:16]

@@ -3,6 +3,7 @@
 import importlib.util
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -48,6 +49,19 @@ def label_options(config: Config) -> LabelOptions:
     return LabelOptions(data.labels, networks.condition, data.label_column, data.file_column, networks.num_classes)
 
 
+def locate(config: Config, last: str = "") -> Config:
+    """The config with the whole path of its folder of images, where it is one.
+
+    Where there is none of the name here it is the one that the run's `last` session had, under the same words.
+    """
+    path, known = Path(config.data.data).expanduser(), Path(last)
+    if not path.is_dir() and known.is_dir() and known.parts[-len(path.parts) :] == path.parts:
+        path = known
+    if config.data.data in named.NAMES or not path.is_dir():
+        return config
+    return replace(config, data=replace(config.data, data=str(path.resolve())))
+
+
 def num_images(config: Config) -> int:
     """Images in the config's data set; a known one need not be here yet. Raises UserError as `open_source` does."""
     name = config.data.data
@@ -57,6 +71,8 @@ def num_images(config: Config) -> int:
 def check(config: Config, dataset: ImageDataset, num_processes: int = 1) -> None:
     """The set is one that the config can train on. Raises UserError that says what disagrees."""
     (height, width), batch_size = dataset.image_size, config.data.batch_size
+    if isinstance(dataset, FolderDataset) and dataset.folder.resolve() == config.run_dir.resolve():
+        raise UserError(f"run_dir is {config.run_dir}, where the images are: give another --run-dir")
     if (dataset.channels, dataset.image_size) != (config.data.channels, config.data.image_size):
         raise UserError(
             f"the data set {dataset.name} has {dataset.channels}-channel images of {height}x{width}: "

@@ -14,6 +14,9 @@ from fastgan.data.skipped import Skipped
 Found = tuple[str, os.DirEntry[str] | None, str]
 
 
+RUN, PREPARED = "folder of a run", "folder of a prepared set"
+
+
 def walk(root: Path, without: Path | None = None) -> Iterator[Found]:
     """(name, entry, "") of every file under `root`, links followed, and (name, None, reason) of what isn't entered.
 
@@ -34,8 +37,9 @@ def walk(root: Path, without: Path | None = None) -> Iterator[Found]:
         except OSError as error:
             yield folder, None, f"cannot be read: {error.strerror}"
             continue
-        if folder and (fault := own_folder({entry.name for entry in found})):
-            yield folder, None, fault
+        own = own_folder({entry.name for entry in found})
+        if own == RUN or (own and folder):  # a prepared set itself has a reader of its own
+            yield folder or ".", None, own
             continue
         for entry in found:
             name = f"{folder}/{entry.name}" if folder else entry.name
@@ -56,8 +60,8 @@ def walk(root: Path, without: Path | None = None) -> Iterator[Found]:
 def own_folder(names: set[str]) -> str:
     """What fastgan left, by the names in a folder, whatever its own: no part of a set. "" where it is none of ours."""
     if "config.json" in names and names & {"sessions.jsonl", "checkpoints", "grids"}:
-        return "folder of a run"
-    return "folder of a prepared set" if {"index.json", "members.safetensors"} <= names else ""
+        return RUN
+    return PREPARED if {"index.json", "members.safetensors"} <= names else ""
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

@@ -280,18 +280,12 @@ def launch_fingerprint(config: Config) -> Fingerprint:
 
 
 def data_fingerprint(dataset: "ImageDataset") -> Fingerprint:
-    """What has to be equal of the images: how many, of which kind, their classes, and their bytes where that is known.
-
-    A folder's hash holds its files' times, in which equal copies differ.
-    """
-    from fastgan.data.folder import FolderDataset
-
+    """What has to be equal of the images: how many, of which kind, their classes, and what they show."""
     height, width = dataset.image_size
     facts: dict[str, object] = {"images": len(dataset), "channels": dataset.channels, "size": f"{height}x{width}"}
     if dataset.labels is not None:
         facts["classes"] = sha256(dataset.labels.cpu().numpy().tobytes()).hexdigest()[:16]
-    if not isinstance(dataset, FolderDataset):
-        facts["content"] = dataset.content_hash()
+    facts["content"] = dataset.content_hash()
     return {"data set": facts}
 
 

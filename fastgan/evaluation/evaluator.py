@@ -21,7 +21,6 @@ from fastgan.evaluation.sampling import CheckpointSelector
 from fastgan.runs.run_folder import session
 
 CURVE_KID_SUBSETS = 10  # of the 2,000 images that a curve has, more tell little more, and cost the most
-CURVE = "metrics.jsonl"  # in a run's folder: what training measured, each time with its protocol
 MODE_METRICS = ("modes", "kl", "kl_floor")
 DIGIT_METRICS = ("confident_digits", "min_class_share_digits", "max_class_share_digits")
 

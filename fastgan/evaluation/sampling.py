@@ -17,8 +17,7 @@ from fastgan.data.loaders import check, open_dataset
 from fastgan.data.summary import name_classes
 from fastgan.errors import UserError
 from fastgan.evaluation.fidelity import conditions_for, latents
-from fastgan.runs import checkpoint
-from fastgan.runs.checkpoint import BEST, Checkpoint, Checkpoints, CorruptCheckpoint
+from fastgan.runs.checkpoint import BEST, Checkpoint, Checkpoints
 from fastgan.runs.ema_snapshots import EmaSnapshots, read
 from fastgan.runs.run_folder import RunFolder
 from fastgan.utils.memory import require_free
@@ -93,16 +92,16 @@ def open_run(path: Path, which: CheckpointSelector | None = None) -> tuple[RunFo
 
 def _best(run: Path) -> Checkpoint:
     """The best checkpoint of the run in the folder. Raises UserError where none was kept, or it is damaged."""
-    paths = Checkpoints(run / BEST).paths()
-    if not paths:
+    try:
+        found = Checkpoints(run / BEST).latest()
+    except UserError as error:
+        raise UserError(f"best: {error}, or leave --best out for the newest") from None
+    if found is None:
         raise UserError(
             f"best: {run} has no best checkpoint; train with --best-by METRIC, fd_digits say, and --eval-every, "
             "to have one kept, or leave --best out for the newest"
         )
-    try:
-        return checkpoint.read(paths[-1])
-    except CorruptCheckpoint as reason:
-        raise UserError(f"best: {paths[-1]} is damaged ({reason}): leave --best out for the newest one") from None
+    return found
 
 
 def _name(average: int, count: int) -> str:

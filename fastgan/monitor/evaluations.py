@@ -9,7 +9,6 @@ from fastgan.distributed.collectives import all_reduce_mean, from_main
 from fastgan.distributed.processes import Processes
 from fastgan.errors import Stopped
 from fastgan.evaluation.evaluator import (
-    CURVE,
     CURVE_KID_SUBSETS,
     Evaluator,
     best_of,
@@ -98,7 +97,7 @@ class Evaluations:
             self._logger.log_performance(trainer.images_seen, {"speed/evaluation_share": share})
             row = {"images_seen": trainer.images_seen, "kind": kind, "metrics": metrics}
             row["protocol"] = evaluator.protocol(num_images, subsets)
-            append_row(self._folder.path / CURVE, row | made_by())
+            append_row(self._folder.metrics, row | made_by())
         shown = "  ".join(f"{name} {value:.3f}" for name, value in metrics.items() if "_std_" not in name)
         self._say(f"evaluation of {num_images:,} at {trainer.images_seen:,} images:  {shown}")
         return metrics

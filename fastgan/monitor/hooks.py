@@ -16,6 +16,7 @@ from fastgan.monitor import health, loss_plot
 from fastgan.monitor.asides import Asides
 from fastgan.monitor.evaluations import Evaluations
 from fastgan.monitor.gallery import Gallery
+from fastgan.monitor.pictures import save_pictures
 from fastgan.monitor.progress import EpochProgress, Progress, RunProgress
 from fastgan.monitor.saving import Saving
 from fastgan.monitor.tensorboard import RunLogger
@@ -209,10 +210,7 @@ class Hooks:
         if figures := self.saving.figures():
             self.logger.log_performance(trainer.images_seen, figures)
         if pictures:
-            self.logger.gif(trainer.images_seen)
-            path, rows = self.folder.path / "losses.png", read_rows(self.folder.log)
-            title = f"{self.config.preset}: losses"
-            loss_plot.save(path, rows, trainer.loader.num_images, title, self.config.objective.loss)
+            save_pictures(self.folder, self.config, trainer.images_seen, trainer.loader.num_images)
         self.logger.close()
 
 

@@ -1,6 +1,5 @@
 """What a run shows: scalars and pictures to TensorBoard, JSON lines, PNG and GIF files."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +12,9 @@ from torch.utils.tensorboard.summary import hparams
 from fastgan.config import Config, flat
 from fastgan.data.images import to_bytes
 from fastgan.monitor import chart_groups
-from fastgan.runs.rows import append_row, read_rows
+from fastgan.runs.rows import append_row, cut_rows
 from fastgan.runs.run_folder import RunFolder
-from fastgan.utils.files import write_atomically
-from fastgan.utils.pngs import grid, save_gif, save_png
+from fastgan.utils.pngs import grid, save_png
 
 
 class RunLogger:
@@ -27,8 +25,8 @@ class RunLogger:
 
     def __init__(self, folder: RunFolder, config: Config, images_seen: int) -> None:
         self.folder = folder
-        for path in (folder.log, folder.performance):
-            _cut(path, images_seen)
+        for path in (folder.log, folder.performance, folder.metrics, folder.evaluation):
+            cut_rows(path, images_seen)
         self._writer = SummaryWriter(str(folder.tensorboard), purge_step=images_seen + 1 if images_seen else 0)
         if images_seen == 0:
             self._writer.add_text("config", f"```\n{config.to_json()}\n```", 0)
@@ -93,18 +91,5 @@ class RunLogger:
                     self._writer.add_histogram(f"{side}/{name}", value.detach().float().cpu(), images_seen)
         self._writer.flush()
 
-    def gif(self, images_seen: int) -> None:
-        """training.gif shows every grid up to `images_seen`, in order, the last one longest."""
-        paths = [path for path in sorted(self.folder.grids.glob("[0-9]*.png")) if int(path.stem) <= images_seen]
-        if paths:
-            save_gif(self.folder.gif, paths)
-
     def close(self) -> None:
         self._writer.close()
-
-
-def _cut(path: Path, images_seen: int) -> None:
-    """The file's rows end at `images_seen`."""
-    if path.exists():
-        rows = [row for row in read_rows(path) if row["images_seen"] <= images_seen]
-        write_atomically(path, "".join(json.dumps(row) + "\n" for row in rows).encode())

@@ -5,9 +5,11 @@
 `state.json` holds the SHA-256 of every file and of itself, so that damage is noticed before anything is loaded.
 """
 
+import contextlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from hashlib import sha256
 from pathlib import Path
@@ -22,6 +24,8 @@ from fastgan.utils.files import write_synced
 
 STATE = "state.json"
 BEST = "best"  # the folder, in a run's, of the one checkpoint that is best by a metric
+MAX_READS = 20  # of checkpoints that are replaced while they are read
+REPLACED_S = 0.2  # for a checkpoint to have its name
 DTYPES = {  # as safetensors names them
     torch.float64: "F64",
     torch.float32: "F32",
@@ -90,20 +94,37 @@ class Checkpoints:
     ) -> Checkpoint | None:
         """The newest checkpoint that is whole, None where there is none at all; damaged ones are reported.
 
-        `fault` says what else of one is damaged. Raises UserError where all are damaged: a new start would hide that.
+        `fault` says what else of one is damaged. A run that goes on meanwhile removes what is being read: what seems
+        damaged is read again until nothing has changed meanwhile. Raises UserError where all are damaged: a new start
+        would hide that.
         """
-        paths = self.paths()
-        for path in reversed(paths):
-            try:
-                found = read(path)
-                if (text := fault(found)) is None:
-                    return found
-                raise CorruptCheckpoint(text)
-            except CorruptCheckpoint as reason:
-                say(f"checkpoint {path} is damaged ({reason}): falling back to the one before")
-        if paths:
-            raise UserError(f"every checkpoint in {self.folder} is damaged: delete that folder to start from scratch")
-        return None
+        for _ in range(MAX_READS):
+            before = self._identities()
+            found, faults = _newest_whole(list(before), fault)
+            if not faults or before == self._identities():
+                break
+        if before and found is None:
+            path, reason = next(iter(faults.items()))
+            raise UserError(
+                f"every checkpoint in {self.folder} is damaged ({path.name}: {reason}): put a whole one there from a "
+                "copy, or train again in another folder"
+            )
+        for path, reason in faults.items():
+            say(f"checkpoint {path} is damaged ({reason}): falling back to the one before")
+        return found
+
+    def _identities(self) -> dict[Path, int]:
+        """`paths`, with what tells a folder from another in its place.
+
+        Where there are none but one is being written or replaced, those a moment later.
+        """
+        if not self.paths() and any(self.folder.glob(".*.partial")):
+            time.sleep(REPLACED_S)
+        found = {}
+        for path in self.paths():
+            with contextlib.suppress(FileNotFoundError):
+                found[path] = path.stat().st_ino
+        return found
 
     def remove_partial(self) -> None:
         """What a killed process left half-written is gone."""
@@ -124,17 +145,35 @@ def read(path: Path, check: bool = True) -> Checkpoint:
         if type(state["images_seen"]) is not int or state["images_seen"] != int(path.name):
             raise CorruptCheckpoint(f"{STATE} has images_seen {state['images_seen']!r}")
         tensors = {}
-        for name, wanted in files.items():
-            data = (path / name).read_bytes() if check else None
-            if data is not None and sha256(data).hexdigest() != wanted:
-                raise CorruptCheckpoint(f"{name} has changed")
-            group = safetensors.torch.load_file(path / name) if data is None else safetensors.torch.load(data)
-            tensors[name.removesuffix(".safetensors")] = group
+        with contextlib.ExitStack() as held:  # what is open can be read to its end, also when its run removes it
+            opened = {name: held.enter_context((path / name).open("rb")) for name in files}
+            for name, wanted in files.items():
+                data = opened[name].read() if check else None
+                if data is not None and sha256(data).hexdigest() != wanted:
+                    raise CorruptCheckpoint(f"{name} has changed")
+                group = safetensors.torch.load_file(path / name) if data is None else safetensors.torch.load(data)
+                tensors[name.removesuffix(".safetensors")] = group
     except FileNotFoundError as error:
         raise CorruptCheckpoint(f"{Path(error.filename).name} is missing") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CorruptCheckpoint(f"{type(error).__name__}: {error}") from None
     return Checkpoint(path, tensors, state)
+
+
+def _newest_whole(
+    paths: list[Path], fault: Callable[[Checkpoint], str | None]
+) -> tuple[Checkpoint | None, dict[Path, str]]:
+    """The newest of the checkpoints, oldest first, that can be read and has no fault, and why newer ones don't do."""
+    faults = dict[Path, str]()
+    for path in reversed(paths):
+        try:
+            found = read(path)
+            if (text := fault(found)) is None:
+                return found, faults
+            faults[path] = text
+        except CorruptCheckpoint as reason:
+            faults[path] = str(reason)
+    return None, faults
 
 
 def _remove(path: Path) -> None:

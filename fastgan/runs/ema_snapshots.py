@@ -132,7 +132,7 @@ def read(path: Path) -> dict[str, Tensor]:
     try:
         return safetensors.torch.load(path.read_bytes())
     except (OSError, safetensors.SafetensorError) as error:
-        raise UserError(f"{path} is damaged ({error}): delete it") from None
+        raise UserError(f"{path} is damaged ({error}): put it back from a copy, or name another") from None
 
 
 def _combine(parts: list[tuple[Path, float]]) -> dict[str, Tensor]:

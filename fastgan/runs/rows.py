@@ -4,11 +4,18 @@ import json
 from pathlib import Path
 from typing import Any
 
+from fastgan.utils.files import write_atomically
+
 
 def append_row(path: Path, row: dict[str, Any]) -> None:
-    """The file ends with the row, as a line of JSON."""
-    with path.open("a") as file:
-        file.write(json.dumps(row) + "\n")
+    """The file ends with the row, as a line of JSON, in the place of a last one that was cut off."""
+    with path.open("a+b") as file:
+        end = file.tell()
+        file.seek(max(0, end - 1))
+        if file.read(1) not in (b"\n", b""):
+            file.seek(0)
+            file.truncate(file.read().rfind(b"\n") + 1)
+        file.write(json.dumps(row).encode() + b"\n")
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -18,3 +25,11 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         if line.endswith("\n"):
             rows.append(json.loads(line))
     return rows
+
+
+def cut_rows(path: Path, images_seen: int) -> None:
+    """The file's rows end at `images_seen`: later ones are of a session that was killed before it saved them."""
+    rows = read_rows(path)
+    kept = [row for row in rows if row["images_seen"] <= images_seen]
+    if len(kept) < len(rows):
+        write_atomically(path, "".join(json.dumps(row) + "\n" for row in kept).encode())

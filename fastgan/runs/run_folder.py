@@ -9,7 +9,7 @@ metrics.jsonl      evaluations in training          best/               the best
 averages/          see averages.py                 transfer.json       what was taken over from another run
 real_and_fake.png, classes.png, walk.png           of the last grid; report.html: `fastgan report`
 micro_batch.json   see micro_batch.py        profile/            see recording.py
-classes.json       the names of its classes, by number
+data.json          its set: hash, classes      .lock               held by the session that trains it
 """
 
 import json
@@ -17,6 +17,7 @@ import platform
 import shlex
 import subprocess
 import sys
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -25,7 +26,9 @@ from typing import Any
 import fastgan
 from fastgan.config import Config
 from fastgan.errors import UserError
+from fastgan.runs.rows import append_row
 from fastgan.utils.files import write_atomically
+from fastgan.utils.lock import Lock
 
 PACKAGES = ("torch", "torchvision", "accelerate", "torch-fidelity", "safetensors", "numpy")
 
@@ -37,13 +40,16 @@ class RunFolder:
         self.path = path
         self.config, self.sessions = path / "config.json", path / "sessions.jsonl"
         self.log, self.performance = path / "log.jsonl", path / "performance.jsonl"
-        self.evaluation = path / "evaluation.jsonl"
+        self.evaluation, self.metrics = path / "evaluation.jsonl", path / "metrics.jsonl"
+        self.data = path / "data.json"
         self.checkpoints, self.averages = path / "checkpoints", path / "averages"
         self.tensorboard = path / "tensorboard"
-        self.grids, self.gif = path / "grids", path / "training.gif"
+        self.grids, self.gif, self.losses = path / "grids", path / "training.gif", path / "losses.png"
         self.profile = path / "profile"
+        self._lock = Lock(
+            path / ".lock", f"another process trains the run {path}", "wait for it, or give another --run-dir"
+        )
         self.transfer, self.micro_batch = path / "transfer.json", path / "micro_batch.json"
-        self.classes = path / "classes.json"
 
     def read_config(self) -> Config:
         """The settings of the run. Raises UserError where the folder holds none."""
@@ -53,24 +59,35 @@ class RunFolder:
             raise UserError(f"{self.path} is no run folder ({self.config.name}: {error}): name one of yours") from None
 
     def check(self, config: Config) -> None:
-        """The folder holds this config's run, or none. Raises UserError where it holds another one."""
-        if self.config.exists() and (others := config.differences(self.read_config())):
+        """The folder holds this config's run, or none. Raises UserError where it holds another one.
+
+        Where its images lie is no setting: data.json says which they are, and in a run of an earlier version the path.
+        """
+        if not self.config.exists():
+            return
+        before = self.read_config()
+        if self.data.exists() or Path(before.data.data).resolve() == Path(config.data.data).resolve():
+            before = replace(before, data=replace(before.data, data=config.data.data))
+        if others := config.differences(before):
             raise UserError(
                 f"{self.path} holds a run with other settings ({'; '.join(others)}): "
                 "give another --run-dir, or the settings of that run to go on with it"
             )
 
-    def open(self, config: Config) -> None:
-        """The folder exists, can be written, and holds this config's run or none; this session is on its list.
+    def open(self, config: Config, data: bytes | None = None) -> None:
+        """The folder exists, is this session's, and holds this config's run of this data set, or none before.
 
-        Raises UserError where it holds another run, or can't be written.
+        `data` is what data.json says of the images. This session is on the list. Raises UserError where the folder
+        holds another run, can't be written, or another session trains it.
         """
         self.check(config)
         try:
             str(self.path).encode()  # TensorBoard's files need it
+            self._lock.acquire()
             write_atomically(self.config, config.to_json().encode())
-            with self.sessions.open("a") as file:
-                file.write(json.dumps(session()) + "\n")
+            if data is not None:
+                write_atomically(self.data, data)
+            append_row(self.sessions, session())
         except UnicodeEncodeError:
             raise UserError(f"run_dir is {str(self.path)!a}: TensorBoard needs a name in UTF-8: give another") from None
         except OSError as error:
@@ -79,18 +96,17 @@ class RunFolder:
                 f"cannot write into the run folder {self.path} ({reason}): give another --run-dir"
             ) from None
 
-    def write_classes(self, classes: list[str] | None) -> None:
-        """The run knows the names of its classes, where the data set does."""
-        if classes is not None:
-            write_atomically(self.classes, json.dumps(classes, indent=1).encode())
-
     def read_classes(self) -> list[str]:
-        """The names of the run's classes, by number; none where it knows none."""
+        """Return the names of the run's classes, by number; none where it knows none."""
         try:
-            names = json.loads(self.classes.read_text())
-        except (OSError, ValueError):
+            names = json.loads(self.data.read_text())["classes"]
+        except (OSError, ValueError, KeyError, TypeError):
             return []
         return [str(name) for name in names] if isinstance(names, list) else []
+
+    def close(self) -> None:
+        """Leave the folder to other sessions."""
+        self._lock.release()
 
 
 def session() -> dict[str, Any]:

@@ -62,7 +62,7 @@ class Record:
         self.config = self.folder.read_config()
         self.log, self.performance = (self._rows(file) for file in (self.folder.log, self.folder.performance))
         self.evaluations, self.sessions = (self._rows(file) for file in (self.folder.evaluation, self.folder.sessions))
-        self.curve = self._rows(path / "metrics.jsonl")
+        self.curve = self._rows(self.folder.metrics)
         self.grids = sorted(self.folder.grids.glob("[0-9]*.png"))
         if not self.log and not self.grids:
             raise UserError(f"{path} has nothing to report yet: let it train on")

@@ -24,6 +24,7 @@ from fastgan.data.pixels import EncodedImage
 from fastgan.data.skipped import Skipped
 from fastgan.errors import UserError
 from fastgan.utils.files import write_atomically
+from fastgan.utils.lock import Lock
 
 FORMAT = 1
 INDEX, MEMBERS, JOB, LOCK = "index.json", "members.safetensors", ".prepare.json", ".prepare.lock"
@@ -131,17 +132,12 @@ def finished_shards(folder: Path) -> list[Shard]:
 @contextmanager
 def lock(folder: Path) -> Iterator[None]:
     """No other process prepares into the folder meanwhile. Raises UserError where one does."""
-    import fcntl
-
-    with (folder / LOCK).open("w") as file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(f"another process prepares into {folder}: wait for it or give another DEST") from None
-        try:
-            yield
-        finally:
-            (folder / LOCK).unlink(missing_ok=True)
+    held = Lock(folder / LOCK, f"another process prepares into {folder}", "wait for it or give another DEST")
+    held.acquire()
+    try:
+        yield
+    finally:
+        held.release()
 
 
 def check_dest(dest: Path) -> None:
