@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fastgan.utils.fields import MAX_INT, flat, from_plain, require, require_positive
+from fastgan.utils.tone_options import parse_background, parse_range
 
 MAX_SEED = MAX_INT
 MIN_EMA_STD, MAX_EMA_STD = 0.001, 0.25  # the plain mean of all weights since the start has 0.289
@@ -30,7 +31,7 @@ class DataConfig:
     image_size: tuple[int, int] = (28, 28)
     """Height and width in pixels."""
     channels: int = 1
-    """1 for gray, 3 for RGB."""
+    """1 for gray, 3 for RGB, 4 for RGB and transparency."""
     batch_size: int = 256
     """Images a step, all processes together."""
     keep_partial_batch: bool = True
@@ -44,11 +45,18 @@ class DataConfig:
     """The column of a CSV file's labels, by name or, without names, by number; of a vector several: a,b,c."""
     file_column: str | None = None
     """The column of a CSV file's file names."""
+    background: str = "auto"
+    """What a folder's transparent images lie on: white, black, #RRGGBB; auto: what keeps the pictures visible."""
+    range: str = "auto"
+    """LOW:HIGH, which numbers in a folder's files are black and white; full: the least and the most that such files
+    hold; auto: full, or, of files of more than 8 bits, what the set's numbers take up."""
 
     def __post_init__(self) -> None:
         require(self, "data", bool(self.data), "name a data set")
         require(self, "image_size", min(self.image_size) > 0, "give height and width above 0")
         require_positive(self, "channels", "batch_size")
+        parse_background(self.background)
+        parse_range(self.range)
 
 
 @dataclass(frozen=True)
@@ -439,6 +447,8 @@ def _upgrade(plain: dict[str, Any]) -> dict[str, Any]:
         else fields
         for section, fields in plain.items()
     }
+    if isinstance(new.get("data"), dict):
+        new["data"] = {"background": "black", "range": "full"} | new["data"]
     run = new.get("run", {})
     if isinstance(run.get("cuda_graphs"), bool):
         run["cuda_graphs"] = "on" if run["cuda_graphs"] else "auto"

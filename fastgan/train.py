@@ -92,6 +92,7 @@ def _trainer(
         found = loaders.locate(config, folder.read_config().data.data if folder.config.exists() else "")
         opened = open_dataset(found)
         if processes.is_main and checkpoints.paths():
+            folder.check(found)  # other settings may be why the images are others
             _check_unchanged(found, folder, opened, processes.print)
         loaders.check(found, opened, processes.world_size)
         return found, opened
@@ -166,6 +167,7 @@ def train(config: Config, stop: StopRequest) -> None:
 
     agreement = consistency.of_launch(min(consistency.LIMIT_S, max(30.0, config.run.timeout_s)))
     folder = RunFolder(config.run_dir)
+    config = folder.settle(config)
     watchdog = Watchdog(agreement.store, agreement.rank, agreement.world_size, config.run.timeout_s).start()
     try:
         agreement.run_on_all("launch", lambda: consistency.launch_fingerprint(config), lambda facts: facts)

@@ -83,7 +83,7 @@ def stored(folder: Path) -> list[tuple[np.ndarray, int | None]]:
     for number in range(index["num_images"]):
         shard = (folder / index["shards"][members["shard"][number]]["name"]).read_bytes()
         start = members["offset"][number]
-        pixels = decode(shard[start : start + members["length"][number]], None, "crop", None)
+        pixels = decode(shard[start : start + members["length"][number]], None, "crop", index["channels"])
         images.append((pixels, int(members["label"][number]) if "label" in members else None))
     return images
 
@@ -128,6 +128,8 @@ def test_format(tmp_path: Path, small_shards: None) -> None:
         "content_hash": hashed,
         "image_size": [16, 16],
         "channels": 3,
+        "background": "#000000",
+        "range": None,
         "encoding": "png",
         "labels": ["a", "b"],
         "label_counts": [5, 5],

@@ -16,6 +16,8 @@ from fastgan.data.local_folder import list_folder
 from fastgan.data.pixels import BadImage, Transform, pixels_of
 from fastgan.data.skipped import few
 from fastgan.data.summary import describe_source
+from fastgan.data.survey import survey
+from fastgan.data.tones import Tones
 from fastgan.errors import UserError
 
 
@@ -28,11 +30,17 @@ class FolderDataset:
     """
 
     def __init__(
-        self, folder: Path, image_size: tuple[int, int], channels: int, options: LabelOptions | None = None
+        self,
+        folder: Path,
+        image_size: tuple[int, int],
+        channels: int,
+        options: LabelOptions | None = None,
+        *,
+        background: str = "auto",
+        value_range: str = "auto",
     ) -> None:
         self.folder, self.name, self.image_size, self.channels = folder, folder.name, image_size, channels
         self.num_classes = options.num_classes if options is not None else 0
-        self._recipe = Transform(image_size, "crop", channels)
         source = list_folder(folder.resolve(), without=None)
         labelled = label_entries(source, options)
         self._entries, self.classes = labelled.entries, labelled.classes
@@ -45,6 +53,9 @@ class FolderDataset:
             raise UserError(
                 f"{folder} holds no images ({'; '.join(self.summary) or 'nor anything else'}): name another folder"
             )
+        self.tones, lines = survey(self._entries, background, value_range, keeps_alpha=channels == 4)
+        self.summary += lines
+        self._recipe = Transform(image_size, "crop", channels, tones=self.tones)
         self.labels = None if labelled.labels is None else torch.tensor(labelled.labels)
         self._broken = torch.zeros(len(self), dtype=torch.bool).share_memory_()  # with the processes of a loader
 
@@ -101,5 +112,7 @@ class FolderDataset:
     def _content_hash(self) -> str:
         paths = [entry.path or self.folder / entry.name for entry in self._entries]
         digest = sha256(repr((self.image_size, self.channels)).encode())
+        if self.tones != Tones():  # as earlier versions had them
+            digest.update(repr(self.tones).encode())
         digest.update(hash_files(self.folder, paths, torch.get_num_threads()).encode())
         return digest.hexdigest()[:16]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from fastgan.config import Config
+from fastgan.config import Config, DataConfig
 from fastgan.data import named
 from fastgan.data.batch import BatchSampler, Loader
 from fastgan.data.dali import DaliLoader
@@ -16,13 +16,18 @@ from fastgan.data.folder import FolderDataset
 from fastgan.data.images import ImageDataset
 from fastgan.data.in_memory import InMemoryLoader
 from fastgan.data.labels import AUTO, NO_LABELS, LabelOptions
+from fastgan.data.pixels import MODES
 from fastgan.data.prepared import PreparedDataset, is_prepared
 from fastgan.data.stacked import StackedDataset
 from fastgan.data.summary import classes_line, name_classes
+from fastgan.data.tones import Tones
 from fastgan.data.torch_loader import TorchLoader
 from fastgan.errors import UserError
 from fastgan.utils.cores import require_startable
 from fastgan.utils.memory import require_free
+from fastgan.utils.tone_options import FULL, parse_background, parse_range
+
+PREPARE_IT = "leave it out, or prepare the images again with it"
 
 
 def open_dataset(config: Config) -> ImageDataset:
@@ -32,6 +37,7 @@ def open_dataset(config: Config) -> ImageDataset:
     """
     name, folder = config.data.data, Path(config.data.data)
     if name in named.NAMES:
+        _refuse_tones(config.data, Tones(), name)
         return named.open_named(name)
     if not folder.is_dir():
         raise UserError(
@@ -39,8 +45,30 @@ def open_dataset(config: Config) -> ImageDataset:
             f"(it takes archives too), or one of {', '.join(named.NAMES)}"
         )
     if is_prepared(folder):
-        return PreparedDataset(folder)
-    return FolderDataset(folder, config.data.image_size, config.data.channels, label_options(config))
+        prepared = PreparedDataset(folder)
+        _refuse_tones(config.data, prepared.tones, name)
+        return prepared
+    data = config.data
+    if data.channels not in MODES:
+        raise UserError(f"channels is {data.channels}: give 1, 3 or 4")
+    return FolderDataset(
+        folder,
+        data.image_size,
+        data.channels,
+        label_options(config),
+        background=data.background,
+        value_range=data.range,
+    )
+
+
+def _refuse_tones(data: DataConfig, tones: Tones, name: str) -> None:
+    """Raise UserError where other tones are asked for than those of a set whose pixels are made already."""
+    background, value_range = parse_background(data.background), parse_range(data.range)
+    if background not in (None, tones.background):
+        raise UserError(f"background is {data.background}: {name} lies on {tones.background}; {PREPARE_IT}")
+    if data.range != AUTO and value_range != tones.value_range:
+        has = FULL if tones.value_range is None else "{:g}:{:g}".format(*tones.value_range)
+        raise UserError(f"range is {data.range}: {name} has the range {has}; {PREPARE_IT}")
 
 
 def label_options(config: Config) -> LabelOptions:
@@ -73,10 +101,12 @@ def check(config: Config, dataset: ImageDataset, num_processes: int = 1) -> None
     (height, width), batch_size = dataset.image_size, config.data.batch_size
     if isinstance(dataset, FolderDataset) and dataset.folder.resolve() == config.run_dir.resolve():
         raise UserError(f"run_dir is {config.run_dir}, where the images are: give another --run-dir")
+    wanted, is_made = config.data.channels, isinstance(dataset, PreparedDataset)
     if (dataset.channels, dataset.image_size) != (config.data.channels, config.data.image_size):
         raise UserError(
             f"the data set {dataset.name} has {dataset.channels}-channel images of {height}x{width}: "
             f"give --channels {dataset.channels} --image-size {height} {width} and a network that makes them"
+            f"{f', or prepare it with --channels {wanted}' * (dataset.channels != wanted and is_made)}"
         )
     _check_labels(config, dataset)
     if batch_size > len(dataset):

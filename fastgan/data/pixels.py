@@ -4,13 +4,18 @@ import io
 import re
 import struct
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageColor, UnidentifiedImageError
+
+from fastgan.data.tones import WIDE_MODES, Tones, to_8_bits, unit
+from fastgan.data.tones import BadImage as BadImage  # noqa: PLC0414  # others get it from here
 
 Image.init()
 # Formats with a signature that Pillow decodes itself: no EPS, which would start an interpreter, and no guesses.
@@ -22,8 +27,8 @@ REDUCING_GAP = 3.0  # above this ratio whole blocks are averaged before the Lanc
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 PNG_COLOR_TYPES = {1: 0, 3: 2, 4: 6}  # by channels: grey, RGB, RGBA
 PNG_FILTER_UP = 2
-GREY_MODES = ("1", "L", "I", "I;16", "I;16B", "I;16L", "I;16N", "F")
-WIDE_MODES = GREY_MODES[2:]
+GREY_MODES = ("1", "L", "LA", "La", *WIDE_MODES)
+PLAIN = Tones()
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 ORIENTATION = 0x0112
 UPRIGHT = {
@@ -37,10 +42,6 @@ UPRIGHT = {
 }
 
 Size = tuple[int, int]  # height, width
-
-
-class BadImage(ValueError):
-    """A file that gives no image. Its text is the reason; what is left of a colon is the same for all of a kind."""
 
 
 RawImage = (
@@ -57,6 +58,7 @@ class Transform:
     channels: int = 3
     encoding: str = "png"
     quality: int = 95
+    tones: Tones = PLAIN
 
 
 class EncodedImage(NamedTuple):
@@ -66,22 +68,32 @@ class EncodedImage(NamedTuple):
     digest: bytes  # of the pixels that decoding `data` gives
 
 
-def decode(data: bytes, size: Size | None, fit: str, channels: int | None) -> np.ndarray:
+def decode(data: bytes, size: Size | None, fit: str, channels: int | None, tones: Tones = PLAIN) -> np.ndarray:
     """The image's pixels, uint8 [H, W, C], upright, the first frame of several.
 
-    `size` None leaves the size as it is, `channels` None the channels (1, 3, or 4 with transparency). An image that
-    has the size isn't resampled. `fit` crop cuts the centre out, pad adds black (transparent where there are 4
-    channels), stretch bends. What is transparent lies on black where it must go. Raises BadImage.
+    `size` None leaves the size as it is, `channels` None the channels (1, 3, or 4 where a pixel is transparent). An
+    image that has the size isn't resampled. `fit` crop cuts the centre out, pad adds the background (transparency where
+    there are 4 channels), stretch bends. What is transparent lies on the background where it must go. Raises BadImage.
     """
+    with opened(data) as image:
+        if image.format in ("JPEG", "MPO") and size is not None:
+            image.draft(None, (DRAFT_GAP * max(size), DRAFT_GAP * max(size)))
+        level = unit(image)
+        image.load()  # which also knows the EXIF at the end of a file
+        shown, method = to_8_bits(image, tones.value_range, level), _upright_method(image)
+        shown = shown if method is None else shown.transpose(method)
+        return _array(_with_channels(shown, channels, tones.background), size, fit, tones.background)
+
+
+@contextmanager
+def opened(data: bytes) -> Iterator[Image.Image]:
+    """The image, of which nothing is decoded yet. Raises BadImage, also for what fails within."""
     if not data:
         raise BadImage("empty file")
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             _check_size(image)
-            if image.format in ("JPEG", "MPO") and size is not None:
-                image.draft(None, (DRAFT_GAP * max(size), DRAFT_GAP * max(size)))
-            image.load()
-            return _array(_with_channels(_upright(image), channels), size, fit)
+            yield image
     except BadImage:
         raise
     except Exception as error:  # decoders raise anything where they are fed with garbage
@@ -128,7 +140,7 @@ def encode(recipe: Transform, raws: list[RawImage]) -> list[EncodedImage | BadIm
 
 
 def count_channels(raws: list[RawImage]) -> list[int]:
-    """The channels that each image needs (1, 3 or 4) by its header alone; 0 where it has none that can be read."""
+    """The channels that each image needs (1, 3, or 4 where a pixel is transparent); 0 where it can't be read."""
     return [_count_channels(raw) for raw in raws]
 
 
@@ -148,13 +160,19 @@ def pixels_of(recipe: Transform, raw: RawImage) -> np.ndarray:
     if isinstance(raw, BadImage):
         raise raw
     if isinstance(raw, np.ndarray):
-        return _array(_with_channels(_image(raw), recipe.channels), recipe.size, recipe.fit)
-    if isinstance(raw, Path):
-        try:
-            raw = raw.read_bytes()
-        except OSError as error:
-            raise BadImage(f"cannot be read: {error.strerror}") from None
-    return decode(raw, recipe.size, recipe.fit, recipe.channels)
+        background = recipe.tones.background
+        return _array(_with_channels(_image(raw), recipe.channels, background), recipe.size, recipe.fit, background)
+    return decode(bytes_of(raw), recipe.size, recipe.fit, recipe.channels, recipe.tones)
+
+
+def bytes_of(raw: bytes | Path) -> bytes:
+    """The file's bytes. Raises BadImage."""
+    if isinstance(raw, bytes):
+        return raw
+    try:
+        return raw.read_bytes()
+    except OSError as error:
+        raise BadImage(f"cannot be read: {error.strerror}") from None
 
 
 def _count_channels(raw: RawImage) -> int:
@@ -165,17 +183,28 @@ def _count_channels(raw: RawImage) -> int:
     try:
         with Image.open(io.BytesIO(raw) if isinstance(raw, bytes) else raw, formats=FORMATS) as image:
             _check_size(image)
-            return _natural_channels(image)
+            return _natural_channels(image)  # which decodes where there is transparency
     except Exception:  # its reason is told when it is decoded
         return 0
 
 
 def _natural_channels(image: Image.Image) -> int:
-    if image.mode in WIDE_MODES:
-        return 1
-    if image.has_transparency_data:
+    if is_transparent(image):
         return 4
+    if image.mode == "P" and image.has_transparency_data:
+        image = image.convert("RGBA")
     return 1 if image.mode in GREY_MODES else 3
+
+
+def is_transparent(image: Image.Image) -> bool:
+    """Whether a pixel is."""
+    if not image.has_transparency_data:
+        return False
+    if image.mode in WIDE_MODES:
+        image = to_8_bits(image, (0, 1))
+    alpha = image if image.mode in ("LA", "RGBA") else image.convert("RGBA")
+    least, _ = alpha.getchannel("A").getextrema()
+    return bool(least < 255)  # type: ignore[operator]
 
 
 def _reason(error: Exception) -> BadImage:
@@ -194,41 +223,36 @@ def _check_size(image: Image.Image) -> None:
         raise BadImage(f"too many pixels: {image.width}x{image.height}")
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    """The image as the camera was held."""
+def _upright_method(image: Image.Image) -> Image.Transpose | None:
+    """What shows the image as the camera was held."""
     try:
-        method = UPRIGHT.get(image.getexif().get(ORIENTATION, 1))
+        return UPRIGHT.get(image.getexif().get(ORIENTATION, 1))
     except Exception:  # broken EXIF says nothing about a good picture
-        return image
-    return image if method is None else image.transpose(method)
+        return None
 
 
-def _with_channels(image: Image.Image, channels: int | None) -> Image.Image:
-    if image.mode in WIDE_MODES:
-        image = _to_8_bits(image)
+def _with_channels(image: Image.Image, channels: int | None, background: str) -> Image.Image:
+    mode = MODES[channels or _natural_channels(image)]
+    if image.mode == "LAB":
+        image = _lab_as_rgb(image)
     if image.has_transparency_data and image.mode != "RGBA":
         image = image.convert("RGBA")
-    mode = MODES[channels or _natural_channels(image)]
     if image.mode == "RGBA" and mode != "RGBA":
-        image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image)
+        image = Image.alpha_composite(Image.new("RGBA", image.size, background), image)
     return image if image.mode == mode else image.convert(mode)
 
 
-def _to_8_bits(image: Image.Image) -> Image.Image:
-    """Grey of 16 bits or of floats in [0, 1], rounded to the nearest of 256 levels. Raises BadImage out of range."""
-    values = np.asarray(image)
-    top = 1 if image.mode == "F" else 65535
-    if not (values.min() >= 0 and values.max() <= top):
-        raise BadImage(f"values out of range: {values.min()} to {values.max()} instead of 0 to {top}")
-    if image.mode == "F":
-        return Image.fromarray(np.rint(values * 255).astype(np.uint8))
-    return Image.fromarray(((values.astype(np.uint32) + 128) // 257).astype(np.uint8))
+def _lab_as_rgb(image: Image.Image) -> Image.Image:
+    transform = ImageCms.buildTransform(ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"), "LAB", "RGB")
+    shown = ImageCms.applyTransform(image, transform)
+    assert shown is not None  # as it isn't done in place
+    return shown
 
 
-def _array(image: Image.Image, size: Size | None, fit: str) -> np.ndarray:
+def _array(image: Image.Image, size: Size | None, fit: str, background: str) -> np.ndarray:
     """The image's pixels [H, W, C] at the size."""
     if size is not None and image.size != (size[1], size[0]):
-        image = _pad(image, size) if fit == "pad" else _resample(image, size, _box(image, size, fit))
+        image = _pad(image, size, background) if fit == "pad" else _resample(image, size, _box(image, size, fit))
     pixels = np.asarray(image)
     return pixels[:, :, None] if pixels.ndim == 2 else pixels
 
@@ -243,12 +267,13 @@ def _box(image: Image.Image, size: Size, fit: str) -> tuple[float, float, float,
     return left, top, min(image.width, left + width), min(image.height, top + height)
 
 
-def _pad(image: Image.Image, size: Size) -> Image.Image:
+def _pad(image: Image.Image, size: Size, background: str) -> Image.Image:
     scale = min(size[1] / image.width, size[0] / image.height)
     width, height = max(1, round(image.width * scale)), max(1, round(image.height * scale))
     if (width, height) != image.size:
         image = _resample(image, (height, width), (0, 0, image.width, image.height))
-    sheet = Image.new(image.mode, (size[1], size[0]))
+    colour = (0, 0, 0, 0) if image.mode == "RGBA" else ImageColor.getcolor(background, image.mode)
+    sheet = Image.new(image.mode, (size[1], size[0]), colour)
     sheet.paste(image, ((size[1] - width) // 2, (size[0] - height) // 2))
     return sheet
 

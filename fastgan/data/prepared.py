@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from fastgan.data.images import decoded
+from fastgan.data.tones import Tones
 from fastgan.errors import UserError
 
 INDEX, MEMBERS = "index.json", "members.safetensors"
@@ -32,6 +33,7 @@ class PreparedDataset:
         self.channels: int = index["channels"]
         self.image_size: tuple[int, int] = (index["image_size"][0], index["image_size"][1])
         self.encoding: str = index["encoding"]
+        self.tones = Tones.from_plain(index)
         self._content_hash: str = index["content_hash"]
         self._shards = [folder / shard["name"] for shard in index["shards"]]
         self._places = torch.stack([members[name] for name in ("shard", "offset", "length")], dim=1).numpy()

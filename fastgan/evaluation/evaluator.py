@@ -9,13 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from fastgan.config import Config
+from fastgan.data.folder import FolderDataset
 from fastgan.data.images import ImageDataset
+from fastgan.data.prepared import PreparedDataset
 from fastgan.data.stacked import StackedDataset
+from fastgan.data.tones import Tones
 from fastgan.distributed.collectives import all_reduce_min, all_reduce_sum
 from fastgan.errors import UserError
 from fastgan.evaluation import distances, extractors, fidelity, modes
 from fastgan.evaluation.extractors import Extractor
-from fastgan.evaluation.features import FeatureStatistics, batches, collect
+from fastgan.evaluation.features import FeatureStatistics, all_or_none, batches, collect
 from fastgan.evaluation.reference import RealStatistics, Subset, real_statistics
 from fastgan.evaluation.sampling import CheckpointSelector
 from fastgan.runs.run_folder import session
@@ -40,7 +43,8 @@ def best_of(values: list[float], metric: str) -> int:
 class Evaluator:
     """Measures generators of one config against its data set, whose statistics are taken at the first use.
 
-    All processes take part in each measurement, and all have its figures.
+    All processes take part in each measurement, and all have its figures. Images with alpha are seen laid on the data
+    set's background. Raises UserError for an extractor that can't see the data set's images.
     """
 
     def __init__(
@@ -51,6 +55,9 @@ class Evaluator:
         device: torch.device,
     ) -> None:
         self.config, self.dataset, self.extractor, self.device = config, dataset, extractor, device
+        if not self.counts_modes:
+            tones = dataset.tones if isinstance(dataset, FolderDataset | PreparedDataset) else Tones()
+            self.extractor = extractors.with_alpha(extractor, dataset.channels, tones.background, device)
         self._reals: RealStatistics | None = None
 
     @property
@@ -162,7 +169,8 @@ class Evaluator:
 
     def _modes(self, G: nn.Module, num_images: int, labels: Tensor | None) -> dict[str, float]:
         mine = batches(num_images)
-        counts = modes.mode_counts((self._images(G, numbers, labels) for numbers in mine), self.extractor)
+        with all_or_none():
+            counts = modes.mode_counts((self._images(G, numbers, labels) for numbers in mine), self.extractor)
         found = modes.score(all_reduce_sum(counts))
         return dict(zip(MODE_METRICS, (found.modes, found.kl, found.floor), strict=True))
 
@@ -180,6 +188,7 @@ def load_on_all(
     reason: str | None = None
     try:
         extractor = extractors.load(name, device, config.run.inception_weights)
+        evaluator = Evaluator(config, dataset, extractor, device)
     except UserError as error:
         reason = str(error)
     if not all_reduce_min(int(reason is None)):
@@ -189,7 +198,7 @@ def load_on_all(
         say(
             "evaluation by efficientnet, as no Inception weights are available: its figures are fd_efficientnet, no FID"
         )
-    return Evaluator(config, dataset, extractor, device)
+    return evaluator
 
 
 def check_metric(name: str | None, evaluator: Evaluator | None) -> None:

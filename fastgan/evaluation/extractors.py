@@ -12,6 +12,7 @@ from typing import NamedTuple
 import safetensors.torch
 import torch
 import torch.nn.functional as F
+from PIL import ImageColor
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
@@ -117,6 +118,37 @@ class _OfRgb(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         features, *logits = self.net(_as_rgb(images))
         return features, logits[0] if logits else features[:, :0]
+
+
+class _OnBackground(nn.Module):
+    """The network for images with an alpha channel, the last one: it sees them laid on a colour."""
+
+    def __init__(self, net: nn.Module, levels: list[int], device: torch.device) -> None:
+        super().__init__()
+        self.net = net
+        self.colour = torch.tensor(levels, dtype=torch.float32, device=device).view(1, -1, 1, 1)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        alpha = images[:, -1:] / 255
+        laid = images[:, :-1] * alpha + self.colour * (1 - alpha)
+        found: tuple[Tensor, Tensor] = self.net(laid.round().to(torch.uint8))
+        return found
+
+
+def with_alpha(extractor: Extractor, channels: int, background: str, device: torch.device) -> Extractor:
+    """The extractor for images of so many channels, the last of 2 and 4 alpha: laid on the background, #rrggbb.
+
+    Raises UserError where it can't see such images.
+    """
+    if extractor.name == "digits" and channels > 2:
+        raise UserError(
+            f"extractor is digits, which sees gray images: these have {channels} channels; take another one"
+        )
+    if channels not in (2, 4):
+        return extractor
+    colour = ImageColor.getcolor(background, "L" if channels == 2 else "RGB")
+    net = _OnBackground(extractor.net, [colour] if isinstance(colour, int) else [*colour], device)
+    return extractor._replace(net=net, transform=f"alpha on {background}, {extractor.transform}")
 
 
 def _as_rgb(images: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ Of all images only sums are kept (float64); of the first 10,000 the features the
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fastgan.data.sampler import local_shard
-from fastgan.distributed.collectives import all_gather_rows, all_reduce_sum, rank_and_world_size
+from fastgan.distributed.collectives import all_gather_rows, all_reduce_min, all_reduce_sum, rank_and_world_size
 from fastgan.evaluation import modes
 from fastgan.evaluation.extractors import Extractor
 
@@ -21,6 +22,28 @@ NUM_NEIGHBOR_IMAGES = 10_000  # of each side, for kernel distance, precision, re
 BATCH_SIZE = 100
 NUM_SPLITS = 10  # of the Inception score
 SHUFFLE_SEED = 2020  # torch-fidelity's
+
+
+class EvaluationFailed(RuntimeError):
+    """A process couldn't do its part, so that no process of several has the figures."""
+
+
+@contextmanager
+def all_or_none() -> Iterator[None]:
+    """Agree on whether each process could do its part, the block, before they exchange what they have.
+
+    Raises the block's error where there is one process, else, on all, EvaluationFailed.
+    """
+    error: Exception | None = None
+    try:
+        yield
+    except Exception as reason:  # whatever it is, the others would wait for this process
+        error = reason
+    if all_reduce_min(int(error is None)):
+        return
+    if error is not None and rank_and_world_size()[1] == 1:
+        raise error
+    raise EvaluationFailed("another process failed" if error is None else str(error)) from error
 
 
 class Gaussian(NamedTuple):
@@ -96,8 +119,9 @@ def collect(
     All processes call it, each for its share; all have the same in the end.
     """
     collector = Collector(extractor, num_images, device)
-    for numbers in batches(num_images, batch_size):
-        collector.add(numbers, images(numbers))
+    with all_or_none():
+        for numbers in batches(num_images, batch_size):
+            collector.add(numbers, images(numbers))
     return collector.finish()
 
 

@@ -14,7 +14,7 @@ from fastgan.data.sampler import Sampler
 from fastgan.distributed.collectives import all_reduce_min, rank_and_world_size
 from fastgan.evaluation.distances import radii
 from fastgan.evaluation.extractors import Extractor
-from fastgan.evaluation.features import BATCH_SIZE, Collector, Gaussian, ahead, batches
+from fastgan.evaluation.features import BATCH_SIZE, Collector, Gaussian, ahead, all_or_none, batches
 from fastgan.utils.files import write_atomically
 
 STATISTICS_VERSION = 2
@@ -78,8 +78,9 @@ def real_statistics(
         return dataset.pixels(order.dataset_indices(numbers))
 
     collector = Collector(extractor, len(dataset), device)
-    for numbers, images in ahead(batches(len(dataset), batch_size), read):
-        collector.add(numbers, images.to(device))
+    with all_or_none():
+        for numbers, images in ahead(batches(len(dataset), batch_size), read):
+            collector.add(numbers, images.to(device))
     found = collector.finish()
     made = RealStatistics(found.gaussian, found.features, radii(found.features), len(dataset))
     if rank_and_world_size()[0] == 0:

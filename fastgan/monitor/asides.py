@@ -8,6 +8,7 @@ import torch
 
 from fastgan.distributed.processes import Processes
 from fastgan.errors import UserError
+from fastgan.evaluation.features import EvaluationFailed
 from fastgan.training.trainer import Trainer
 
 
@@ -57,7 +58,8 @@ class Asides:
     def optional(self, what: str) -> Iterator[None]:
         """Leave the rest of the block out, which is aside, where memory runs out for a single image.
 
-        Raises UserError instead where other processes wait for this one's part of an evaluation.
+        An evaluation is left out whatever fails in it, if it does on all processes: a checkpoint is worth more. Raises
+        UserError instead where other processes wait for this one's part of an evaluation.
         """
         with self.aside(what):
             try:
@@ -69,3 +71,9 @@ class Asides:
                         "--eval-every 0, or use smaller networks"
                     ) from None
                 self._say(f"memory ran out in {what} at {self._done_at[what]:,} images, which is left out: {error}")
+            except Exception as error:
+                alike = self._processes.world_size == 1 or isinstance(error, EvaluationFailed | UserError)
+                if what != "evaluation" or not alike:
+                    raise
+                text = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+                self._say(f"evaluation failed at {self._done_at[what]:,} images, and is left out: {text}")

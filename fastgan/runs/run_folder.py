@@ -29,6 +29,7 @@ from fastgan.errors import UserError
 from fastgan.runs.rows import append_row
 from fastgan.utils.files import write_atomically
 from fastgan.utils.lock import Lock
+from fastgan.utils.tone_options import AUTO
 
 PACKAGES = ("torch", "torchvision", "accelerate", "torch-fidelity", "safetensors", "numpy")
 
@@ -57,6 +58,15 @@ class RunFolder:
             return Config.from_json(self.config.read_text())
         except (OSError, json.JSONDecodeError, UnicodeDecodeError, TypeError, AttributeError, RecursionError) as error:
             raise UserError(f"{self.path} is no run folder ({self.config.name}: {error}): name one of yours") from None
+
+    def settle(self, config: Config) -> Config:
+        """The config with this run's background and range where it leaves them open; as it is where there is no run."""
+        if not self.config.exists():
+            return config
+        ours, wanted = self.read_config().data, config.data
+        background = ours.background if wanted.background == AUTO else wanted.background
+        value_range = ours.range if wanted.range == AUTO else wanted.range
+        return replace(config, data=replace(wanted, background=background, range=value_range))
 
     def check(self, config: Config) -> None:
         """The folder holds this config's run, or none. Raises UserError where it holds another one.

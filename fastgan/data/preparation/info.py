@@ -18,6 +18,7 @@ from fastgan.data.pixels import BadImage, decode, digest
 from fastgan.data.preparation.pool import Pool
 from fastgan.data.preparation.shard_writer import FORMAT, INDEX, MEMBERS
 from fastgan.data.skipped import Skipped, show
+from fastgan.data.tones import Tones
 from fastgan.errors import UserError
 
 CONTACT_SHEET = "contact-sheet.png"
@@ -142,6 +143,14 @@ def _lines(folder: Path, facts: Facts) -> Iterator[str]:
     height, width = index["image_size"]
     yield f"{folder}: {index['num_images']:,} images of {height}x{width}, {index['channels']} channels"
     yield f"{index['encoding']}, shards: {len(index['shards']):,}, from {show(index['source'])} by {index['fit']}"
+    tones = Tones.from_plain(index)
+    if tones != Tones():
+        values = (
+            ""
+            if tones.value_range is None
+            else ", {:g} in the files as black, {:g} as white".format(*tones.value_range)
+        )
+        yield f"background {tones.background}{values}"
     if facts.label_counts is None:
         yield f"labels: vectors of {index['vector_dim']} numbers" if "vector_dim" in index else "labels: none"
     else:

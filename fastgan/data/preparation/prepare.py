@@ -27,8 +27,11 @@ from fastgan.data.preparation.pool import Pool
 from fastgan.data.preparation.shard_writer import INDEX, JOB, Shard, ShardWriter
 from fastgan.data.skipped import Skipped, few, in_order, name_bytes, show
 from fastgan.data.summary import describe_source, name_classes
+from fastgan.data.survey import survey
+from fastgan.data.tones import Tones
 from fastgan.errors import UserError
 from fastgan.utils.cores import require_startable
+from fastgan.utils.tone_options import parse_background, parse_range
 
 T = TypeVar("T")
 
@@ -49,9 +52,15 @@ class PrepareOptions:
     size: str
     """The images' size: 128, or 96x160 (height x width)."""
     fit: Literal["crop", "pad", "stretch"] = "crop"
-    """How other shapes get the size: cut the centre out, add black, or bend."""
+    """How other shapes get the size: cut the centre out, add background (black where nothing is transparent), bend."""
     channels: Literal["auto", "1", "3", "4"] = "auto"
     """auto: 1 where all are grey, 4 where any is transparent, else 3."""
+    background: str = "auto"
+    """What is transparent lies on it where the set has no 4 channels: white, black, #RRGGBB; auto: what keeps the
+    pictures visible."""
+    range: str = "auto"
+    """LOW:HIGH, which numbers in the files are black and white; full: the least and the most that such files hold;
+    auto: full, or, of files of more than 8 bits, what the set's numbers take up."""
     format: Literal["png", "jpeg"] = "png"
     """How images are stored: png keeps every pixel, jpeg is smaller."""
     quality: int = 95
@@ -113,6 +122,8 @@ def _check(options: PrepareOptions) -> Size:
         and Path(options.source).expanduser().resolve() == options.dest.expanduser().resolve()
     ):
         raise UserError(f"DEST is {options.dest}, which is SRC: give another folder")
+    parse_background(options.background)
+    parse_range(options.range)
     return parse_size(options.size)
 
 
@@ -124,16 +135,17 @@ def _prepare(options: PrepareOptions, size: Size, dest: Path, source: ArchiveRea
         why = few([*before, *source.left_out]) or "it has none"
         raise UserError(f"no image in {options.source!r} can be used: {why}")
     job = _job(options, size, labelled)
-    channels = shard_writer.resume_state(dest, job)
-    if channels is None:
-        channels = _resolve_channels(options, labelled.entries, pool)
-        shard_writer.begin(dest, job, channels)
-    elif (dest / INDEX).exists():
+    begun = shard_writer.resume_state(dest, job)
+    if begun is not None and (dest / INDEX).exists():
         return _report_old(dest, options.strict)
     print(f"{show(options.source)}: {len(labelled.entries):,} images ({source.kind}); labels: {labelled.origin}")
     for line in describe_source(options.source, source, labelled, None):
         print(line)
-    recipe = Transform(size, options.fit, channels, options.format, options.quality)
+    if begun is None:
+        begun = _resolve(options, labelled.entries, pool)
+        shard_writer.begin(dest, job, *begun)
+    channels, tones = begun
+    recipe = Transform(size, options.fit, channels, options.format, options.quality, tones)
     shards, rest = _write_shards(dest, recipe, labelled, pool)
     skipped = in_order([*before, *rest, *(one for shard in shards for one in shard.skipped)])
     if not shards:
@@ -143,6 +155,7 @@ def _prepare(options: PrepareOptions, size: Size, dest: Path, source: ArchiveRea
     index = {
         "image_size": [*size],
         "channels": channels,
+        **tones.to_plain(),
         "encoding": options.format,
         "labels": labelled.classes,
         **({"vector_dim": len(labelled.vectors[0])} if labelled.vectors else {}),
@@ -178,6 +191,8 @@ def _job(options: PrepareOptions, size: Size, labelled: Labelled) -> dict[str, A
         "size": f"{size[0]}x{size[1]}",
         "fit": options.fit,
         "channels": options.channels,
+        "background": options.background,
+        "range": options.range,
         "format": options.format,
         "quality": options.quality if options.format == "jpeg" else None,
         "labels": options.labels or "auto",
@@ -185,17 +200,28 @@ def _job(options: PrepareOptions, size: Size, labelled: Labelled) -> dict[str, A
     }
 
 
+def _resolve(options: PrepareOptions, entries: list[Entry], pool: Pool) -> tuple[int, Tones]:
+    """The channels and tones of the set, for which a line each is printed where that is of interest."""
+    channels = _resolve_channels(options, entries, pool) if options.channels == "auto" else int(options.channels)
+    tones, remarks = survey(entries, options.background, options.range, keeps_alpha=channels == 4)
+    for remark in remarks:
+        print(remark)
+    return channels, tones
+
+
 def _resolve_channels(options: PrepareOptions, entries: list[Entry], pool: Pool) -> int:
-    if options.channels != "auto":
-        return int(options.channels)
-    most = 1
+    most, position = 1, 0
     with contextlib.closing(pool.map(count_channels, _batches(entries), 0)) as counts:
         for batch in _progress(counts, entries, 0, "headers"):
             most = max(most, *batch)
             if most == 4:
+                name = show(entries[position + batch.index(4)].name)
                 break
+            position += len(batch)
     if most == 4 and options.format == "jpeg":
-        raise UserError("format is jpeg and images are transparent: give --format png or --channels 3")
+        raise UserError(f"format is jpeg and {name} is transparent: give --format png or --channels 3")
+    if most == 4:
+        print(f"4 channels, as {name} is transparent; --channels 3 lays it on a background")
     return most
 
 

@@ -22,6 +22,7 @@ from safetensors.numpy import save
 from fastgan.data.label_table import Vector
 from fastgan.data.pixels import EncodedImage
 from fastgan.data.skipped import Skipped
+from fastgan.data.tones import Tones
 from fastgan.errors import UserError
 from fastgan.utils.files import write_atomically
 from fastgan.utils.lock import Lock
@@ -150,26 +151,31 @@ def check_dest(dest: Path) -> None:
     dest.mkdir(parents=True, exist_ok=True)
 
 
-def resume_state(dest: Path, job: dict[str, Any]) -> int | None:
-    """The channels of the set that the same job began in DEST; None in an empty one. Raises UserError after another."""
+def resume_state(dest: Path, job: dict[str, Any]) -> tuple[int, Tones] | None:
+    """The channels and tones of the set that the same job began in DEST; None in an empty one.
+
+    Raises UserError after another job. One of before there were tones goes on with those that it had.
+    """
     try:
-        old = json.loads((dest / JOB).read_bytes())
+        old = {"background": "auto", "range": "auto", "resolved_tones": {}} | json.loads((dest / JOB).read_bytes())
         there = {key: old[key] for key in job}
         channels = int(old["resolved_channels"])
+        tones = Tones.from_plain(old["resolved_tones"])
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise UserError(f"{dest / JOB} is damaged: delete {dest} and prepare again") from None
     for key, value in job.items():
         if there[key] != value:
             what = "other files or labels in SRC" if key == "files" else f"{key} {there[key]}, not {value}"
             raise UserError(f"{dest} was begun with {what}: give another DEST, or delete it and prepare again")
-    return channels
+    return channels, tones
 
 
-def begin(dest: Path, job: dict[str, Any], channels: int) -> None:
+def begin(dest: Path, job: dict[str, Any], channels: int, tones: Tones) -> None:
     """DEST belongs to the job."""
-    write_atomically(dest / JOB, json.dumps(job | {"resolved_channels": channels}, indent=1).encode())
+    resolved = {"resolved_channels": channels, "resolved_tones": tones.to_plain()}
+    write_atomically(dest / JOB, json.dumps(job | resolved, indent=1).encode())
 
 
 def finish(dest: Path, shards: list[Shard], index: dict[str, Any]) -> dict[str, Any]:
