@@ -315,8 +315,8 @@ def test_generated_images_are_those_of_the_seeds():
     assert (whole[:3].int() - few.int()).abs().max() <= 1  # matrix products of other sizes may round otherwise
 
 
-def test_too_few_images_are_refused(cache, extractor):
+def test_too_few_images_are_refused():
     """One image a side has no covariance: refused by name."""
-    reals = real_statistics(ArrayDataset("strokes", strokes(20, seed=1)), extractor, CPU)
-    with pytest.raises(UserError, match="eval_images is 1, of 20 real ones"):
-        fidelity.measure(collected(strokes(1, seed=2), extractor), reals, extractor)
+    with pytest.raises(UserError, match="1 generated and 20 real images: metrics need two of each"):
+        fidelity.require_enough(1, 20)
+    fidelity.require_enough(2, 20)

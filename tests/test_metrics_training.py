@@ -20,7 +20,7 @@ from fastgan.data import named
 from fastgan.data.images import ArrayDataset, to_bytes
 from fastgan.errors import EXIT_USER_ERROR, UserError
 from fastgan.evaluation import evaluator, extractors
-from fastgan.evaluation.evaluator import CURVE, Evaluator, best_of, load_on_all
+from fastgan.evaluation.evaluator import Evaluator, best_of, load_on_all
 from fastgan.evaluation.fidelity import latents
 from fastgan.monitor import chart_groups
 from fastgan.runs.checkpoint import BEST, Checkpoints
@@ -59,7 +59,7 @@ def test_curve_and_full_measure(told):
     assert [row["images_seen"] for row in rows_with(told, "metrics/fd_digits")] == [64, 128, 192, 256]
     (full,) = rows_with(told, "full/fd_digits")
     assert full["images_seen"] == 256
-    rows = read_rows(told / CURVE)
+    rows = read_rows(told / "metrics.jsonl")
     assert [(row["kind"], row["protocol"]["num_fakes"]) for row in rows] == [("metrics", 100)] * 4 + [("full", 120)]
     protocol = rows[-1]["protocol"]
     assert protocol["extractor"] == "digits" and protocol["extractor_weights"] and protocol["transform"]
@@ -88,7 +88,7 @@ def test_best_checkpoint_is_kept(told):
 def test_evaluate_repeats_the_full_measure(told):
     """`fastgan evaluate` of the finished run has the figures of its full measure, under an equal protocol."""
     assert cli.main(["evaluate", str(told), "--images", "120"]) == 0
-    found, full = read_rows(told / "evaluation.jsonl")[-1], read_rows(told / CURVE)[-1]
+    found, full = read_rows(told / "evaluation.jsonl")[-1], read_rows(told / "metrics.jsonl")[-1]
     assert found["metrics"] == pytest.approx(full["metrics"], rel=1e-6)
     assert found["protocol"] == full["protocol"] and found["which"] == full["which"]
 
@@ -110,7 +110,7 @@ def test_report_has_the_full_measure(told):
     """What the report shows of training is its newest measure with that one's protocol, and the best checkpoint."""
     record = Record(told)
     measurement = next(one for one in record.measurements() if one.protocol["measured"] == "while training")
-    assert measurement.metrics == read_rows(told / CURVE)[-1]["metrics"]
+    assert measurement.metrics == read_rows(told / "metrics.jsonl")[-1]["metrics"]
     assert measurement.protocol["generated images"] == "120" and measurement.protocol["sample seeds"] == "0-119"
     assert any(command.endswith("--best --out best") for _, command in record.commands())
     assert "full/fd_digits" in record.series() and "Full measures" not in dict(plots_of([record]))
@@ -210,7 +210,9 @@ def test_two_processes_train_and_evaluate(tmp_path):
         done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False, env=environment)
         assert done.returncode == 0, done.stderr[-5000:]
         folders.append(folder)
-    one, two = ([json.loads(line) for line in (folder / CURVE).read_text().splitlines()] for folder in folders)
+    one, two = (
+        [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()] for folder in folders
+    )
     assert len(one) == len(two) == 2
     for mine, others in zip(one, two, strict=True):
         assert mine["metrics"] == pytest.approx(others["metrics"], rel=1e-2, abs=1e-2)
@@ -251,4 +253,4 @@ def test_two_processes_evaluate_a_run(told):
     assert done.returncode == 0, done.stderr[-5000:]
     rows = read_rows(told / "evaluation.jsonl")
     assert len(rows) == before + 1 and done.stdout.count("fd_digits") == 1
-    assert rows[-1]["metrics"] == pytest.approx(read_rows(told / CURVE)[-1]["metrics"], rel=1e-6)
+    assert rows[-1]["metrics"] == pytest.approx(read_rows(told / "metrics.jsonl")[-1]["metrics"], rel=1e-6)

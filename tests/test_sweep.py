@@ -160,7 +160,9 @@ def test_stop(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str
     more, stand_in_again = ends([0, 0])
     monkeypatch.setattr(sweep.Children, "train", stand_in_again)
     assert cli.main(["sweep", "gamma", *TINY]) == 0
-    assert [args[-1] for args in more] == [f"runs/sweep-debug/gamma-{gamma}" for gamma in ("0.4", "1.6")]
+    assert [args[args.index("--run-dir") + 1] for args in more] == [
+        f"runs/sweep-debug/gamma-{gamma}" for gamma in ("0.4", "1.6")
+    ]
 
 
 def test_children_are_processes(capfd: pytest.CaptureFixture[str]) -> None:

@@ -15,6 +15,7 @@ from fastgan import presets, train
 from fastgan.config import Config
 from fastgan.data.images import to_bytes, to_unit_range
 from fastgan.monitor import chart_groups
+from fastgan.monitor.pictures import save_pictures
 from fastgan.monitor.tensorboard import RunLogger
 from fastgan.runs.rows import append_row, read_rows
 from fastgan.runs.run_folder import RunFolder
@@ -192,7 +193,7 @@ def test_gif(folder: RunFolder) -> None:
     for images_seen in (100, 9, 20_000, 1000):  # written in another order
         board.grid(images_seen, to_unit_range(torch.full((1, 1, 6, 6), shades[images_seen], dtype=torch.uint8)))
     for upto, count in ((20_000, 4), (19_999, 3), (9, 1)):
-        board.gif(upto)
+        save_pictures(folder, presets.get("debug"), upto, 1)
         shown = frames(folder.gif)
         assert [int(frame[len(frame) // 2, len(frame) // 2, 0]) for frame in shown] == list(shades.values())[:count]
         assert {frame.shape for frame in shown} == {(360, 360, 3)}
@@ -226,7 +227,7 @@ def test_gif_leaves_out_what_is_partial(folder: RunFolder) -> None:
     board = board_at(folder, 0)
     board.grid(5, to_unit_range(images(1)))
     (folder.grids / ".000000000004.png.partial").write_bytes(b"half")
-    board.gif(5)
+    save_pictures(folder, presets.get("debug"), 5, 1)
     board.close()
     assert len(frames(folder.gif)) == 1
 
@@ -234,7 +235,7 @@ def test_gif_leaves_out_what_is_partial(folder: RunFolder) -> None:
 def test_gif_of_nothing(folder: RunFolder) -> None:
     """Without a grid there is no GIF."""
     board = board_at(folder, 0)
-    board.gif(100)
+    save_pictures(folder, presets.get("debug"), 100, 1)
     board.close()
     assert not folder.gif.exists()
 

@@ -298,6 +298,13 @@ def test_kinds_of_numbers_that_no_range_fits_are_refused() -> None:
     assert "0 becomes black, 4095 white" in remarks([whole, grey])[0]
 
 
+def test_one_odd_file_does_not_decide() -> None:
+    """A deep image among ten of 8 bits is read by its full range; two of them are asked about."""
+    usual, odd = file_of(Image.new("L", (9, 9), 99)), file_of(Image.fromarray(np.full((9, 9), 7.5, np.float32)), "TIFF")
+    assert not remarks([*[usual] * 10, odd])
+    assert "give one --range LOW:HIGH for all" in refusal(lambda: remarks([*[usual] * 10, odd, odd]))
+
+
 def test_first_page_of_many_is_told() -> None:
     """Stacks and animations are counted; a camera's previews are no pages."""
     pages = [Image.new("L", (9, 9), level) for level in (200, 100, 50)]
@@ -411,6 +418,7 @@ def test_runs_keep_their_tones(tmp_path: Path, capsys: pytest.CaptureFixture[str
     config = json.loads((run / "config.json").read_text())
     assert config["data"].pop("background") == "white" and config["data"].pop("range") == "auto"
     (run / "config.json").write_text(json.dumps(config))
+    (run / "data.json").unlink()
     assert train.main([*args, "--images", "12"]) == 0
     kept = RunFolder(run).read_config().data
     assert (kept.background, kept.range) == ("black", "full")

@@ -22,6 +22,7 @@ WHITE, GREY = NAMED_COLOURS["white"], "#808080"
 FAINT = 16  # levels between a picture and what it lies on, of 255: below it is hardly seen
 GREY_BELOW = 32  # a set whose pictures neither black nor white keeps so far off lies on grey
 WORST = 0.1  # the share of pictures that a background may serve worse than it is judged by
+ODD = 0.1  # the share of deep images that are odd ones among others: they don't decide for the set
 USED = 8  # below this part of their range values give images that are nearly black
 BITS = (1, 2, 4, 8, 10, 12, 14, 16)  # depths in which cameras and scanners count
 
@@ -154,10 +155,12 @@ def _background_line(pictures: list[np.ndarray], seen: str, colour: str, keeps_a
 
 
 def _choose_range(looks: list[Look]) -> tuple[float, float] | None:
-    """What the wide images' numbers become black and white at; None: the full range is right.
+    """What the wide images' numbers become black and white at; None: the full range is right, or wide ones are few.
 
     Raises UserError where wide images of several kinds, or wide ones and others, need different ranges.
     """
+    if sum(look.is_wide for look in looks) <= ODD * len(looks):
+        return None
     found = set()
     for is_float in (False, True):
         wide = [look for look in looks if look.is_wide and look.is_float == is_float]
