@@ -418,23 +418,23 @@ class Config:
         return self.run.run_dir or Path("runs") / self.preset
 
     def total_images(self, num_images: int) -> int:
-        """Images of the whole run on a data set of `num_images`: the step that reaches them is the last."""
+        """Return how many images the whole run takes on a data set of `num_images`: the step that reaches them is the last."""
         wanted = f"the {num_images:,} images so often are more than 64 bits count: give fewer"
         require(self.run, "epochs", self.run.epochs * num_images < MAX_INT, wanted)
         return self.run.images or math.ceil(self.run.epochs * num_images)
 
     def to_json(self) -> str:
-        """The config as text from which `from_json` makes an equal config."""
+        """Return the config as text from which `from_json` makes an equal config."""
         return json.dumps(dataclasses.asdict(self), indent=2, default=str)
 
     @staticmethod
     def from_json(text: str) -> "Config":
-        """The config that `to_json` wrote. Raises UserError on fields that this version doesn't know."""
+        """Return the config that `to_json` wrote. Raises UserError on fields that this version doesn't know."""
         config: Config = from_plain(Config, _upgrade(json.loads(text)))
         return config
 
     def differences(self, other: "Config") -> list[str]:
-        """`field: mine, the other's` for every field that decides what is learned and isn't equal."""
+        """Return `field: mine, the other's` for every field that decides what is learned and isn't equal."""
         mine, others = (flat(dataclasses.replace(config, run=RunConfig())) for config in (self, other))
         return [f"{name}: {mine[name]}, not {others[name]}" for name in mine if mine[name] != others[name]]
 

@@ -24,7 +24,7 @@ class Stopped(Exception):
 
 
 def first_line(error: BaseException) -> str:
-    """What a library's error says, for a line of ours."""
+    """Return what a library's error says, for a line of ours."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 

@@ -157,7 +157,7 @@ def _open_folder(
 
 
 def train(config: Config, stop: StopRequest) -> None:
-    """The run folder holds the trained run. An earlier session's run resumes from its last checkpoint.
+    """Train the run in its folder. An earlier session's run resumes from its last checkpoint.
 
     Raises UserError, Diverged, Lost, and Stopped (after a checkpoint) where `stop` was asked for.
     """

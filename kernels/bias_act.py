@@ -39,7 +39,7 @@ class Act(NamedTuple):
 def bias_act_reference(
     x: Tensor, bias: Tensor | None = None, slope: float = 0.2, gain: float = 1.0, clamp: float | None = None
 ) -> Tensor:
-    """What `bias_act` is, in torch's own ops."""
+    """Return what `bias_act` is, in torch's own ops."""
     if bias is not None:
         x = x + bias.to(x.dtype).view(-1, *[1] * (x.dim() - 2))
     x = F.leaky_relu(x, slope)
@@ -50,7 +50,7 @@ def bias_act_reference(
 
 @jit
 def act_forward(x, SLOPE: constexpr, GAIN: constexpr, CLAMP: constexpr):  # type: ignore[no-untyped-def]
-    """y, of x with its bias. A comparison with NaN is false, so NaN stays NaN."""
+    """Compute y of x with its bias. A comparison with NaN is false, so NaN stays NaN."""
     y = tl.where(x > 0, x, x * SLOPE) * GAIN
     if CLAMP is not None:
         bound = tl.full(y.shape, CLAMP, y.dtype)
@@ -60,7 +60,7 @@ def act_forward(x, SLOPE: constexpr, GAIN: constexpr, CLAMP: constexpr):  # type
 
 @jit
 def act_backward(v, y, SLOPE: constexpr, GAIN: constexpr, CLAMP: constexpr):  # type: ignore[no-untyped-def]
-    """v dy/dx, from y: 0 where y is clamped."""
+    """Compute v dy/dx from y: 0 where y is clamped."""
     v = tl.where(y > 0, v, v * SLOPE) * GAIN
     if CLAMP is not None:
         v = tl.where(tl.abs(y) < tl.full(y.shape, CLAMP, y.dtype), v, 0.0)
@@ -171,7 +171,7 @@ def _view(x: Tensor) -> _View:
 
 @functools.cache
 def as_stored(slope: float, gain: float, clamp: float | None, dtype: torch.dtype) -> Act:
-    """The constants, the bound rounded to what y has where it is clamped."""
+    """Return the constants, the bound rounded to what y has where it is clamped."""
     return Act(slope, gain, None if clamp is None else torch.tensor(clamp, dtype=dtype).item())
 
 
@@ -228,7 +228,7 @@ differentiable_bias_act = differentiable_activation(
 
 
 def check_settings(x: Tensor, bias: Tensor | None, slope: float, gain: float, clamp: float | None) -> None:
-    """Raises UserError for a bias of another length or an activation whose sign isn't that of x + bias."""
+    """Raise UserError for a bias of another length or an activation whose sign isn't that of x + bias."""
     if x.dim() not in (2, 4):
         raise UserError(f"x is of shape {tuple(x.shape)}: give [B, C] or [B, C, H, W]")
     if bias is not None and bias.shape != x.shape[1:2]:
@@ -248,7 +248,9 @@ def bias_act(
     clamp: float | None = None,
     implementation: Implementation = "auto",
 ) -> Tensor:
-    """clamp(gain * leaky_relu(x + bias)), of x's dtype and memory format: x [B, C] or [B, C, H, W], bias [C] or None.
+    """Return clamp(gain * leaky_relu(x + bias)), of x's dtype and memory format.
+
+    X [B, C] or [B, C, H, W], bias [C] or None.
 
     `clamp` bounds the result's size; where it does, the gradient is 0. Raises UserError for what can't be one.
     """

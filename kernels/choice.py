@@ -33,12 +33,12 @@ _said: set[str] = set()
 
 
 def jit(kernel: Callable[..., Any]) -> Any:
-    """The function as a kernel that Triton compiles when it is launched; without Triton, as it was."""
+    """Return the function as a kernel that Triton compiles when it is launched; without Triton, as it was."""
     return kernel if triton is None else triton.jit(kernel)
 
 
 def use_triton(implementation: Implementation, x: Tensor, dtype: torch.dtype | None = None) -> bool:
-    """Whether an op on `x` with a result of `dtype` (None: that of `x`) is to run its kernel.
+    """Return whether an op on `x` with a result of `dtype` (None: that of `x`) is to run its kernel.
 
     "auto" never raises: it takes the reference, and says so once where a GPU would have let one expect the kernel.
     Raises UserError for "triton" where no kernel can run, and for a word that is none of CHOICES.

@@ -80,7 +80,10 @@ def _wgrad_by(x: Tensor, grad: Tensor, weight: Tensor, form: Form, merge: int) -
 
 
 def merged(weight: Tensor, groups: int, merge: int) -> Tensor:
-    """The weight [O, I, h, w] of `groups` groups as that of 1 / `merge` as many: [O, merge I, h, w], channels last."""
+    """Return the weight [O, I, h, w] of `groups` groups as that of 1 / `merge` as many.
+
+    [O, merge I, h, w], channels last.
+    """
     if merge == 1:
         return weight
     height, width = weight.shape[2:]
@@ -90,7 +93,7 @@ def merged(weight: Tensor, groups: int, merge: int) -> Tensor:
 
 
 def parted(weight: Tensor, groups: int, merge: int) -> Tensor:
-    """The blocks on the diagonal of such a weight: [O, I, h, w]."""
+    """Return the blocks on the diagonal of such a weight: [O, I, h, w]."""
     if merge == 1:
         return weight
     height, width = weight.shape[2:]
@@ -102,7 +105,7 @@ def parted(weight: Tensor, groups: int, merge: int) -> Tensor:
 
 
 def merge_of(kind: str, x: Tensor, weight: Tensor, form: Form) -> int:
-    """How many groups are best computed as one: 1 on a CPU, else what a trial says, made once.
+    """Return how many groups are best computed as one: 1 on a CPU, else what a trial says, made once.
 
     `x` is the convolution's input or, for "dgrad", its output's gradient.
     """
@@ -206,6 +209,6 @@ def conv2d(
     padding: tuple[int, int] = (0, 0),
     groups: int = 1,
 ) -> Tensor:
-    """`torch.nn.functional.conv2d` of x [B, C, H, W] with zeros around, and with quick second derivatives."""
+    """Convolve as `torch.nn.functional.conv2d`, x [B, C, H, W] with zeros around, and with quick second derivatives."""
     y: Tensor = through_conv(x, weight, bias, Form(stride, padding, groups, (x.shape[2], x.shape[3])))
     return y

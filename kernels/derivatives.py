@@ -43,7 +43,7 @@ def differentiable(
     keep: Callable[[Context, Sequence[Any], Any], None],
     backward: Callable[..., tuple[Tensor | None, ...]],
 ) -> Callable[..., Any]:
-    """`op`, called with positional arguments, with a derivative; `name` is what autograd's graph calls it.
+    """Call `op` with positional arguments, and with a derivative; `name` is what autograd's graph calls it.
 
     `keep(ctx, inputs, output)` saves what `backward(ctx, *gradients of outputs)` needs to give one gradient, or None,
     for each input. `backward` must be made of differentiable ops.
@@ -60,7 +60,7 @@ def differentiable(
 def differentiable_activation(
     name: str, forward: Callable[..., Any], jvp: Callable[..., Any], vjp: Callable[..., Any]
 ) -> Callable[..., Any]:
-    """`forward(x, bias, *settings) -> y` with derivatives of every order, y being all that they depend on.
+    """Return `forward(x, bias, *settings) -> y` with derivatives of every order, y being all that they depend on.
 
     `jvp(change of x, change of bias or None, y, *settings)` is the change of y; `vjp(gradient of y, y, with_bias,
     *settings)` the gradients of x and, with_bias, of bias, else nothing, in what the kernel computes in. Both are

@@ -33,7 +33,7 @@ class Changes(NamedTuple):
 
 
 def diffaugment_reference(images: Tensor, changes: Changes) -> Tensor:
-    """What `diffaugment` is, in torch's own ops."""
+    """Return what `diffaugment` is, in torch's own ops."""
     x = images.to(torch.promote_types(images.dtype, torch.float32))
     colors = _num_colors(x)
     x = torch.cat([_color_reference(x[:, :colors], changes), x[:, colors:]], 1)
@@ -205,7 +205,8 @@ def _places(changes: Changes, height: int, width: int) -> Tensor:
 
 
 def diffaugment(images: Tensor, changes: Changes, implementation: Implementation = "auto") -> Tensor:
-    """`diff_color`, `diff_shift` and `cutout` of fastgan.training.augment, in this order, of images [B, C, H, W].
+    """Return `diff_color`, `diff_shift` and `cutout` of fastgan.training.augment, in this order, of images [B, C, H,
+    W].
 
     Dtype and memory format are those of `images`; the numbers between are float32, or float64 where `images` are. Four
     channels are three colours and alpha, which only moves and is cut; without three colours there is no saturation.

@@ -19,12 +19,12 @@ MOST_CHANNELS = 32  # of a tile: neighbouring pixels share what they read
 
 
 def downsample2_reference(x: Tensor) -> Tensor:
-    """What `downsample2` is: a matrix for the rows and one for the columns."""
+    """Return what `downsample2` is: a matrix for the rows and one for the columns."""
     return _multiply(x, *_halvings(x, x.shape[2], x.shape[3]))
 
 
 def upsample2_reference(x: Tensor) -> Tensor:
-    """What `upsample2` is."""
+    """Return what `upsample2` is."""
     return _multiply(x, *(2 * matrix.T for matrix in _halvings(x, 2 * x.shape[2], 2 * x.shape[3])))
 
 
@@ -134,7 +134,7 @@ differentiable_resample = differentiable(
 
 
 def downsample2(x: Tensor, implementation: Implementation = "auto") -> Tensor:
-    """Half the height and width of pictures [B, C, H, W], both even, after the filter [1, 3, 3, 1] / 8 an axis.
+    """Return half the height and width of pictures [B, C, H, W], both even, after the filter [1, 3, 3, 1] / 8 an axis.
 
     Dtype and memory format are those of `x`, which is taken to be 0 outside, so the outermost pixels get 7/8 of a
     constant. Raises UserError for odd sides.
@@ -147,7 +147,7 @@ def downsample2(x: Tensor, implementation: Implementation = "auto") -> Tensor:
 
 
 def upsample2(x: Tensor, implementation: Implementation = "auto") -> Tensor:
-    """Twice the height and width of pictures [B, C, H, W], with the filter [1, 3, 3, 1] / 4 an axis.
+    """Return twice the height and width of pictures [B, C, H, W], with the filter [1, 3, 3, 1] / 4 an axis.
 
     4 times the adjoint of `downsample2`; 0 outside, so the outermost pixels get 3/4 of a constant.
     """

@@ -22,39 +22,42 @@ class Blocks(NamedTuple):
 
 
 def layout(x: Tensor) -> torch.memory_format:
-    """The format of what is made of `x`: channels last only for pictures that are, and aren't contiguous as well."""
+    """Return the format of what is made of `x`.
+
+    Channels last only for pictures that are, and aren't contiguous as well.
+    """
     last = x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
     return torch.channels_last if last else torch.contiguous_format
 
 
 def channels_are_last(x: Tensor) -> bool:
-    """Whether the channels of one pixel, or the numbers of one vector [B, C], are neighbours in memory."""
+    """Return whether the channels of one pixel, or the numbers of one vector [B, C], are neighbours in memory."""
     return x.dim() == 2 or layout(x) is torch.channels_last
 
 
 def dense(x: Tensor, like: Tensor) -> Tensor:
-    """`x` in the format of `like`: itself, or a copy where it lies otherwise."""
+    """Return `x` in the format of `like`: itself, or a copy where it lies otherwise."""
     return x.contiguous(memory_format=layout(like))
 
 
 def empty(like: Tensor) -> Tensor:
-    """A tensor for a result of shape, dtype and format of `like`."""
+    """Return a tensor for a result of shape, dtype and format of `like`."""
     return torch.empty_like(like, memory_format=layout(like))
 
 
 def cdiv(count: int, size: int) -> int:
-    """How many parts of `size` there are in `count`, the last one perhaps smaller."""
+    """Return how many parts of `size` there are in `count`, the last one perhaps smaller."""
     return -(-count // size)
 
 
 def next_power_of_2(count: int) -> int:
-    """The smallest power of two that is `count` or more."""
+    """Return the smallest power of two that is `count` or more."""
     return 1 << (count - 1).bit_length() if count > 1 else 1
 
 
 @functools.cache
 def blocks(channels: int, pixels: int, channels_last: bool, size: int = TILE, most_channels: int = 128) -> Blocks:
-    """The tile of at most `size` numbers for so many channels and pixels: long in the direction of memory."""
+    """Return the tile of at most `size` numbers for so many channels and pixels: long in the direction of memory."""
     width, length = next_power_of_2(channels), next_power_of_2(pixels)
     if channels_last:
         width = min(width, most_channels)
@@ -64,16 +67,16 @@ def blocks(channels: int, pixels: int, channels_last: bool, size: int = TILE, mo
 
 
 def empty_pictures(like: Tensor, height: int, width: int) -> Tensor:
-    """The same for a result of another height and width."""
+    """Return the same for a result of another height and width."""
     shape = (*like.shape[:2], height, width)
     return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=layout(like))
 
 
 def accumulator(x: Tensor) -> Any:
-    """What a kernel computes in: float64 for float64, else float32."""
+    """Return what a kernel computes in: float64 for float64, else float32."""
     return tl.float64 if x.dtype == torch.float64 else tl.float32
 
 
 def accumulator_dtype(x: Tensor) -> torch.dtype:
-    """The same as torch names it."""
+    """Return the same as torch names it."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32

@@ -17,7 +17,7 @@ SCALE = 2 / 255
 def unpack_reference(
     images: Tensor, mirror: Tensor | None = None, dtype: torch.dtype = torch.float32, channels_last: bool = False
 ) -> Tensor:
-    """What `unpack` is, in torch's own ops."""
+    """Return what `unpack` is, in torch's own ops."""
     if mirror is not None:
         images = torch.where(mirror[:, None, None, None], images.flip(3), images)
     values = images.to(torch.promote_types(dtype, torch.float32)).mul_(SCALE).sub_(1).to(dtype)
@@ -97,7 +97,7 @@ def unpack(
     channels_last: bool = False,
     implementation: Implementation = "auto",
 ) -> Tensor:
-    """uint8 images [B, C, H, W], of any strides, as `dtype` in [-1, 1], contiguous or channels last.
+    """Return uint8 images [B, C, H, W], of any strides, as `dtype` in [-1, 1], contiguous or channels last.
 
     Those for which `mirror`, bool [B], is True have left and right exchanged; None mirrors none. In float32 the bits
     are those of `fastgan.data.images.to_unit_range`; shorter dtypes are its values rounded once. Raises UserError for

@@ -76,12 +76,12 @@ class RunHistory:
         return int(LAST * self.images_seen)
 
     def mean(self, name: str) -> float | None:
-        """The mean of the figure over the judged part; None where no row has it."""
+        """Return the mean of the figure over the judged part; None where no row has it."""
         values = [row[name] for row in (*self.log, *self.health) if name in row and row["images_seen"] > self.since]
         return sum(values) / len(values) if values else None
 
     def health_of(self, name: str) -> float:
-        """The mean of a figure that each row of health has."""
+        """Return the mean of a figure that each row of health has."""
         value = self.mean(f"health/{name}")
         assert value is not None
         return value
@@ -119,7 +119,7 @@ class RunHistory:
         return round(self.health[-1]["images_seen"] / self.passes)
 
     def line(self, name: str, meaning: str) -> str:
-        """A line of evidence: the figure, its mean over the judged part, and what it means."""
+        """Return a line of evidence: the figure, its mean over the judged part, and what it means."""
         return f"{name} {self.health_of(name.removeprefix('health/')):.3g} {meaning}"
 
 
@@ -259,7 +259,7 @@ FAULTS: tuple[Callable[[RunHistory], Finding | None], ...] = (
 
 
 def diagnose(history: RunHistory) -> Diagnosis:
-    """What the figures say."""
+    """Return what the figures say."""
     if not history.log and history.diverged_at is None:
         return Diagnosis("too short to tell", ("log.jsonl has no rows yet: let the run go on",))
     divergence = find_divergence(history)
@@ -295,7 +295,7 @@ def _well(history: RunHistory) -> tuple[str, ...]:
 
 
 def text(name: str, history: RunHistory, diagnosis: Diagnosis) -> str:
-    """The diagnosis as the command prints it."""
+    """Return the diagnosis as the command prints it."""
     head = f"{name}: {diagnosis.verdict}"
     if not history.log and history.diverged_at is None:
         return f"{head}: {diagnosis.evidence[0]}"
@@ -318,7 +318,7 @@ class DoctorOptions:
 
 
 def doctor(options: DoctorOptions) -> int:
-    """The run's diagnosis, or the installation's, is printed; 1 where there is a fault, else 0.
+    """Print the run's diagnosis, or the installation's; return 1 where there is a fault, else 0.
 
     Raises UserError where there is no run.
     """

@@ -35,7 +35,7 @@ class EmaOptions:
 
 
 def ema(options: EmaOptions) -> list[Reconstruction]:
-    """A file a length is in the run's averages/; with `evaluate` a table of their metrics is printed.
+    """Write a file a length into the run's averages/; with `evaluate` print a table of their metrics.
 
     Raises UserError for a folder without a run or without snapshots, and for lengths outside (0, 0.25].
     """

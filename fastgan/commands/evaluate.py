@@ -48,7 +48,7 @@ class EvaluateOptions:
 
 
 def evaluate(options: EvaluateOptions) -> dict[str, float]:
-    """The run's newest checkpoint, or `which` is asked for, is measured; the figures are printed and kept in
+    """Measure the run's newest checkpoint, or `which` is asked for; the figures are printed and kept in
     evaluation.jsonl.
 
     The processes of a launch, `accelerate launch -m fastgan.cli evaluate RUN`, share the work. Raises UserError for a

@@ -18,7 +18,7 @@ class GetOptions:
 
 
 def get(options: GetOptions) -> None:
-    """The data set is in the cache. Raises UserError where it can't be had."""
+    """Get the data set into the cache. Raises UserError where it can't be had."""
     name = options.name
     folder = kaggle.get(name) if name.startswith(kaggle.PREFIX) else named.get(name)
     print(f"{name}: {folder or 'is drawn when it is used'}")

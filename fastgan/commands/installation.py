@@ -36,7 +36,7 @@ class Line(NamedTuple):
 
 
 def lines() -> list[Line]:
-    """All that is looked at, in some seconds; nothing is compiled, downloaded or written."""
+    """Return all that is looked at, in some seconds; nothing is compiled, downloaded or written."""
     looks: tuple[Callable[[], list[Line]], ...] = (
         _python,
         _packages,
@@ -192,7 +192,7 @@ def _limits() -> list[Line]:
 
 
 def check() -> int:
-    """A line for each thing is printed; 1 where something that training needs is broken, else 0."""
+    """Print a line for each thing; return 1 where something that training needs is broken, else 0."""
     found = lines()
     for line in found:
         print(line)

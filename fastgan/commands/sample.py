@@ -84,7 +84,7 @@ class Images:
         return self.folder / seed
 
     def mark(self, place: int) -> str:
-        """What the image is made of: a file that bears it needn't be made again."""
+        """Return what the image is made of: a file that bears it needn't be made again."""
         label = "" if self.labels is None else f", class {self.labels[place].tolist()}"
         return f"seed {self.seeds[place]}{label}, G {self.weights}"
 
@@ -112,7 +112,7 @@ def _classes(options: SampleOptions, config: Config) -> list[int]:
 
 
 def sample(options: SampleOptions) -> None:
-    """PNG files of the seeds are in `out`, or one grid; with `npz` they are in that file, too.
+    """Write PNG files of the seeds into `out`, or one grid; return their paths.
 
     The processes of a launch, `accelerate launch -m fastgan.cli sample RUN`, share the work. Raises UserError.
     """

@@ -61,7 +61,7 @@ class Run:
 
 
 def runs_of(args: Sequence[str]) -> list[Run]:
-    """The runs that the options ask for, in the order of their gammas.
+    """Return the runs that the options ask for, in the order of their gammas.
 
     Raises UserError for what `fastgan train` refuses, and where there is no gamma.
     """
@@ -139,7 +139,7 @@ class Children:
             self._child.send_signal(signal.SIGTERM)
 
     def train(self, args: Sequence[str]) -> int:
-        """`fastgan train` with these options has ended; its exit code, negative where a signal killed it."""
+        """Run `fastgan train` with these options; return its exit code, negative where a signal killed it."""
         command = [sys.executable, "-m", "fastgan.cli", "train", *args]
         with subprocess.Popen(command) as self._child:
             if self.stopped:  # before there was a process to tell
@@ -164,7 +164,7 @@ class Outcomes:
                 raise UserError(f"{self._path} can't be read ({error}): delete it") from None
 
     def of(self, run: Run) -> int | None:
-        """The exit code of the run as it is asked for; None where it hasn't ended."""
+        """Return the exit code of the run as it is asked for; None where it hasn't ended."""
         found = self._codes.get(run.folder.name, {})
         same = found.get("images") == run.config.run.images and (run.folder / "config.json").exists()
         return found.get("exit_code") if same else None
@@ -178,7 +178,7 @@ class Outcomes:
 
 
 def sweep(runs: Sequence[Run], train: Callable[[Sequence[str]], int], is_stopped: Callable[[], bool]) -> list[int]:
-    """Each run has ended, now or at an earlier command; their exit codes, of fewer runs where it was stopped.
+    """Train each run to its end; return their exit codes, of fewer runs where it was stopped.
 
     Raises UserError where a folder holds another run.
     """
@@ -204,7 +204,7 @@ def sweep(runs: Sequence[Run], train: Callable[[Sequence[str]], int], is_stopped
 
 
 def last_seen(run: Run) -> int:
-    """The images of the run's newest checkpoint."""
+    """Return the images of the run's newest checkpoint."""
     from fastgan.runs.checkpoint import Checkpoints
     from fastgan.runs.run_folder import RunFolder
 
@@ -213,7 +213,7 @@ def last_seen(run: Run) -> int:
 
 
 def figures(run: Run) -> dict[str, float]:
-    """The run's means over its last quarter, and its last metrics, by their names in the log."""
+    """Return the run's means over its last quarter, and its last metrics, by their names in the log."""
     from fastgan.runs.rows import read_rows
     from fastgan.runs.run_folder import RunFolder
 
@@ -233,7 +233,7 @@ def figures(run: Run) -> dict[str, float]:
 
 
 def distance_name(found: Sequence[dict[str, float]]) -> str | None:
-    """The distance that every one of them has; None where there is none."""
+    """Return the distance that every one of them has; None where there is none."""
     for name in found[0] if found else ():
         if name.startswith(DISTANCES) and not name.endswith("_floor") and all(name in figures for figures in found):
             return name
@@ -241,7 +241,7 @@ def distance_name(found: Sequence[dict[str, float]]) -> str | None:
 
 
 def table(runs: Sequence[Run], codes: Sequence[int], found: Sequence[dict[str, float]]) -> str:
-    """A row a run: gamma, means, the distance where there is one, and how it ended."""
+    """Return a row a run: gamma, means, the distance where there is one, and how it ended."""
     done = [figures for figures, code in zip(found, codes, strict=False) if code == EXIT_DONE]
     distance = distance_name(done)
     columns = [*COLUMNS, *([(distance.removeprefix("metrics/"), distance)] if distance else [])]
@@ -260,13 +260,13 @@ def table(runs: Sequence[Run], codes: Sequence[int], found: Sequence[dict[str, f
 
 
 def ending(code: int) -> str:
-    """How a run ended, in words."""
+    """Return how a run ended, in words."""
     words = {EXIT_DONE: "", EXIT_DIVERGED: "diverged", EXIT_STOPPED: "stopped"}
     return words.get(code, f"failed (exit code {code})")
 
 
 def advice(runs: Sequence[Run], codes: Sequence[int], found: Sequence[dict[str, float]]) -> str:
-    """One line: the gamma to train with, as far as these runs can tell."""
+    """Return one line: the gamma to train with, as far as these runs can tell."""
     done = [(run, figures) for run, code, figures in zip(runs, codes, found, strict=False) if code == EXIT_DONE]
     if not done:
         return "advice: none, as no run came to its end"
@@ -320,7 +320,7 @@ def main(args: Sequence[str]) -> int:
 
 
 def exit_code(codes: Sequence[int]) -> int:
-    """2 where a run failed, 3 where all diverged, else 0."""
+    """Return 2 where a run failed, 3 where all diverged, else 0."""
     if set(codes) - {EXIT_DONE, EXIT_DIVERGED}:
         return EXIT_USER_ERROR
     return EXIT_DIVERGED if set(codes) == {EXIT_DIVERGED} else EXIT_DONE

@@ -68,13 +68,16 @@ class WalkOptions:
 
 
 def gif_durations_ms(count: int, fps: int) -> list[int]:
-    """Of `count` frames, in whole hundredths of a second as GIFs have them: their sum is right, not each of them."""
+    """Return the times of `count` frames, in whole hundredths of a second as GIFs have them.
+
+    Their sum is right, not each of them.
+    """
     ends = [10 * round(100 * number / fps) for number in range(count + 1)]
     return [end - start for start, end in itertools.pairwise(ends)]
 
 
 def save_video(path: Path, images: Iterator[Image.Image], fps: int) -> None:
-    """The file is an H.264 video that browsers and phones play. Raises OSError."""
+    """Save the frames as an H.264 video that browsers and phones play. Raises OSError."""
     import imageio_ffmpeg
 
     side = path.with_name(f".{path.stem}.partial{path.suffix}")
@@ -94,7 +97,10 @@ def save_video(path: Path, images: Iterator[Image.Image], fps: int) -> None:
 
 
 def walk_of(options: WalkOptions, config: Config) -> Walk:
-    """The walk that is asked for. Raises UserError for one that has nowhere to go, or for wrong seeds or classes."""
+    """Return the walk that is asked for.
+
+    Raises UserError for one that has nowhere to go, or for wrong seeds or classes.
+    """
     seeds = parse_seeds(options.seeds)
     if len(seeds) < 2:
         raise UserError(f"seeds is {options.seeds!r}: a walk needs two at least, like 0-7")
@@ -109,7 +115,7 @@ def walk_of(options: WalkOptions, config: Config) -> Walk:
 
 
 def walk(options: WalkOptions) -> Path:
-    """The walk is in `out`. Raises UserError for a folder without a run or checkpoint, or a file that can't be."""
+    """Write the walk to `out`. Raises UserError for a folder without a run or checkpoint, or a file that can't be."""
     if not options.is_gif:
         _require_video()
     _, config, checkpoint, G = open_run(options.run, options.which)

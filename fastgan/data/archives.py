@@ -75,7 +75,7 @@ class ArchiveReader:
         path: Path | None = None,
         head: Callable[[], bytes] | None = None,
     ) -> None:
-        """The file is taken, skipped with its reason, or, hidden or no image, left out.
+        """Take the entry, skip it with its reason, or, hidden or no image by its name, pass it over.
 
         A name without an image's ending is tried by `head`, its first bytes; `head` None: it has been.
         """
@@ -98,7 +98,7 @@ class ArchiveReader:
             self.entries.append(Entry(name, size, read, path=path))
 
     def add_sidecar(self, name: str, size: int, read: Callable[[], RawImage]) -> None:
-        """A file beside the images that may say labels is kept. Sidecars count in archives only."""
+        """Keep a file beside the images that may say labels. Sidecars count in archives only."""
         if name in self.notes or size > MAX_NOTE_BYTES:
             return
         try:
@@ -110,7 +110,7 @@ class ArchiveReader:
             self.notes[name] = data
 
     def finish(self) -> None:
-        """The entries stand in their order; those of splits that aren't for training are left out."""
+        """Put the entries in their order, without those of splits that aren't for training."""
         self.entries.sort(key=lambda entry: name_bytes(entry.name))
         self.splits = find_splits([entry.name for entry in self.entries])
         held_out = self.splits.held_out
@@ -121,7 +121,7 @@ class ArchiveReader:
 
 
 def clean(name: str) -> str | None:
-    """The name without empty parts; None where it leads out of its folder."""
+    """Return the name without empty parts; None where it leads out of its folder."""
     if name.startswith("/") or re.match(r"[A-Za-z]:[/\\]", name) or ".." in name.split("/"):
         return None
     return "/".join(part for part in name.split("/") if part not in ("", "."))
@@ -135,7 +135,7 @@ def _is_image(head: Callable[[], bytes]) -> bool:
 
 
 def list_zip(path: Path) -> ArchiveReader:
-    """The images in a zip."""
+    """Return the images in a zip."""
     source = ArchiveReader("zip")
     try:
         archive = source.handles.enter_context(zipfile.ZipFile(path))

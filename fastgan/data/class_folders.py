@@ -29,7 +29,8 @@ NO_SPLITS = Splits({}, "")
 
 
 def find_splits(names: list[str]) -> Splits:
-    """Which images lie beside, not in, a training folder that has a folder of another split beside it, at any depth.
+    """Return which images lie beside, not in, a training folder that has a folder of another split beside it, at any
+    depth.
 
     Raises UserError where folders are splits of which none is for training.
     """
@@ -95,7 +96,7 @@ class ClassFolders(NamedTuple):
 
 
 def by_folder(names: list[str], num_classes: int = 0) -> ClassFolders:
-    """The class folders: what is alike in all names is no class, and as many levels count as every image has.
+    """Return the class folders: what is alike in all names is no class, and as many levels count as every image has.
 
     A few images beside the class folders, at most one or a tenth, have no class. Where `num_classes` is the number of
     folders on an upper level, that one counts.

@@ -25,7 +25,7 @@ UNREADABLE = "unreadable"
 
 
 def hash_files(folder: Path, paths: Sequence[Path], num_threads: int = 1) -> str:
-    """The hash of the files' contents in their order; `folder` is whose hashes are kept together."""
+    """Return the hash of the files' contents in their order; `folder` is whose hashes are kept together."""
     began = time.time_ns()
     stats = [_stat(path) for path in paths]
     is_whole = sum(stat.st_size for stat in stats if stat is not None) <= WHOLE_BYTES

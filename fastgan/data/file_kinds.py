@@ -25,7 +25,10 @@ NO_IMAGE = "of no known image format"
 
 
 def hidden_part(name: str) -> str | None:
-    """The name up to its first part that is hidden or a tool's: a folder of such counts once. None where none is."""
+    """Return the name up to its first part that is hidden or a tool's: a folder of such counts once.
+
+    None where none is.
+    """
     parts = [part for part in name.split("/") if part not in ("", ".", "..")]
     for number, part in enumerate(parts, 1):
         if part.startswith(".") or part.lower() in TOOL_NAMES:
@@ -34,15 +37,15 @@ def hidden_part(name: str) -> str | None:
 
 
 def has_image_name(name: str) -> bool:
-    """Whether the name ends as those of images do."""
+    """Return whether the name ends as those of images do."""
     return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES  # noqa: PTH122
 
 
 def is_image(name: str) -> bool:
-    """Whether the name is that of an image which isn't hidden."""
+    """Return whether the name is that of an image which isn't hidden."""
     return has_image_name(name) and hidden_part(name) is None
 
 
 def begins_as_image(head: bytes) -> bool:
-    """Whether a file with these first HEAD_BYTES is an image of a format that is decoded."""
+    """Return whether a file with these first HEAD_BYTES is an image of a format that is decoded."""
     return IMAGE_HEAD.match(head) is not None

@@ -101,11 +101,11 @@ class FolderDataset:
             yield from following[~alike].tolist()
 
     def pixels(self, indices: Tensor) -> Tensor:
-        """The images of the given numbers, uint8 [B, C, H, W], channels last in memory."""
+        """Return the images of the given numbers, uint8 [B, C, H, W], channels last in memory."""
         return decoded(self._decode, indices, (*self.image_size, self.channels))
 
     def content_hash(self) -> str:
-        """A hash of what the files hold and of what becomes of it: of names and times only the order."""
+        """Return a hash of what the files hold and of what becomes of it: of names and times only the order."""
         return self._content_hash
 
     @cached_property

@@ -63,18 +63,19 @@ class ArrayDataset:
         return self.images.shape[2], self.images.shape[3]
 
     def pixels(self, indices: Tensor) -> Tensor:
-        """The images of the given numbers, uint8 [B, C, H, W]."""
+        """Return the images of the given numbers, uint8 [B, C, H, W]."""
         return self.images[indices]
 
     def content_hash(self) -> str:
-        """A hash of shape and pixels: equal sets have equal ones, wherever they came from."""
+        """Return a hash of shape and pixels: equal sets have equal ones, wherever they came from."""
         digest = sha256(repr(tuple(self.images.shape)).encode())
         digest.update(self.images.contiguous().numpy().tobytes())
         return digest.hexdigest()[:16]
 
 
 def decoded(decode: Callable[[int], np.ndarray], indices: Tensor, shape: tuple[int, int, int]) -> Tensor:
-    """The images, uint8 [B, C, H, W], channels last in memory, that `decode` makes [H, W, C] = `shape` of each item.
+    """Return the images, uint8 [B, C, H, W], channels last in memory, that `decode` makes [H, W, C] = `shape` of
+    each item.
 
     Decoders let other threads run, so as many threads as torch has share the work.
     """
@@ -88,17 +89,17 @@ def decoded(decode: Callable[[int], np.ndarray], indices: Tensor, shape: tuple[i
 
 
 def to_unit_range(images: Tensor) -> Tensor:
-    """uint8 pixels in [-1, 1], of torch's default dtype, float32."""
+    """Return uint8 pixels in [-1, 1], of torch's default dtype, float32."""
     return images.to(torch.get_default_dtype()).mul_(2 / 255).sub_(1)
 
 
 def to_bytes(images: Tensor) -> Tensor:
-    """float pixels in [-1, 1] as uint8, rounded to the nearest level; what lies outside is clipped."""
+    """Return float pixels in [-1, 1] as uint8, rounded to the nearest level; what lies outside is clipped."""
     return images.float().add(1).mul(255 / 2).round_().clamp_(0, 255).to(torch.uint8)
 
 
 def read_idx(path: Path) -> Tensor:
-    """The uint8 array of an idx file (two zero bytes, type, number of dimensions, big-endian sizes, data).
+    """Return the uint8 array of an idx file (two zero bytes, type, number of dimensions, big-endian sizes, data).
 
     Raises UserError where the header isn't one or the length doesn't agree with it.
     """

@@ -31,7 +31,7 @@ class InMemoryLoader:
             bytes_[indices[0] : indices[-1] + 1, : self._num_bytes] = images.to(sampler.device)
 
     def batch(self, images_seen: int) -> Batch:
-        """This process's share of the batch that starts at `images_seen`."""
+        """Return this process's share of the batch that starts at `images_seen`."""
         indices = self._sampler.dataset_indices(images_seen)
         rows = self._rows.index_select(0, indices)  # several times as fast as indexing
         labels = None if self._labels is None else self._labels.index_select(0, indices)

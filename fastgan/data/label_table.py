@@ -74,7 +74,7 @@ def read_table(path: Path, names_image: Callable[[str], bool], columns: Columns)
 
 
 def parse_json(data: bytes, path: str) -> dict[str, Label]:
-    """Of {"labels": [[file, label], ...]}, the list alone, or {file: label}; empty where the labels are null.
+    """Return the labels of {"labels": [[file, label], ...]}, the list alone, or {file: label}; empty where the labels are null.
 
     A label is a whole number, a name, or a vector: a number with a fraction or a list of numbers. Raises LabelFault.
     """
@@ -98,7 +98,7 @@ def parse_json(data: bytes, path: str) -> dict[str, Label]:
 
 
 def load_json(data: bytes, path: str) -> Any:
-    """The value that JSON text holds. Raises LabelFault."""
+    """Return the value that JSON text holds. Raises LabelFault."""
     try:
         return json.loads(data)
     except (ValueError, RecursionError) as error:
@@ -106,7 +106,10 @@ def load_json(data: bytes, path: str) -> Any:
 
 
 def plain(value: Any) -> Label | None:
-    """A label in the form by which it is compared: "7" is 7, a vector a tuple of floats; None for anything else."""
+    """Return a label in the form by which it is compared: "7" is 7, a vector a tuple of floats.
+
+    None for anything else.
+    """
     if isinstance(value, str):
         return int(value) if re.fullmatch(r"-?(0|[1-9]\d{0,17})", value) else value
     if type(value) is int:
@@ -118,12 +121,12 @@ def plain(value: Any) -> Label | None:
 
 
 def as_name(file: str) -> str:
-    """A file's name in the form by which it is looked up."""
+    """Return a file's name in the form by which it is looked up."""
     return clean(file.replace("\\", "/")) or file
 
 
 def as_table(pairs: Iterable[tuple[str, Label]], path: str) -> dict[str, Label]:
-    """Labels by the files' names. Raises LabelFault where a file has two."""
+    """Return labels by the files' names. Raises LabelFault where a file has two."""
     table: dict[str, Label] = {}
     for file, label in pairs:
         name = as_name(file)
@@ -193,7 +196,7 @@ class _Sheet:
         self.names = rows[0].cells if self.has_header else [str(n + 1) for n in range(len(rows[0].cells))]
 
     def choose(self) -> tuple[int, list[int]]:
-        """The column of the files and those of the labels. Raises LabelFault where that isn't sure."""
+        """Return the column of the files and those of the labels. Raises LabelFault where that isn't sure."""
         label = self._columns_named(self.asked.label, "label") if self.asked.label else self._by_words(LABEL_WORDS)
         if self.asked.file:
             (file,) = self._columns_named(self.asked.file, "file")

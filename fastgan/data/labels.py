@@ -55,7 +55,7 @@ class LabelOptions:
         return Columns(self.file_column, self.label_column, self.condition == "vector")
 
     def ask_for_vectors(self, length: int) -> str:
-        """The flags by which vectors of so many numbers are used."""
+        """Return the flags by which vectors of so many numbers are used."""
         if self.num_classes is None:
             return "--condition vector"
         return f"--condition vector --vector-dim {length}" + " --num-classes 0" * (self.num_classes > 0)
@@ -85,7 +85,7 @@ class Labelled:
 
 
 def label_entries(source: ArchiveReader, options: LabelOptions | None = None) -> Labelled:
-    """The source's images with their labels; where labels are used, images without one are skipped.
+    """Return the source's images with their labels; where labels are used, images without one are skipped.
 
     Where they aren't used, all images stay and nothing is refused, unless it was asked for. Classes are numbered in
     the order of their names, or of their numbers where all are numbers. Raises UserError for labels that aren't right.
@@ -273,7 +273,7 @@ class _Names:
         return as_name(text) in self._all
 
     def look_up(self, table: dict[str, Label], origin: str) -> list[Label | None]:
-        """A label or None for each image. Raises LabelFault where the table has none for any."""
+        """Return a label or None for each image. Raises LabelFault where the table has none for any."""
         labels = [next((table[name] for name in names if name in table), None) for names in self._names]
         if labels and table and not any(label is not None for label in labels):
             reason = f"{origin} names none of the images, e.g. {self._names[0][0]!r}, but e.g. {next(iter(table))!r}"

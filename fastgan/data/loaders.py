@@ -31,7 +31,9 @@ PREPARE_IT = "leave it out, or prepare the images again with it"
 
 
 def open_dataset(config: Config) -> ImageDataset:
-    """The data set that the config names: a known one (got first if need be), a prepared one, or a folder of images.
+    """Return the data set that the config names.
+
+    A known one (got first if need be), a prepared one, or a folder of images.
 
     Raises UserError where there is no such set, or what is there can't be used.
     """
@@ -72,13 +74,13 @@ def _refuse_tones(data: DataConfig, tones: Tones, name: str) -> None:
 
 
 def label_options(config: Config) -> LabelOptions:
-    """Which labels the networks of the config want."""
+    """Return which labels the networks of the config want."""
     data, networks = config.data, config.networks
     return LabelOptions(data.labels, networks.condition, data.label_column, data.file_column, networks.num_classes)
 
 
 def locate(config: Config, last: str = "") -> Config:
-    """The config with the whole path of its folder of images, where it is one.
+    """Return the config with the whole path of its folder of images, where it is one.
 
     Where there is none of the name here it is the one that the run's `last` session had, under the same words.
     """
@@ -91,13 +93,16 @@ def locate(config: Config, last: str = "") -> Config:
 
 
 def num_images(config: Config) -> int:
-    """Images in the config's data set; a known one need not be here yet. Raises UserError as `open_source` does."""
+    """Return how many images the config's data set has; a known one need not be here yet.
+
+    Raises UserError as `open_source` does.
+    """
     name = config.data.data
     return named.NUM_IMAGES[name] if name in named.NUM_IMAGES else len(open_dataset(config))
 
 
 def check(config: Config, dataset: ImageDataset, num_processes: int = 1) -> None:
-    """The set is one that the config can train on. Raises UserError that says what disagrees."""
+    """Check that the config can train on the set. Raises UserError that says what disagrees."""
     (height, width), batch_size = dataset.image_size, config.data.batch_size
     if isinstance(dataset, FolderDataset) and dataset.folder.resolve() == config.run_dir.resolve():
         raise UserError(f"run_dir is {config.run_dir}, where the images are: give another --run-dir")
@@ -178,7 +183,7 @@ def _check_classes(num_classes: int, dataset: ImageDataset) -> None:
 
 
 def summary(config: Config, dataset: ImageDataset) -> list[str]:
-    """What the user should know of the set besides its images: its classes, and what is no part of it."""
+    """Return what the user should know of the set besides its images: its classes, and what is no part of it."""
     if isinstance(dataset, FolderDataset):
         return dataset.summary
     labels, networks = dataset.labels, config.networks
@@ -194,7 +199,7 @@ def summary(config: Config, dataset: ImageDataset) -> list[str]:
 
 
 def choose_loader(config: Config, dataset: ImageDataset) -> tuple[str, str]:
-    """The loader's name, and why."""
+    """Return the loader's name, and why."""
     if config.run.loader != "auto":
         return config.run.loader, "asked for"
     if isinstance(dataset, StackedDataset):
@@ -217,7 +222,7 @@ def build_loader(
     num_processes: int = 1,
     say: Callable[[str], None] = lambda text: None,
 ) -> Loader:
-    """The loader that the config asks for; `say` hears which and why. Raises UserError as `check` does."""
+    """Return the loader that the config asks for; `say` hears which and why. Raises UserError as `check` does."""
     check(config, dataset, num_processes)
     require_startable("workers", config.run.workers or None)
     kind, reason = choose_loader(config, dataset)

@@ -18,7 +18,8 @@ RUN, PREPARED = "folder of a run", "folder of a prepared set"
 
 
 def walk(root: Path, without: Path | None = None) -> Iterator[Found]:
-    """(name, entry, "") of every file under `root`, links followed, and (name, None, reason) of what isn't entered.
+    """Yield (name, entry, "") of every file under `root`, links followed, and (name, None, reason) of what isn't
+    entered.
 
     A folder that lies below `root` itself goes before links to it.
     """
@@ -58,7 +59,10 @@ def walk(root: Path, without: Path | None = None) -> Iterator[Found]:
 
 
 def own_folder(names: set[str]) -> str:
-    """What fastgan left, by the names in a folder, whatever its own: no part of a set. "" where it is none of ours."""
+    """Return what fastgan left, by the names in a folder, whatever its own: no part of a set.
+
+    "" where it is none of ours.
+    """
     if "config.json" in names and names & {"sessions.jsonl", "checkpoints", "grids"}:
         return RUN
     return PREPARED if {"index.json", "members.safetensors"} <= names else ""
@@ -72,7 +76,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def list_folder(root: Path, without: Path | None) -> ArchiveReader:
-    """The images under a folder, those under `without` left out."""
+    """Return the images under a folder, those under `without` left out."""
     source = ArchiveReader("folder")
     linked, unnamed = set[tuple[int, int]](), dict[str, tuple[int, int]]()
     for name, entry, fault in walk(root, without):

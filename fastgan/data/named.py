@@ -91,21 +91,21 @@ TOY_SIZE = NUM_IMAGES["toy"]
 
 
 def cache_dir() -> Path:
-    """Where downloads and statistics are kept: FASTGAN_CACHE, else fastgan/ in the XDG cache folder."""
+    """Return where downloads and statistics are kept: FASTGAN_CACHE, else fastgan/ in the XDG cache folder."""
     if folder := os.environ.get("FASTGAN_CACHE"):
         return Path(folder)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fastgan"
 
 
 def num_images(name: str) -> int:
-    """Images in the named set's train split, known before it is here. Raises UserError for an unknown name."""
+    """Return images in the named set's train split, known before it is here. Raises UserError for an unknown name."""
     if name not in NUM_IMAGES:
         raise UserError(f"unknown data set {name!r}: choose from {', '.join(NAMES)}")
     return NUM_IMAGES[name]
 
 
 def get(name: str, say: Callable[[str], None] = print) -> Path | None:
-    """The named set is in the cache; its folder, or None for a set that is drawn of nothing and not kept.
+    """Get the named set into the cache; return its folder, or None for a set that is drawn of nothing and not kept.
 
     Every file that comes is checked before it is kept. `load` checks again what lies there.
 
@@ -141,7 +141,7 @@ def get(name: str, say: Callable[[str], None] = print) -> Path | None:
 
 
 def load(name: str, split: str = "train") -> ArrayDataset:
-    """The named set's `train` or `test` split. Gets it first if need be.
+    """Return the named set's `train` or `test` split. Gets it first if need be.
 
     Raises UserError as `get` does, for a file whose contents aren't those of the data set, and for stacked-mnist.
     """
@@ -158,7 +158,10 @@ def load(name: str, split: str = "train") -> ArrayDataset:
 
 
 def open_named(name: str, split: str = "train") -> ImageDataset:
-    """The named set, ready to be asked for images: loaded, or drawn of what is. Raises UserError as `load` does."""
+    """Return the named set, ready to be asked for images: loaded, or drawn of what is.
+
+    Raises UserError as `load` does.
+    """
     if name != stacked.NAME:
         return load(name, split)
     num_images = stacked.NUM_IMAGES if split == "train" else stacked.NUM_TEST_IMAGES

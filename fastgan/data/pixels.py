@@ -69,7 +69,7 @@ class EncodedImage(NamedTuple):
 
 
 def decode(data: bytes, size: Size | None, fit: str, channels: int | None, tones: Tones = PLAIN) -> np.ndarray:
-    """The image's pixels, uint8 [H, W, C], upright, the first frame of several.
+    """Return the image's pixels, uint8 [H, W, C], upright, the first frame of several.
 
     `size` None leaves the size as it is, `channels` None the channels (1, 3, or 4 where a pixel is transparent). An
     image that has the size isn't resampled. `fit` crop cuts the centre out, pad adds the background (transparency where
@@ -87,7 +87,7 @@ def decode(data: bytes, size: Size | None, fit: str, channels: int | None, tones
 
 @contextmanager
 def opened(data: bytes) -> Iterator[Image.Image]:
-    """The image, of which nothing is decoded yet. Raises BadImage, also for what fails within."""
+    """Open the image, of which nothing is decoded yet. Raises BadImage, also for what fails within."""
     if not data:
         raise BadImage("empty file")
     try:
@@ -101,7 +101,7 @@ def opened(data: bytes) -> Iterator[Image.Image]:
 
 
 def encode_array(pixels: np.ndarray, encoding: str, quality: int = 95) -> bytes:
-    """uint8 pixels [H, W, C] as a PNG or JPEG file, the same bytes for the same pixels."""
+    """Return uint8 pixels [H, W, C] as a PNG or JPEG file, the same bytes for the same pixels."""
     if encoding == "png":
         return _encode_png(pixels)
     out = io.BytesIO()
@@ -128,19 +128,19 @@ def _encode_png(pixels: np.ndarray) -> bytes:
 
 
 def digest(pixels: np.ndarray) -> bytes:
-    """The SHA-256 of shape and pixels: equal images have equal ones, however they were stored."""
+    """Return the SHA-256 of shape and pixels: equal images have equal ones, however they were stored."""
     hashed = sha256(repr(pixels.shape).encode())
     hashed.update(pixels.tobytes())
     return hashed.digest()
 
 
 def encode(recipe: Transform, raws: list[RawImage]) -> list[EncodedImage | BadImage]:
-    """Each image as it is to be stored, or why it can't be."""
+    """Return each image as it is to be stored, or why it can't be."""
     return [_encode(recipe, raw) for raw in raws]
 
 
 def count_channels(raws: list[RawImage]) -> list[int]:
-    """The channels that each image needs (1, 3, or 4 where a pixel is transparent); 0 where it can't be read."""
+    """Return the channels that each image needs (1, 3, or 4 where a pixel is transparent); 0 where it can't be read."""
     return [_count_channels(raw) for raw in raws]
 
 
@@ -156,7 +156,7 @@ def _encode(recipe: Transform, raw: RawImage) -> EncodedImage | BadImage:
 
 
 def pixels_of(recipe: Transform, raw: RawImage) -> np.ndarray:
-    """The image as the recipe wants it, uint8 [H, W, C]. Raises BadImage."""
+    """Return the image as the recipe wants it, uint8 [H, W, C]. Raises BadImage."""
     if isinstance(raw, BadImage):
         raise raw
     if isinstance(raw, np.ndarray):
@@ -166,7 +166,7 @@ def pixels_of(recipe: Transform, raw: RawImage) -> np.ndarray:
 
 
 def bytes_of(raw: bytes | Path) -> bytes:
-    """The file's bytes. Raises BadImage."""
+    """Return the file's bytes. Raises BadImage."""
     if isinstance(raw, bytes):
         return raw
     try:
@@ -197,7 +197,7 @@ def _natural_channels(image: Image.Image) -> int:
 
 
 def is_transparent(image: Image.Image) -> bool:
-    """Whether a pixel is."""
+    """Return whether a pixel is."""
     if not image.has_transparency_data:
         return False
     if image.mode in WIDE_MODES:

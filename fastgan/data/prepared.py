@@ -56,12 +56,12 @@ class PreparedDataset:
         return [np.asarray(shard) for shard in maps]  # the same memory, without the cost of slicing a memmap
 
     def encoded(self, item: int) -> np.ndarray:
-        """The bytes of the image file, uint8 [length]; nothing is copied."""
+        """Return the bytes of the image file, uint8 [length]; nothing is copied."""
         shard, offset, length = self._places[item]
         return self._maps[shard][offset : offset + length]
 
     def decode(self, item: int) -> np.ndarray:
-        """The image, uint8 [H, W, C]. Raises UserError for a file that has changed since it was prepared."""
+        """Return the image, uint8 [H, W, C]. Raises UserError for a file that has changed since it was prepared."""
         try:
             with Image.open(io.BytesIO(self.encoded(item).tobytes())) as image:
                 pixels = np.asarray(image)
@@ -70,7 +70,7 @@ class PreparedDataset:
         return pixels[:, :, None] if pixels.ndim == 2 else pixels
 
     def pixels(self, indices: Tensor) -> Tensor:
-        """The images of the given numbers, uint8 [B, C, H, W], channels last in memory."""
+        """Return the images of the given numbers, uint8 [B, C, H, W], channels last in memory."""
         return decoded(self.decode, indices, (*self.image_size, self.channels))
 
     def content_hash(self) -> str:

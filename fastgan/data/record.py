@@ -34,7 +34,7 @@ class DatasetRecord:
         return json.dumps(asdict(self), indent=1).encode()
 
     def change(self, now: Self, conditional: bool) -> str | None:
-        """How the images of `now` aren't these, as a part of a sentence; None where they are.
+        """Return how the images of `now` aren't these, as a part of a sentence; None where they are.
 
         Labels count where a run is told them.
         """
@@ -45,7 +45,10 @@ class DatasetRecord:
         return "the same images, other labels" if conditional and self.labels_hash != now.labels_hash else None
 
     def class_change(self, now: Self) -> str | None:
-        """Which classes `now` doesn't have or has besides; None where they are the same, or not known by name."""
+        """Return which classes `now` doesn't have or has besides.
+
+        None where they are the same, or not known by name.
+        """
         then, classes = self.classes, now.classes
         if then is None or classes is None or then == classes:
             return None
@@ -57,7 +60,7 @@ class DatasetRecord:
 
 
 def read_record(path: Path) -> DatasetRecord | None:
-    """What a run's data.json says; None for a run of an earlier version, which has none. Raises UserError."""
+    """Return what a run's data.json says; None for a run of an earlier version, which has none. Raises UserError."""
     try:
         return DatasetRecord(**json.loads(path.read_bytes()))
     except FileNotFoundError:
@@ -69,7 +72,7 @@ def read_record(path: Path) -> DatasetRecord | None:
 def find_change(
     path: Path, dataset: ImageDataset, place: str, conditional: bool, say: Callable[[str], None] = print
 ) -> str | None:
-    """How the set at `place` isn't that of the run whose data.json `path` is, as a sentence; None where it is.
+    """Return how the set at `place` isn't that of the run whose data.json `path` is, as a sentence; None where it is.
 
     Where there is no record, as earlier versions kept none, that is said. Raises UserError where it can't be read.
     """

@@ -43,7 +43,10 @@ class Sampler:
 
 
 def batch_positions(images_seen: int, num_images: int, batch_size: int, keep_partial: bool) -> range:
-    """The positions of the batch that starts at `images_seen`; with `keep_partial` it ends where the epoch ends."""
+    """Return the positions of the batch that starts at `images_seen`.
+
+    With `keep_partial` it ends where the epoch ends.
+    """
     size = batch_size
     if keep_partial:
         size = min(size, num_images - images_seen % num_images)
@@ -51,7 +54,7 @@ def batch_positions(images_seen: int, num_images: int, batch_size: int, keep_par
 
 
 def num_steps(total_images: int, num_images: int, batch_size: int, keep_partial: bool) -> int:
-    """The steps from the start of training to where `total_images` have been seen."""
+    """Return the steps from the start of training to where `total_images` have been seen."""
     if not keep_partial:
         return -(-total_images // batch_size)
     epochs, rest = divmod(total_images, num_images)
@@ -59,11 +62,11 @@ def num_steps(total_images: int, num_images: int, batch_size: int, keep_partial:
 
 
 def largest_local_batch(batch_size: int, num_processes: int) -> int:
-    """The most images of a batch that one process has."""
+    """Return the most images of a batch that one process has."""
     return -(-batch_size // num_processes)
 
 
 def local_shard(positions: range, rank: int, num_processes: int) -> range:
-    """One process's contiguous part of a batch; the parts differ in length by one at most."""
+    """Return one process's contiguous part of a batch; the parts differ in length by one at most."""
     start, stop = (len(positions) * part // num_processes for part in (rank, rank + 1))
     return positions[start:stop]

@@ -20,17 +20,17 @@ class Skipped(NamedTuple):
 
 
 def name_bytes(name: str) -> bytes:
-    """The name as it lies on a disk, also where it is no text: what names are sorted by."""
+    """Return the name as it lies on a disk, also where it is no text: what names are sorted by."""
     return name.encode("utf-8", "surrogateescape")
 
 
 def in_order(skipped: Iterable[Skipped]) -> list[Skipped]:
-    """Each once, by name."""
+    """Return each once, by name."""
     return sorted({*skipped}, key=lambda one: (name_bytes(one.file), one.reason))
 
 
 def few(skipped: Iterable[Skipped]) -> str:
-    """How many files of each kind, the most frequent first, with some names, as one line."""
+    """Return how many files of each kind, the most frequent first, with some names, as one line."""
     ordered = in_order(skipped)
     parts = []
     for kind, count in Counter(one.kind for one in ordered).most_common():
@@ -40,5 +40,5 @@ def few(skipped: Iterable[Skipped]) -> str:
 
 
 def show(name: str) -> str:
-    """The name on one line of text, also where it has signs that no terminal shows."""
+    """Return the name on one line of text, also where it has signs that no terminal shows."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)

@@ -45,7 +45,7 @@ class StackedDataset:
         return self._num_images
 
     def pixels(self, indices: Tensor) -> Tensor:
-        """The images of the given numbers, uint8 [B, 3, 32, 32], channels last in memory."""
+        """Return the images of the given numbers, uint8 [B, 3, 32, 32], channels last in memory."""
         classes = self.labels[indices, None] // torch.tensor([100, 10, 1]) % 10  # [B, 3]
         draws = rng.uniform(rng.keys(0, RngStream.STACKED, indices), 3)
         chosen = self._starts[classes] + (draws * self._sizes[classes]).long()
@@ -53,7 +53,7 @@ class StackedDataset:
         return torch.stack(layers, dim=2).view(-1, SIZE, SIZE, 3).permute(0, 3, 1, 2)
 
     def content_hash(self) -> str:
-        """A hash of the definition and of the digits."""
+        """Return a hash of the definition and of the digits."""
         digest = sha256(f"{DEFINITION}, {self._num_images} images, classes {self._sizes.tolist()}".encode())
         digest.update(self._digits.numpy().tobytes())
         return digest.hexdigest()[:16]

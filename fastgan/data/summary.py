@@ -10,13 +10,13 @@ ALL_NAMED = 8  # classes; of more the first ones and the last are named
 
 
 def classes_line(classes: Sequence[str], counts: Sequence[int], num_classes: int | None) -> str:
-    """How many classes, their names with their images, and, where `num_classes` is 0, how they are used."""
+    """Return how many classes, their names with their images, and, where `num_classes` is 0, how they are used."""
     said = f"classes: {len(classes):,} ({name_classes([*map(_with_count, classes, counts)])})"
     return said if num_classes != 0 else f"{said}, not used: --num-classes {len(classes)} tells the networks"
 
 
 def name_classes(classes: Sequence[str]) -> str:
-    """The names, the middle of many left out."""
+    """Return the names, the middle of many left out."""
     names = [show(name) for name in classes]
     return ", ".join(names if len(names) <= ALL_NAMED else [*names[: ALL_NAMED - 2], "...", names[-1]])
 
@@ -26,7 +26,7 @@ def _with_count(name: str, count: int) -> str:
 
 
 def describe_source(name: str, source: ArchiveReader, labelled: Labelled, num_classes: int | None) -> list[str]:
-    """The classes, and what is no part of the set by what or where it is, in a line each where there is any.
+    """Return the classes, and what is no part of the set by what or where it is, in a line each where there is any.
 
     `num_classes` is the run's, None where there is none.
     """

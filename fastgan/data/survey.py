@@ -97,7 +97,7 @@ def _looks(entries: Sequence[Entry]) -> list[Look]:
 
 
 def look_at(data: bytes, measure: bool = True) -> Look:
-    """What is seen of an image, its values where it is wide or is to be measured. Raises BadImage."""
+    """Return what is seen of an image, its values where it is wide or is to be measured. Raises BadImage."""
     with opened(data) as image:
         # A camera's second pictures (MPO) are previews.
         is_paged = image.format != "MPO" and getattr(image, "is_animated", False)

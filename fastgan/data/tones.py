@@ -50,13 +50,16 @@ class Tones(NamedTuple):
 
 
 def unit(image: Image.Image) -> int:
-    """What a level of 8 bits stands for in the numbers of the file, which isn't loaded yet: 257 in colours of 16."""
+    """Return what a level of 8 bits stands for in the numbers of the file, which isn't loaded yet.
+
+    257 in colours of 16.
+    """
     is_cut = image.mode not in WIDE_MODES and any(";16" in str(tile[3]) for tile in getattr(image, "tile", []))
     return 257 if is_cut else 1
 
 
 def values_of(image: Image.Image) -> np.ndarray:
-    """The numbers [H, W] that a file of one wide channel holds."""
+    """Return the numbers [H, W] that a file of one wide channel holds."""
     values = np.asarray(image)
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         bits, kind = image.tag_v2.get(BITS, (1,))[0], image.tag_v2.get(SAMPLE_FORMAT, (1,))[0]
@@ -68,12 +71,12 @@ def values_of(image: Image.Image) -> np.ndarray:
 
 
 def full_range(values: np.ndarray) -> tuple[float, float]:
-    """What is black and white in files of such numbers."""
+    """Return what is black and white in files of such numbers."""
     return (0, 1) if values.dtype.kind == "f" else (0, SIXTEEN_BITS)
 
 
 def to_8_bits(image: Image.Image, value_range: tuple[float, float] | None, level: int = 1) -> Image.Image:
-    """The image in 8 bits a channel, those of a wide one rounded to the nearest of 256 levels.
+    """Return the image in 8 bits a channel, those of a wide one rounded to the nearest of 256 levels.
 
     `value_range` is in the file's numbers, of which a level of its 8 bits is `level`: files whose largest number is
     under the range's end are left as they are. Raises BadImage where no range is given and values are out of the full.

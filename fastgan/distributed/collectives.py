@@ -13,13 +13,13 @@ def is_distributed() -> bool:
 
 
 def rank_and_world_size() -> tuple[int, int]:
-    """This process's number, and how many there are."""
+    """Return this process's number, and how many there are."""
     return (dist.get_rank(), dist.get_world_size()) if is_distributed() else (0, 1)
 
 
 @torch.no_grad()
 def all_reduce_sum(x: Tensor) -> Tensor:
-    """The sum of all processes' tensors, the same on all."""
+    """Return the sum of all processes' tensors, the same on all."""
     if is_distributed():
         x = x.clone()
         dist.all_reduce(x)
@@ -27,12 +27,12 @@ def all_reduce_sum(x: Tensor) -> Tensor:
 
 
 def all_reduce_min(number: int) -> int:
-    """The smallest of all processes' numbers."""
+    """Return the smallest of all processes' numbers."""
     return int(all_gather(torch.tensor(int(number))).min())
 
 
 def all_reduce_mean(values: dict[str, float]) -> dict[str, float]:
-    """Each value's mean over all processes, which have the same names."""
+    """Return each value's mean over all processes, which have the same names."""
     if not is_distributed() or not values:
         return values
     means = all_reduce_sum(torch.tensor(list(values.values()), dtype=torch.float64)) / dist.get_world_size()
@@ -40,13 +40,13 @@ def all_reduce_mean(values: dict[str, float]) -> dict[str, float]:
 
 
 def from_main(number: int) -> int:
-    """The main process's number."""
+    """Return the main process's number."""
     return int(all_gather(torch.tensor(number))[0])
 
 
 @torch.no_grad()
 def all_gather(x: Tensor) -> Tensor:
-    """All processes' tensors, in their order: [...] -> [processes, ...]."""
+    """Return all processes' tensors, in their order: [...] -> [processes, ...]."""
     if not is_distributed():
         return x[None]
     values = x.new_empty(dist.get_world_size(), *x.shape)
@@ -55,7 +55,7 @@ def all_gather(x: Tensor) -> Tensor:
 
 
 def all_gather_rows(x: Tensor) -> Tensor:
-    """All processes' tensors [N, ...], in a row by rank; N may differ."""
+    """Return all processes' tensors [N, ...], in a row by rank; N may differ."""
     sizes = all_gather(torch.tensor(len(x))).tolist()
     padded = torch.cat([x, x.new_zeros(max(sizes) - len(x), *x.shape[1:])])
     return torch.cat([part[:size] for part, size in zip(all_gather(padded), sizes, strict=True)])

@@ -63,7 +63,9 @@ class ConsistencyCheck:
         facts: Callable[[T], Fingerprint] = lambda made: {},
         main_first: bool = False,
     ) -> T:
-        """What `work` returns, with the same facts on every process; with `main_first` rank 0 works before the others.
+        """Return what `work` returns, with the same facts on every process.
+
+        With `main_first` rank 0 works before the others.
 
         All processes call it with the same name, each name once. Where work fails on one with a UserError or an
         OSError, or the facts differ, every process raises the same UserError.
@@ -82,7 +84,9 @@ class ConsistencyCheck:
         return made  # type: ignore[return-value]
 
     def verify(self, name: str, facts: Fingerprint, error: str | None = None) -> None:
-        """All processes have the same facts, and none an error. Raises the same UserError on all where it isn't so.
+        """Check that all processes have the same facts, and none an error.
+
+        Raises the same UserError on all where it isn't so.
 
         Raises Absent where a process doesn't come, or the store has gone.
         """
@@ -170,7 +174,7 @@ class ConsistencyCheck:
 
 
 def of_launch(limit_s: float = LIMIT_S) -> ConsistencyCheck:
-    """The agreement of the processes that a launcher started with this one, as their environment tells.
+    """Return the agreement of the processes that a launcher started with this one, as their environment tells.
 
     Raises Absent where the main process can't be reached within the limit, another program has its port, or a
     process doesn't come.
@@ -255,7 +259,7 @@ def _meet(store: "Store", rank: int, count: int, limit_s: float) -> "Store":
 
 
 def announce(error: UserError, limit_s: float = LIMIT_S) -> UserError:
-    """What to end with where the command line is refused: every process of the launch ends with the same.
+    """Return what to end with where the command line is refused: every process of the launch ends with the same.
 
     For a process that hasn't come to the first agreement, named "launch".
     """
@@ -269,7 +273,7 @@ def announce(error: UserError, limit_s: float = LIMIT_S) -> UserError:
 
 
 def launch_fingerprint(config: Config) -> Fingerprint:
-    """What has to be equal before anything is made: settings and versions."""
+    """Return what has to be equal before anything is made: settings and versions."""
     from fastgan.runs.run_folder import session, version_of
 
     settings = {name: value for name, value in flat(config).items() if name not in OF_HOST}
@@ -280,7 +284,7 @@ def launch_fingerprint(config: Config) -> Fingerprint:
 
 
 def data_fingerprint(dataset: "ImageDataset") -> Fingerprint:
-    """What has to be equal of the images: how many, of which kind, their classes, and what they show."""
+    """Return what has to be equal of the images: how many, of which kind, their classes, and what they show."""
     height, width = dataset.image_size
     facts: dict[str, object] = {"images": len(dataset), "channels": dataset.channels, "size": f"{height}x{width}"}
     if dataset.labels is not None:
@@ -290,7 +294,9 @@ def data_fingerprint(dataset: "ImageDataset") -> Fingerprint:
 
 
 def compare(said: Mapping[int, Mapping[str, Any]]) -> str:
-    """The line that says what is wrong with what each rank said, "" where nothing is; rank 0's facts are the measure.
+    """Return the line that says what is wrong with what each rank said, "" where nothing is.
+
+    Rank 0's facts are the measure.
 
     An error goes before a difference, since it may be the reason of one.
     """
@@ -319,7 +325,7 @@ def compare(said: Mapping[int, Mapping[str, Any]]) -> str:
 
 
 def differences(mine: Fingerprint, others: Fingerprint) -> list[tuple[str, str, str]]:
-    """(kind, name, my value) of every fact that isn't equal; commits are compared where both are known."""
+    """Return (kind, name, my value) of every fact that isn't equal; commits are compared where both are known."""
     found = []
     for kind in others:
         names = list(others[kind]) + [name for name in mine.get(kind, {}) if name not in others[kind]]
@@ -342,7 +348,9 @@ def _who(ranks: list[int], said: Mapping[int, Mapping[str, Any]]) -> str:
 
 
 def port_taken(command: Sequence[str]) -> str | None:
-    """A line where another program has the port of the main host that a launcher's command names; None where not.
+    """Return a line where another program has the port of the main host that a launcher's command names.
+
+    None where not.
 
     For who starts launchers: torch's own waits there for minutes, without a word.
     """

@@ -125,21 +125,23 @@ class Watchdog:
         self._threads = [threading.Thread(target=part, daemon=True) for part in (self._talk, self._watch)]
 
     def start(self) -> "Watchdog":
-        """It watches from now on."""
+        """Watch from now on."""
         if self._store is not None:
             for thread in self._threads:
                 thread.start()
         return self
 
     def close(self) -> None:
-        """It watches no more: this process has done what the others wait for."""
+        """Watch no more: this process has done what the others wait for."""
         self._closed = True
         self._wake.set()
         if self._store is not None and self._threads[0].is_alive():
             self._threads[0].join(timeout=self.beat_s)
 
     def set_phase(self, phase: str, images_seen: int, limit_s: float | None = None) -> None:
-        """This process begins `phase`, in which it may be for `limit_s` (None: the run's limit; longer before step 2).
+        """Begin `phase`, in which this process may be for `limit_s` (None: the run's limit.
+
+        Longer before step 2).
 
         All processes say the same phases in the same order. Nothing is sent from here.
         """
@@ -153,12 +155,12 @@ class Watchdog:
         self._phase = Phase(phase, images_seen, moves, time.monotonic(), limit_s)
 
     def report_saved(self, images_seen: int) -> None:
-        """There is a checkpoint of so many images: the last line names it."""
+        """Note a checkpoint of so many images: the last line names it."""
         self._checkpoint = images_seen
         report(f"checkpoint {images_seen}")
 
     def report_exit(self, reason: str) -> None:
-        """This process ends for the reason; the others needn't wait to find out. Takes a beat at most."""
+        """Tell the others that this process ends, and why: they needn't wait to find out. Takes a beat at most."""
         self._tell(f"rank {self.rank} on {self._host} ended: {reason}")
 
     def _tell(self, text: str) -> None:
@@ -170,7 +172,7 @@ class Watchdog:
                 time.sleep(0.01)
 
     def diagnose(self, error: BaseException) -> str | None:
-        """One line that says why a collective failed; None where `error` is something else.
+        """Return one line that says why a collective failed; None where `error` is something else.
 
         Takes a few beats where the partner hasn't said why it ended.
         """
@@ -368,7 +370,7 @@ class Watchdog:
 
 
 def is_lost(error: BaseException) -> bool:
-    """Whether a collective, or the store under it, failed because a partner or the way to it is gone.
+    """Return whether a collective, or the store under it, failed because a partner or the way to it is gone.
 
     What NCCL, gloo or torch say of a mistake or of this machine, memory or shapes say, is no such failure.
     """
@@ -378,7 +380,7 @@ def is_lost(error: BaseException) -> bool:
 
 
 def collective_timeout(limit_s: float = LIMIT_S) -> timedelta:
-    """For the process groups: longer than any phase's limit, so that the watchdog's line comes first."""
+    """Return the process groups' timeout: longer than any phase's limit, so that the watchdog's line comes first."""
     return timedelta(seconds=2 * max(limit_s, PREPARING_S, EVENT_S))
 
 

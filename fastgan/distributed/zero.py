@@ -38,7 +38,7 @@ class ZeroEngine(Engine):
             yield
 
     def enable_loss_scaling(self) -> None:
-        """Raises UserError."""
+        """Refuse: DeepSpeed scales by itself. Raises UserError."""
         raise UserError(
             f"precision is 'float16': engine zero{self.stage} doesn't scale each player's loss; give --precision "
             "bfloat16, or --engine ddp"

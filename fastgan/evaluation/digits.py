@@ -24,13 +24,13 @@ class DigitsNet(nn.Module):
         self.classifier = nn.Linear(NUM_FEATURES, 10)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Features [B, 96] (0 or more) and class logits [B, 10] of gray images [B, 1, 28, 28] in [0, 255]."""
+        """Return features [B, 96] (0 or more) and class logits [B, 10] of gray images [B, 1, 28, 28] in [0, 255]."""
         features = self.blocks(images.float() / 255).mean(dim=(2, 3))
         return features, self.classifier(features)
 
 
 def for_inference(net: DigitsNet) -> DigitsNet:
-    """The same network, but for rounding, with about a quarter less time on CPUs; it can't be trained any more.
+    """Return the same network, but for rounding, with about a quarter less time on CPUs; it can't be trained any more.
 
     Normalization is part of the convolutions' weights, and channels are last in memory.
     """
@@ -44,7 +44,7 @@ def for_inference(net: DigitsNet) -> DigitsNet:
 
 
 def accuracy(net: DigitsNet, images: Tensor, labels: Tensor, batch_size: int = 1000) -> float:
-    """Share of uint8 images [N, 1, 28, 28] whose largest logit is their label's."""
+    """Return the share of uint8 images [N, 1, 28, 28] whose largest logit is their label's."""
     net.eval()
     with torch.inference_mode():
         hits = [

@@ -26,7 +26,7 @@ class NeighborMetrics(NamedTuple):
 
 
 def frechet(a: Gaussian, b: Gaussian) -> float:
-    """The squared Frechet distance of two Gaussians. Heusel 2017, 1706.08500, eq. 6.
+    """Return the squared Frechet distance of two Gaussians. Heusel 2017, 1706.08500, eq. 6.
 
     Tr sqrt(A B) of A = R R', B = S S' is the sum of the singular values of R' S: no root is taken of an eigenvalue
     that is 0 but for rounding, so that singular covariances, of few images, are no special case.
@@ -37,7 +37,8 @@ def frechet(a: Gaussian, b: Gaussian) -> float:
 
 
 def kernel(fakes: Tensor, reals: Tensor, subsets: int | None = None) -> tuple[float, float]:
-    """Mean and standard deviation of the unbiased squared MMD over subsets, 100 if None, of 1000 features a side.
+    """Return mean and standard deviation of the unbiased squared MMD over subsets, 100 if None, of 1000 features a
+    side.
 
     Kernel (x.y / F + 1)^3. Binkowski 2018, 1801.01401. Features [N, F]; the subsets are torch-fidelity's, and where a
     side has fewer than 1000 images they are as large as it.
@@ -76,7 +77,9 @@ def _cubes(values: Tensor) -> float:
 
 
 def inception_score(splits: Tensor) -> tuple[float, float]:
-    """Mean and standard deviation over splits of exp(mean KL(p(class | image) || p(class))). Salimans 2016, 1606.03498.
+    """Return mean and standard deviation over splits of exp(mean KL(p(class | image) || p(class))).
+
+    Salimans 2016, 1606.03498.
 
     From the sums [S, K + 1] of `features.FeatureStatistics`.
     """
@@ -88,7 +91,7 @@ def inception_score(splits: Tensor) -> tuple[float, float]:
 
 
 def radii(features: Tensor) -> Tensor:
-    """Each feature's distances [N, 2], float64, to its third and fifth nearest other one of [N, F].
+    """Return each feature's distances [N, 2], float64, to its third and fifth nearest other one of [N, F].
 
     Where there are fewer others, to the farthest.
     """
@@ -100,7 +103,7 @@ def radii(features: Tensor) -> Tensor:
 
 
 def neighbors(fakes: Tensor, reals: Tensor, real_radii: Tensor) -> NeighborMetrics:
-    """Of features [N, F] and [M, F], `real_radii` the reals' `radii`.
+    """Return precision, recall, density and coverage of features [N, F] and [M, F], `real_radii` the reals' `radii`.
 
     precision: share of fakes inside some real's ball, as far as the real's third neighbour; recall: the reverse.
     Kynkaanniemi 2019, 1904.06991. density: in how many reals' balls a fake lies, to the fifth neighbour, over 5;

@@ -30,12 +30,12 @@ DIGIT_METRICS = ("confident_digits", "min_class_share_digits", "max_class_share_
 
 @functools.cache
 def made_by() -> dict[str, object]:
-    """What made the figures of a training process, of which generator; asked for once."""
+    """Return what made the figures of a training process, of which generator; asked for once."""
     return {"which": asdict(CheckpointSelector()), "session": session()}
 
 
 def best_of(values: list[float], metric: str) -> int:
-    """How many values came after the best one of the metric; the first of equal ones is the best."""
+    """Return how many values came after the best one of the metric; the first of equal ones is the best."""
     ranked = [-value if fidelity.more_is_better(metric) else value for value in values]
     return len(values) - 1 - ranked.index(min(ranked))
 
@@ -106,7 +106,7 @@ class Evaluator:
             fidelity.require_enough(num_images, len(self.dataset))
 
     def per_class(self, G: nn.Module, num_images: int) -> dict[str, float]:
-        """The Frechet distance of each class by itself, of `num_images` over all classes, in equal numbers.
+        """Return the Frechet distance of each class by itself, of `num_images` over all classes, in equal numbers.
 
         Class c's images are those of the seeds 0, 1, 2 … when G is told c. Raises UserError where G is told no
         classes, or a class is too small.
@@ -120,7 +120,7 @@ class Evaluator:
         return found
 
     def class_parts(self, num_images: int) -> list[Subset]:
-        """The real images of each class. Raises UserError as `per_class` does."""
+        """Return the real images of each class. Raises UserError as `per_class` does."""
         num_classes, labels = self.config.networks.num_classes, self.dataset.labels
         if not num_classes or labels is None:
             raise UserError(
@@ -138,11 +138,11 @@ class Evaluator:
         return parts
 
     def warnings(self, num_images: int) -> list[str]:
-        """What must be known of figures from so few images, a line each."""
+        """Return what must be known of figures from so few images, a line each."""
         return [] if self.counts_modes else fidelity.warnings(num_images, len(self.dataset), self.extractor)
 
     def protocol(self, num_images: int, kid_subsets: int | None = None) -> dict[str, object]:
-        """What must agree before two figures may be compared."""
+        """Return what must agree before two figures may be compared."""
         found: dict[str, object] = {
             "extractor": self.extractor.name,
             "extractor_weights": self.extractor.version,
@@ -178,7 +178,7 @@ class Evaluator:
 def load_on_all(
     config: Config, dataset: ImageDataset, device: torch.device, say: Callable[[str], None]
 ) -> Evaluator | None:
-    """The evaluator that the config asks for, of all processes; None, on all, where one of them can't have it.
+    """Return the evaluator that the config asks for, of all processes; None, on all, where one of them can't have it.
 
     What `auto` chose for want of Inception's weights, and why there is none, is said.
     """
@@ -202,6 +202,6 @@ def load_on_all(
 
 
 def check_metric(name: str | None, evaluator: Evaluator | None) -> None:
-    """Raises UserError where the metric isn't one that the evaluator measures."""
+    """Check that the evaluator measures the metric. Raises UserError where it doesn't."""
     if name is not None and evaluator is not None and name not in evaluator.metrics:
         raise UserError(f"best_by is {name!r}: choose from {', '.join(evaluator.metrics)}")

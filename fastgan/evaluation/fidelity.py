@@ -24,12 +24,12 @@ MORE_IS_BETTER = ("is_", "precision_", "recall_", "density_", "coverage_", "conf
 
 
 def latents(seeds: Tensor, z_dim: int) -> Tensor:
-    """The latents [B, z_dim] of sample seeds [B]: the same in every run, on every device."""
+    """Return the latents [B, z_dim] of sample seeds [B]: the same in every run, on every device."""
     return rng.normal(rng.keys(0, RngStream.SAMPLES, seeds), z_dim)
 
 
 def labels_for(seeds: Tensor, num_classes: int, data_labels: Tensor | None = None) -> Tensor | None:
-    """The classes [B] of sample seeds [B]; None where the networks know none (`num_classes` 0).
+    """Return the classes [B] of sample seeds [B]; None where the networks know none (`num_classes` 0).
 
     They take turns: seed % num_classes. Or they follow a data set with `data_labels` [N]: seed s gets the class of
     image s of its order of seed 0, so that N seeds have the data's classes, each as often as there.
@@ -42,14 +42,19 @@ def labels_for(seeds: Tensor, num_classes: int, data_labels: Tensor | None = Non
 
 
 def labels_of_data(seeds: Tensor, data_labels: Tensor) -> Tensor:
-    """The labels of the data set's images [N] or [N, K] that sample seeds [B] stand for, in its order of seed 0."""
+    """Return the labels of the data set's images [N] or [N, K] that sample seeds [B] stand for, in its order of seed
+    0.
+    """
     order = Sampler(len(data_labels), seed=0)
     items = [order.dataset_indices(range(seed, seed + 1)) for seed in seeds.tolist()]
     return data_labels.cpu()[torch.cat(items)].to(seeds.device)
 
 
 def conditions_for(seeds: Tensor, networks: NetworkConfig, data_labels: Tensor | None) -> Tensor | None:
-    """What networks are told of sample seeds [B] where nothing is asked for: classes in turn, or the data's vectors."""
+    """Return what networks are told of sample seeds [B] where nothing is asked for.
+
+    Classes in turn, or the data's vectors.
+    """
     if networks.condition != "vector":
         return labels_for(seeds, networks.num_classes)
     assert data_labels is not None  # as `loaders.check` made sure
@@ -60,25 +65,28 @@ def conditions_for(seeds: Tensor, networks: NetworkConfig, data_labels: Tensor |
 def images_of(
     G: nn.Module, seeds: Iterable[int], z_dim: int, device: torch.device, labels: Tensor | None = None
 ) -> Tensor:
-    """uint8 images [B, C, H, W] of the seeds, in 8 bits as saved images are; told `labels`, where G is told any."""
+    """Return uint8 images [B, C, H, W] of the seeds, in 8 bits as saved images are.
+
+    Told `labels`, where G is told any.
+    """
     numbers = torch.tensor(list(seeds), device=device)
     given = () if labels is None else (labels.to(device),)
     return to_bytes(G(latents(numbers, z_dim), *given))
 
 
 def distance_name(extractor_name: str) -> str:
-    """What the Frechet distance of the extractor's features may be called."""
+    """Return what the Frechet distance of the extractor's features may be called."""
     return f"{'fid' if extractor_name == 'inception' else 'fd'}_{extractor_name}"
 
 
 def names(extractor: Extractor) -> list[str]:
-    """The metrics that `measure` finds with the extractor."""
+    """Return the metrics that `measure` finds with the extractor."""
     kinds = [kind for kind in KINDS if extractor.num_classes or not kind.startswith("is")]
     return [distance_name(extractor.name), *(f"{kind}_{extractor.name}" for kind in kinds)]
 
 
 def more_is_better(metric: str) -> bool:
-    """Whether a larger value of the metric means better images."""
+    """Return whether a larger value of the metric means better images."""
     return metric.startswith(MORE_IS_BETTER)
 
 
@@ -94,7 +102,7 @@ def require_enough(num_fakes: int, num_reals: int) -> None:
 def measure(
     fakes: FeatureStatistics, reals: RealStatistics, extractor: Extractor, kid_subsets: int | None = None
 ) -> dict[str, float]:
-    """Metrics of generated images against real ones, by name.
+    """Return metrics of generated images against real ones, by name.
 
         `fid_` (`fd_` unless Inception's), `kid_` and `is_` with their standard deviations over subsets and splits, and
         `precision_`, `recall_`, `density_`, `coverage_`: see `distances`; all but the first and `is_` of at most 10,000
@@ -114,7 +122,7 @@ def measure(
 
 
 def warnings(num_fakes: int, num_reals: int, extractor: Extractor) -> list[str]:
-    """What must be known of figures from so few images, a line each; none where there are enough."""
+    """Return what must be known of figures from so few images, a line each; none where there are enough."""
     found = []
     for kind, count in (("generated", num_fakes), ("real", num_reals)):
         if count <= extractor.num_features:
@@ -126,7 +134,7 @@ def warnings(num_fakes: int, num_reals: int, extractor: Extractor) -> list[str]:
 
 
 def settings(num_fakes: int, num_reals: int, kid_subsets: int | None = None) -> dict[str, object]:
-    """What else the metrics depend on, for the protocol beside them."""
+    """Return what else the metrics depend on, for the protocol beside them."""
     near = [min(count, NUM_NEIGHBOR_IMAGES) for count in (num_fakes, num_reals)]
     return {
         "num_neighbor_images": NUM_NEIGHBOR_IMAGES,

@@ -15,7 +15,7 @@ from fastgan.utils.pngs import grid
 
 
 def slerp(start: Tensor, end: Tensor, share: Tensor) -> Tensor:
-    """Latents [T, B, Z] at the shares [T] of the way from `start` to `end` [B, Z], along the arc between them.
+    """Return latents [T, B, Z] at the shares [T] of the way from `start` to `end` [B, Z], along the arc between them.
 
     The shares 0 and 1 give `start` and `end`. Equal or opposite ones, between which no arc is the right one, are joined
     by a straight line. Shoemake 1985, "Animating rotation with quaternion curves".
@@ -32,7 +32,7 @@ def slerp(start: Tensor, end: Tensor, share: Tensor) -> Tensor:
 
 
 def strip(G: nn.Module, rows: int, columns: int, z_dim: int, labels: Tensor | None, device: torch.device) -> Tensor:
-    """uint8 images [rows * columns, C, H, W]: row k goes from seed 2k to 2k + 1, told label k [rows, ...]."""
+    """Return uint8 images [rows * columns, C, H, W]: row k goes from seed 2k to 2k + 1, told label k [rows, ...]."""
     seeds = torch.arange(2 * rows, device=device)
     z = latents(seeds, z_dim).view(rows, 2, z_dim)
     path = slerp(z[:, 0], z[:, 1], torch.linspace(0, 1, columns, device=device)).transpose(0, 1)
@@ -67,7 +67,7 @@ class Walk:
         return told[turn % len(told)]
 
     def steps(self, z_dim: int) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """Latents [count, Z] and classes [count] of each frame."""
+        """Yield latents [count, Z] and classes [count] of each frame."""
         shares = torch.arange(self.frames) / self.frames
         for position in range(len(self.seeds)):
             path = slerp(self._latents(position, z_dim), self._latents(position + 1, z_dim), shares)
@@ -77,7 +77,7 @@ class Walk:
 
 @torch.inference_mode()
 def pictures(walk: Walk, G: nn.Module, z_dim: int, device: torch.device) -> Iterator[np.ndarray]:
-    """A picture [H, W, C] of all walks for each frame."""
+    """Yield a picture [H, W, C] of all walks for each frame."""
     columns = math.isqrt(walk.count)
     together = max(1, BATCH_SIZE // walk.count)
     waiting: list[tuple[Tensor, Tensor | None]] = []

@@ -33,7 +33,7 @@ class Legibility(NamedTuple):
 
 
 def score(counts: Tensor) -> ModeScore:
-    """The score of a histogram [K] of images over all K modes. Metz 2017, 1611.02163, sec. 3.3.
+    """Return the score of a histogram [K] of images over all K modes. Metz 2017, 1611.02163, sec. 3.3.
 
     The floor is the bias of entropy taken from a sample: Miller 1955. Needs one image at least.
     """
@@ -45,7 +45,7 @@ def score(counts: Tensor) -> ModeScore:
 
 
 def stacked_modes(images: Tensor, digits: Extractor) -> Tensor:
-    """The modes 100 a + 10 b + c, int64 [B], that the classifier sees in uint8 images [B, 3, 32, 32]."""
+    """Return the modes 100 a + 10 b + c, int64 [B], that the classifier sees in uint8 images [B, 3, 32, 32]."""
     inside = images[:, :, PADDING:-PADDING, PADDING:-PADDING]
     _, logits = digits(inside.reshape(-1, 1, *inside.shape[2:]))  # each channel an image of its own
     a, b, c = logits.argmax(1).view(-1, 3).unbind(1)
@@ -53,13 +53,16 @@ def stacked_modes(images: Tensor, digits: Extractor) -> Tensor:
 
 
 def mode_counts(batches: Iterable[Tensor], digits: Extractor) -> Tensor:
-    """How many of the images have each mode, int64 [1000], on the CPU; of no batch: none."""
+    """Return how many of the images have each mode, int64 [1000], on the CPU; of no batch: none."""
     counts = [stacked_modes(batch, digits).bincount(minlength=NUM_MODES) for batch in batches]
     return torch.stack(counts).sum(0).cpu() if counts else torch.zeros(NUM_MODES, dtype=torch.int64)
 
 
 def legible_counts(logits: Tensor) -> Tensor:
-    """How many of logits [N, K] have each class as their largest and, last, how many are confident: int64 [K + 1]."""
+    """Return how many of logits [N, K] have each class as their largest and, last, how many are confident.
+
+    Int64 [K + 1].
+    """
     confidence, classes = logits.softmax(1).max(1)
     counts = torch.zeros(logits.shape[1] + 1, dtype=torch.int64, device=logits.device)
     counts.index_add_(0, classes, torch.ones_like(classes))
@@ -68,7 +71,7 @@ def legible_counts(logits: Tensor) -> Tensor:
 
 
 def legibility_from(counts: Tensor) -> Legibility:
-    """Of what `legible_counts` has counted, of any batches and processes together."""
+    """Return the figures of what `legible_counts` has counted, of any batches and processes together."""
     num_images = int(counts[:-1].sum())
     shares = counts[:-1].double() / num_images
     return Legibility(float(counts[-1]) / num_images, shares.tolist())

@@ -42,18 +42,21 @@ class Subset:
         return len(self.items)
 
     def pixels(self, items: Tensor) -> Tensor:
-        """The images of the given numbers, uint8 [B, C, H, W]."""
+        """Return the images of the given numbers, uint8 [B, C, H, W]."""
         return self.dataset.pixels(self.items[items])
 
     def content_hash(self) -> str:
-        """A hash of the whole set's and of which images these are."""
+        """Return a hash of the whole set's and of which images these are."""
         digest = sha256(self.dataset.content_hash().encode())
         digest.update(self.items.numpy().tobytes())
         return digest.hexdigest()[:16]
 
 
 def key(dataset: ImageDataset, extractor: Extractor) -> str:
-    """What the statistics depend on: the set's content, the transform, the extractor's weights, this code's version."""
+    """Return what the statistics depend on.
+
+    The set's content, the transform, the extractor's weights, this code's version.
+    """
     seen = sha256(f"{extractor.version} {extractor.transform}".encode()).hexdigest()[:16]
     return f"{dataset.content_hash()}-{extractor.name}-{seen}-v{STATISTICS_VERSION}"
 
@@ -64,7 +67,7 @@ def real_statistics(
     device: torch.device,
     batch_size: int = BATCH_SIZE,
 ) -> RealStatistics:
-    """The set's statistics, from the cache where the same images and extractor were measured before.
+    """Return the set's statistics, from the cache where the same images and extractor were measured before.
 
     All processes call it; where one has no cached ones, all extract.
     """

@@ -49,7 +49,7 @@ class CheckpointSelector:
 
 
 def parse_seeds(text: str, name: str = "seeds", example: str = "0-63 or 1,5,8-11") -> list[int]:
-    """The numbers of a list like `1,5,8-11`. Raises UserError, which bears `name`, for anything else."""
+    """Return the numbers of a list like `1,5,8-11`. Raises UserError, which bears `name`, for anything else."""
     seeds: list[int] = []
     for part in text.split(","):
         match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
@@ -63,12 +63,14 @@ def parse_seeds(text: str, name: str = "seeds", example: str = "0-63 or 1,5,8-11
 
 
 def to_device() -> torch.device:
-    """Where a command without processes computes."""
+    """Return where a command without processes computes."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def open_run(path: Path, which: CheckpointSelector | None = None) -> tuple[RunFolder, Config, Checkpoint, nn.Module]:
-    """A run's folder, settings, what G is read from, and G: an average in the newest whole checkpoint or the best, or
+    """Return a run's folder, settings, what G is read from, and G.
+
+    An average in the newest whole checkpoint or the best, or
     of a length.
 
     Raises UserError where one of them is missing.
@@ -113,7 +115,7 @@ def _name(average: int, count: int) -> str:
 
 
 def parse_classes(text: str, config: Config, names: Sequence[str] = ()) -> list[int]:
-    """The numbers of classes like `7`, `0-9`, or of names like `cat,dog`.
+    """Return the numbers of classes like `7`, `0-9`, or of names like `cat,dog`.
 
     Where all names are numbers, those are meant. Raises UserError for a class that the run doesn't have.
     """
@@ -135,7 +137,10 @@ def parse_classes(text: str, config: Config, names: Sequence[str] = ()) -> list[
 
 
 def parse_vector(text: str, config: Config) -> Tensor:
-    """The numbers [K] of a vector like `0.1,0.9`. Raises UserError where the run is told none, or one of others."""
+    """Return the numbers [K] of a vector like `0.1,0.9`.
+
+    Raises UserError where the run is told none, or one of others.
+    """
     length = config.networks.vector_dim
     if not length:
         raise UserError(f"vector is {text!r}: the run has no vectors, leave it out")
@@ -149,7 +154,9 @@ def parse_vector(text: str, config: Config) -> Tensor:
 
 
 def vectors_of(config: Config, text: str | None, seeds: Tensor) -> Tensor | None:
-    """The vectors [B, K] of the seeds: the one that is asked for, or those of the run's data; None in a run without.
+    """Return the vectors [B, K] of the seeds: the one that is asked for, or those of the run's data.
+
+    None in a run without.
 
     Raises UserError for a wrong one, or where the data can't be read.
     """
@@ -177,7 +184,9 @@ def _by_name(text: str, names: list[str]) -> list[int] | None:
 
 @torch.inference_mode()
 def images_of(G: nn.Module, seeds: list[int], z_dim: int, device: torch.device, labels: Tensor | None = None) -> Tensor:
-    """uint8 images [N, C, H, W] of the seeds, told `labels` [N] or [N, K] where G is to be told any, on the CPU."""
+    """Return uint8 images [N, C, H, W] of the seeds, told `labels` [N] or [N, K] where G is to be told any, on the
+    CPU.
+    """
     images = []
     for places in torch.arange(len(seeds)).split(BATCH_SIZE):
         part = torch.tensor(seeds)[places].to(device)

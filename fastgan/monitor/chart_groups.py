@@ -106,7 +106,10 @@ CHART_GROUPS: dict[str, tuple[Chart, ...]] = {
 
 
 def groups_of(names: Collection[str]) -> dict[str, list[tuple[Chart, list[str]]]]:
-    """The charts that some of the figures are on, with those figures, by group; figures of no chart are left out."""
+    """Return the charts that some of the figures are on, with those figures, by group.
+
+    Figures of no chart are left out.
+    """
     groups = {}
     for group, charts in CHART_GROUPS.items():
         found = [(chart, [name for name in names if chart.has(name)]) for chart in charts]
@@ -116,7 +119,7 @@ def groups_of(names: Collection[str]) -> dict[str, list[tuple[Chart, list[str]]]
 
 
 def custom_scalars(config: Config) -> dict[str, dict[str, list]]:
-    """The charts to expect of a run, as TensorBoard's custom page takes them."""
+    """Return the charts to expect of a run, as TensorBoard's custom page takes them."""
     return {
         group: {chart.title: ["Multiline", list(chart.patterns)] for chart in charts if chart.is_expected(config)}
         for group, charts in CHART_GROUPS.items()

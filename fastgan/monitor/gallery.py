@@ -26,7 +26,7 @@ class Gallery:
 
     @torch.inference_mode()
     def draw(self, images_seen: int, G: nn.Module, images: Tensor) -> None:
-        """The board has the pictures of G; `images` [N, C, H, W] in [-1, 1] are its samples in the grid."""
+        """Put G's pictures into TensorBoard; `images` [N, C, H, W] in [-1, 1] are its samples in the grid."""
         networks = self.config.networks
         parts = [("real", self._real_grid(len(images))), ("generated", grid(to_bytes(images)))]
         self.board.picture(images_seen, "real_and_fake", side_by_side(parts))

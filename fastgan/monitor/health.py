@@ -171,7 +171,7 @@ def _slopes(judge: Network) -> Network:
 
 
 def accuracies(loss: str, real: Tensor, fake: Tensor, average: Tensor) -> dict[str, Tensor]:
-    """How often D is right on reals, on G's images, and on its average's, by the logits [B] of each."""
+    """Return how often D is right on reals, on G's images, and on its average's, by the logits [B] of each."""
     if loss not in BOUNDARY:
         pairs = real_accuracy(loss, real, fake)
         ema = real_accuracy(loss, real, average)
@@ -184,7 +184,7 @@ def accuracies(loss: str, real: Tensor, fake: Tensor, average: Tensor) -> dict[s
 
 
 def real_accuracy(loss: str, logits: Tensor, fake: Tensor) -> Tensor:
-    """The share of logits [B] that mean real; of the pairs with fakes, where they mean nothing by themselves."""
+    """Return the share of logits [B] that mean real; of the pairs with fakes, where they mean nothing by themselves."""
     assert loss in LOSSES
     if loss in BOUNDARY:
         return (logits > BOUNDARY[loss]).double().mean()
@@ -192,12 +192,12 @@ def real_accuracy(loss: str, logits: Tensor, fake: Tensor) -> Tensor:
 
 
 def pairs_above(logits: Tensor, others: Tensor) -> Tensor:
-    """The share of all pairs, [B] and [N], in which the first is higher; those that are equal count half."""
+    """Return the share of all pairs, [B] and [N], in which the first is higher; those that are equal count half."""
     return ((logits[:, None] - others).sign().double().mean() + 1) / 2
 
 
 def label_use(judge: Network, images: Tensor, labels: Tensor, own: Tensor) -> Tensor:
-    """The share of pairs of images of different classes that fit their classes better than each other's.
+    """Return the share of pairs of images of different classes that fit their classes better than each other's.
 
     That is by the sum of both logits, so that it doesn't count which classes D holds for more real than others. `own`
     [B] are the logits of the images with their classes.
@@ -214,38 +214,41 @@ def label_use(judge: Network, images: Tensor, labels: Tensor, own: Tensor) -> Te
 
 
 def moved(images: Tensor) -> Tensor:
-    """The images one pixel further down and to the right, their edges repeated."""
+    """Return the images one pixel further down and to the right, their edges repeated."""
     return F.pad(images, (1, 0, 1, 0), mode="replicate")[:, :, :-1, :-1]
 
 
 def shrunk(images: Tensor) -> Tensor:
-    """Images [B, C, H, W] with sides of at most about 32, flat: [B, F], float32."""
+    """Return images [B, C, H, W] with sides of at most about 32, flat: [B, F], float32."""
     factor = max(1, min(images.shape[2:]) // COMPARED_SIDE)
     return F.avg_pool2d(images.float(), factor).flatten(1)
 
 
 def ratio(part: Tensor, whole: Tensor) -> Tensor:
-    """The part as a share of the whole; 0 where that is 0."""
+    """Return the part as a share of the whole; 0 where that is 0."""
     return torch.where(whole > 0, part / whole, 0.0)
 
 
 def pairwise(images: Tensor) -> Tensor:
-    """The mean distance of two different images of [B, F]; 0 of one."""
+    """Return the mean distance of two different images of [B, F]; 0 of one."""
     return torch.pdist(images.double()).mean() if len(images) > 1 else images.new_zeros(())
 
 
 def nearest(images: Tensor, others: Tensor) -> Tensor:
-    """The distance of each image to the nearest of the others: [B, F], [N, F] -> [B]."""
+    """Return the distance of each image to the nearest of the others: [B, F], [N, F] -> [B]."""
     return torch.cdist(images, others).min(1).values
 
 
 def saturation(images: Tensor) -> Tensor:
-    """The share of values at the ends of tanh."""
+    """Return the share of values at the ends of tanh."""
     return (images.abs() > SATURATED).double().mean()
 
 
 def held_out_source(config: Config, dataset: ImageDataset) -> ImageDataset | None:
-    """Images like those of training that training never sees; None where there are none, as in a user's folder."""
+    """Return images like those of training that training never sees.
+
+    None where there are none, as in a user's folder.
+    """
     name = config.data.data
     if name not in NAMES or name in NO_TEST_SPLIT:
         return None
@@ -255,7 +258,7 @@ def held_out_source(config: Config, dataset: ImageDataset) -> ImageDataset | Non
 
 
 def fixed_images(config: Config, dataset: ImageDataset, device: torch.device) -> FixedBatch:
-    """The first images that training saw, as many held-out ones, and what their distances are."""
+    """Return the first images that training saw, as many held-out ones, and what their distances are."""
     seen = Sampler(len(dataset), config.seed).dataset_indices(range(min(len(dataset), NUM_NEIGHBORS)))
     pixels = dataset.pixels(seen).to(device)
     conditional = config.networks.is_conditional

@@ -21,7 +21,7 @@ class Span(NamedTuple):
 
 
 def spans(rows: Rows) -> list[Span]:
-    """What the rows of log.jsonl say of the losses; each row stands for the images since the one before."""
+    """Return what the rows of log.jsonl say of the losses; each row stands for the images since the one before."""
     found: list[Span] = []
     for row in rows:
         if G_LOSS in row and D_LOSS in row:
@@ -31,7 +31,7 @@ def spans(rows: Rows) -> list[Span]:
 
 
 def last_epoch(rows: Rows, num_images: int) -> tuple[float, float]:
-    """The mean losses of G and D over the epoch in which the last row began, each row weighted by its images.
+    """Return the mean losses of G and D over the epoch in which the last row began, each row weighted by its images.
 
     A batch that runs on across an epoch's end belongs to the epoch in which it began.
     """
@@ -44,7 +44,7 @@ def last_epoch(rows: Rows, num_images: int) -> tuple[float, float]:
 
 
 def save(path: Path, rows: Rows, num_images: int, title: str, loss: str) -> None:
-    """The file shows both losses over epochs and images seen, as a PNG; without rows it is left as it is.
+    """Plot both losses over epochs and images seen as a PNG; without rows the file is left as it is.
 
     Raises OSError.
     """

@@ -9,7 +9,7 @@ from fastgan.utils.pngs import save_gif
 
 
 def save_pictures(folder: RunFolder, config: Config, images_seen: int, num_images: int) -> None:
-    """training.gif shows every grid up to `images_seen`, the last one longest; losses.png both losses.
+    """Write training.gif of every grid up to `images_seen`, the last one longest, and losses.png of both losses.
 
     `num_images` are the data set's. Raises OSError.
     """
@@ -20,6 +20,6 @@ def save_pictures(folder: RunFolder, config: Config, images_seen: int, num_image
 
 
 def are_pictures_missing(folder: RunFolder) -> bool:
-    """Whether a session was killed between its last checkpoint and its pictures."""
+    """Return whether a session was killed between its last checkpoint and its pictures."""
     saved = (Checkpoints(folder.checkpoints).paths()[-1] / STATE).stat().st_mtime_ns
     return any(not path.exists() or path.stat().st_mtime_ns < saved for path in (folder.gif, folder.losses))

@@ -30,7 +30,7 @@ class Profiler:
         )
 
     def schedule(self) -> list[Hook]:
-        """What must happen after each step."""
+        """Return what must happen after each step."""
         return [Hook(1, self.step)]
 
     def step(self, trainer: Trainer) -> None:
@@ -57,7 +57,10 @@ class Profiler:
 
 
 def costs(profiler: profile, on_gpu: bool) -> list[str]:
-    """The operations in which most time was spent, what they call left out: share, milliseconds and calls a step."""
+    """Return the operations in which most time was spent, what they call left out.
+
+    Share, milliseconds and calls a step.
+    """
     found = profiler.key_averages()
     spent = {
         event.key: (event.self_device_time_total if on_gpu else event.self_cpu_time_total, event.count)

@@ -18,19 +18,19 @@ class Progress:
         self._bar: tqdm | None = None
 
     def begin_epoch(self, images_seen: int) -> None:
-        """An epoch begins at `images_seen`, or goes on there after a resume."""
+        """Begin an epoch at `images_seen`, or go on there after a resume."""
 
     def step(self, images_seen: int, epoch: int) -> None:
-        """A step has ended."""
+        """Count a step that has ended."""
 
     def losses(self, images_seen: int, epoch: int, g_loss: float, d_loss: float) -> None:
-        """New losses are known."""
+        """Show new losses."""
 
     def end_epoch(self, g_loss: float, d_loss: float) -> None:
-        """The epoch that the last step belonged to has ended, with these mean losses."""
+        """End the epoch that the last step belonged to, with these mean losses."""
 
     def say(self, text: str) -> None:
-        """A line of its own, above the bar where there is one."""
+        """Print a line of its own, above the bar where there is one."""
         if self._bar is not None:
             self._bar.write(text, file=self._out)
         else:

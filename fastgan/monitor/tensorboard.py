@@ -51,11 +51,11 @@ class RunLogger:
         writer.add_summary(summary, images_seen)
 
     def log(self, images_seen: int, values: dict[str, float]) -> None:
-        """Losses, logits, metrics: a row in log.jsonl, points in TensorBoard."""
+        """Write losses, logits, metrics: a row in log.jsonl, points in TensorBoard."""
         self._row(self.folder.log, images_seen, values)
 
     def log_performance(self, images_seen: int, values: dict[str, float]) -> None:
-        """Speed, memory, health: a row in performance.jsonl, points in TensorBoard."""
+        """Write speed, memory, health: a row in performance.jsonl, points in TensorBoard."""
         self._row(self.folder.performance, images_seen, values)
 
     def _row(self, path: Path, images_seen: int, values: dict[str, float]) -> None:
@@ -65,14 +65,14 @@ class RunLogger:
         self._writer.flush()
 
     def grid(self, images_seen: int, images: Tensor) -> Path:
-        """The images [N, C, H, W] in [-1, 1] as a square grid: a PNG in grids/, a picture in TensorBoard."""
+        """Return the images [N, C, H, W] in [-1, 1] as a square grid: a PNG in grids/, a picture in TensorBoard."""
         pixels = grid(to_bytes(images))
         path = self.folder.grids / f"{images_seen:012d}.png"
         self._picture(images_seen, "samples", path, pixels)
         return path
 
     def picture(self, images_seen: int, name: str, pixels: np.ndarray) -> None:
-        """The picture [H, W, C] is NAME.png in the run folder, in the place of an earlier one, and in TensorBoard."""
+        """Write the picture [H, W, C] as NAME.png into the run folder, over an earlier one, and into TensorBoard."""
         self._picture(images_seen, name, self.folder.path / f"{name}.png", pixels)
 
     def _picture(self, images_seen: int, name: str, path: Path, pixels: np.ndarray) -> None:
@@ -84,7 +84,7 @@ class RunLogger:
         self._writer.flush()
 
     def histograms(self, images_seen: int, nets: dict[str, nn.Module]) -> None:
-        """TensorBoard has a histogram of each parameter that this process holds; under zero3 it holds few of D's."""
+        """Write a histogram of each parameter that this process holds; under zero3 it holds few of D's."""
         for side, net in nets.items():
             for name, value in net.named_parameters():
                 if value.numel() and bool(value.isfinite().all()):

@@ -84,7 +84,7 @@ BUILDERS: dict[str, Callable[[Config], tuple[nn.Module, nn.Module]]] = {
 
 
 def build(config: Config, device: torch.device | str = "cpu") -> tuple[nn.Module, nn.Module]:
-    """G and D of the config, channels last on `device`, with first weights that the seed alone decides.
+    """Return G and D of the config, channels last on `device`, with first weights that the seed alone decides.
 
     The caller's random state is left as it was. Raises UserError for an unknown network, or for a size, a precision,
     classes or checkpointing that it can't make.
@@ -104,13 +104,13 @@ def build(config: Config, device: torch.device | str = "cpu") -> tuple[nn.Module
 
 
 def sizes(config: Config) -> tuple[int, int]:
-    """The numbers of parameters of G and D, which needn't be built for it. Raises UserError as `build` does."""
+    """Return the numbers of parameters of G and D, which needn't be built for it. Raises UserError as `build` does."""
     G, D = outline(config)
     return num_parameters(G), num_parameters(D)
 
 
 def outline(config: Config) -> tuple[nn.Module, nn.Module]:
-    """G and D without content, which take no memory. Raises UserError as `build` does."""
+    """Return G and D without content, which take no memory. Raises UserError as `build` does."""
     try:
         with torch.device("meta"):
             return _make(config)
@@ -119,7 +119,7 @@ def outline(config: Config) -> tuple[nn.Module, nn.Module]:
 
 
 def in_words(config: Config) -> str:
-    """What the networks' sizes come from."""
+    """Return what the networks' sizes come from."""
     networks, data = config.networks, config.data
     stages = f"stages {' '.join(map(str, networks.stages))}, " if networks.stages else ""
     size = f"image_size {data.image_size[0]} {data.image_size[1]}, channels {data.channels}"
@@ -150,7 +150,10 @@ def _place(net: nn.Module, device: torch.device | str) -> nn.Module:
 
 
 def example_labels(networks: NetworkConfig, numbers: Tensor) -> Tensor | None:
-    """Labels of as many images as there are numbers [B], of the kind that the networks are told; None for none."""
+    """Return labels of as many images as there are numbers [B], of the kind that the networks are told.
+
+    None for none.
+    """
     if networks.condition == "vector":
         return torch.zeros(len(numbers), networks.vector_dim, device=numbers.device)
     return numbers % networks.num_classes if networks.num_classes else None

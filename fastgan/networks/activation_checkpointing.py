@@ -80,7 +80,7 @@ class Checkpointed(nn.Module):
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
-        """The same values and gradients, first and second, in either way."""
+        """Return the same values and gradients, first and second, in either way."""
         if not self.recompute or not torch.is_grad_enabled() or torch.compiler.is_compiling():
             return self.compute(x)
         names, weights = zip(*self.named_parameters(), strict=True)
@@ -98,7 +98,7 @@ class Checkpointed(nn.Module):
 
 
 def checkpoint_activations(net: nn.Module) -> int:
-    """The net's layers that can keep their inputs alone from now on; returns how many there are."""
+    """Return the net's layers that can keep their inputs alone from now on; returns how many there are."""
     layers = [layer for layer in net.modules() if isinstance(layer, Checkpointed)]
     for layer in layers:
         layer.recompute = True

@@ -53,7 +53,7 @@ class Generator(nn.Module):
         self.apply(_init)
 
     def forward(self, z: Tensor, labels: Tensor | None = None, keys: Tensor | None = None) -> Tensor:
-        """Images [B, C, H, W] in [-1, 1] of latents [B, z_dim]; labels as in `encode_condition`."""
+        """Return images [B, C, H, W] in [-1, 1] of latents [B, z_dim]; labels as in `encode_condition`."""
         if self.condition_width:
             z = torch.cat([z, encode_condition(labels, self.condition_width, z.dtype)], dim=1)
         x = self.dense(z).view(len(z), *self.base, -1).permute(0, 3, 1, 2)
@@ -84,7 +84,7 @@ class Discriminator(nn.Module):
         self.apply(_init)
 
     def forward(self, images: Tensor, labels: Tensor | None = None, keys: Tensor | None = None) -> Tensor:
-        """Logits [B] of images [B, C, H, W]; labels as in `encode_condition`."""
+        """Return logits [B] of images [B, C, H, W]; labels as in `encode_condition`."""
         x = F.leaky_relu(self.input(images), SLOPE)
         for down in reversed(self.downs):
             x = F.leaky_relu(down(x), SLOPE)

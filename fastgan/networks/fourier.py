@@ -67,7 +67,8 @@ def _make_basis(size: tuple[int, int], kernel: int, dtype: torch.dtype) -> Fouri
 
 
 def is_faster(x: Tensor, size: tuple[int, int], kernel: int, taps: float, channels: tuple[int, int]) -> bool:
-    """Whether this form of a convolution of x [B, ...], with channels in and out, takes far fewer multiplications.
+    """Return whether this form of a convolution of x [B, ...], with channels in and out, takes far fewer
+    multiplications.
 
     `kernel` is the side of the kernel here, `taps` what the plain convolution multiplies for a place and two channels.
     """

@@ -41,7 +41,7 @@ class Generator128(nn.Module):
         self.apply(init_keras)
 
     def forward(self, z: Tensor, labels: Tensor | None = None, keys: Tensor | None = None) -> Tensor:
-        """Images [B, C, 128, 128] in [-1, 1] of latents [B, z_dim]; labels and keys are not used."""
+        """Return images [B, C, 128, 128] in [-1, 1] of latents [B, z_dim]; labels and keys are not used."""
         x = self.dense(z).view(len(z), 8, 8, -1).permute(0, 3, 1, 2)  # Keras's order of units is channels last
         x = F.leaky_relu(self.norm8(x), SLOPE)  # [B, 256, 8, 8]
         x = F.leaky_relu(self.norm16(self.up16(x)), SLOPE)  # [B, 128, 16, 16]
@@ -69,7 +69,7 @@ class Discriminator128(nn.Module):
         self.apply(init_keras)
 
     def forward(self, images: Tensor, labels: Tensor | None = None, keys: Tensor | None = None) -> Tensor:
-        """Logits [B] of images [B, C, 128, 128]; labels and keys are not used."""
+        """Return logits [B] of images [B, C, 128, 128]; labels and keys are not used."""
         x = F.leaky_relu(self.down64(images), SLOPE)  # [B, 32, 64, 64]
         x = F.leaky_relu(self.norm32(self.down32(x)), SLOPE)  # [B, 64, 32, 32]
         x = F.leaky_relu(self.norm16(self.down16(x)), SLOPE)  # [B, 128, 16, 16]

@@ -23,7 +23,7 @@ def _channels(base: int, width: float) -> int:
 
 
 def quarter(image_size: tuple[int, int]) -> tuple[int, int]:
-    """A fourth of height and width, both multiples of 4."""
+    """Return a fourth of height and width, both multiples of 4."""
     assert image_size[0] % 4 == image_size[1] % 4 == 0
     return image_size[0] // 4, image_size[1] // 4
 
@@ -50,7 +50,7 @@ class Generator28(nn.Module):
         self.apply(init_keras)
 
     def forward(self, z: Tensor, labels: Tensor | None = None, keys: Tensor | None = None) -> Tensor:
-        """Images [B, C, 28, 28] in [-1, 1] of latents [B, z_dim]; labels and keys are not used."""
+        """Return images [B, C, 28, 28] in [-1, 1] of latents [B, z_dim]; labels and keys are not used."""
         x = F.leaky_relu(self.norm_dense(self.dense(z)), SLOPE)
         x = x.view(len(z), *self.start, -1).permute(0, 3, 1, 2)  # Keras's order of units is channels last
         x = F.leaky_relu(self.norm7(self.conv7(x)), SLOPE)  # [B, 128, 7, 7]
@@ -73,7 +73,7 @@ class Discriminator28(nn.Module):
         self.apply(init_keras)
 
     def forward(self, images: Tensor, labels: Tensor | None = None, keys: Tensor | None = None) -> Tensor:
-        """Logits [B] of images [B, C, 28, 28]; `keys` [B] choose what dropout drops; labels are not used."""
+        """Return logits [B] of images [B, C, 28, 28]; `keys` [B] choose what dropout drops; labels are not used."""
         x = self.drop14(F.leaky_relu(self.down14(images), SLOPE), keys)  # [B, 64, 14, 14]
         x = self.drop7(F.leaky_relu(self.down7(x), SLOPE), keys)  # [B, 128, 7, 7]
         return self.dense(x.permute(0, 2, 3, 1).flatten(1)).squeeze(1)  # [B]

@@ -63,7 +63,7 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
 
 
 def has_batch_norm(net: nn.Module) -> bool:
-    """Whether an image's output depends on the others of its batch."""
+    """Return whether an image's output depends on the others of its batch."""
     return any(isinstance(layer, BatchNorm) for layer in net.modules())
 
 
@@ -132,7 +132,7 @@ class SpectralNorm(nn.Module):
 
     @torch.no_grad()
     def power_iteration(self, weight: Tensor) -> None:
-        """One power iteration: u and v are nearer to the singular vectors of the largest singular value."""
+        """Do one power iteration, which brings u and v nearer to the singular vectors of the largest singular value."""
         rows = weight.flatten(1)
         self.v.copy_(F.normalize(rows.T @ self.u, dim=0))
         self.u.copy_(F.normalize(rows @ self.v, dim=0))
@@ -142,7 +142,7 @@ class SpectralNorm(nn.Module):
 
 
 def add_spectral_norm(net: nn.Module) -> None:
-    """Every linear layer and convolution of the net is divided by its largest singular value from now on.
+    """Divide every linear layer and convolution of the net by its largest singular value from now on.
 
     A weight that starts at 0, as a residual block's last, has none: it starts normal instead.
     """
@@ -154,14 +154,16 @@ def add_spectral_norm(net: nn.Module) -> None:
 
 
 def power_iteration(net: nn.Module) -> None:
-    """The net's spectral norms know of its weights' last step; without any, nothing happens."""
+    """Let the net's spectral norms follow its weights' last step; without any, nothing happens."""
     for layer in net.modules():
         if isinstance(layer, parametrize.ParametrizationList) and isinstance(layer[0], SpectralNorm):
             layer[0].power_iteration(layer.original)
 
 
 def encode_condition(labels: Tensor | None, width: int, dtype: torch.dtype) -> Tensor:
-    """[B, width] of classes [B], one-hot, or of vectors [B, width - 1], before a 1: what is said of all images alike.
+    """Return [B, width] of classes [B], one-hot, or of vectors [B, width - 1], before a 1.
+
+    What is said of all images alike.
 
     Raises UserError where a conditional network gets no labels, or vectors of another length.
     """
@@ -176,7 +178,7 @@ def encode_condition(labels: Tensor | None, width: int, dtype: torch.dtype) -> T
 
 
 def init_keras(module: nn.Module) -> None:
-    """Linear and convolution layers start as in Keras: Glorot uniform weights (Glorot & Bengio 2010), biases 0."""
+    """Start linear and convolution layers as in Keras: Glorot uniform weights (Glorot & Bengio 2010), biases 0."""
     if isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
         nn.init.xavier_uniform_(module.weight)
         if module.bias is not None:

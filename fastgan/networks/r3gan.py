@@ -26,7 +26,8 @@ CLASS_DIM = 64  # of the class embedding that G gets beside z
 
 
 def stages_for(image_size: tuple[int, int]) -> tuple[tuple[int, int], int]:
-    """The base from which G leads to `image_size`, and the number of stages on the way, each twice the one before.
+    """Return the base from which G leads to `image_size`, and the number of stages on the way, each twice the one
+    before.
 
     Both sides are halved while both are even and the smaller stays 3 or more; it must end at 7 or less. (28, 28) gives
     (7, 7), 3; (96, 160) gives (3, 5), 6. Raises UserError for a size that can't be made.
@@ -51,7 +52,7 @@ class Conv2d(nn.Conv2d):
         return self._convolve(x, None if self.bias is None else self.bias.to(x.dtype))
 
     def activated(self, x: Tensor) -> Tensor:
-        """The same behind a leaky ReLU. On a GPU that takes the bias along; on a CPU the convolution does."""
+        """Return the same behind a leaky ReLU. On a GPU that takes the bias along; on a CPU the convolution does."""
         if not x.is_cuda:
             return F.leaky_relu(self(x), SLOPE)
         return bias_act(self._convolve(x, None), self.bias, SLOPE)
@@ -130,7 +131,7 @@ class Shape:
     float32_stages: int = 0
 
     def dtype_at(self, level: int) -> torch.dtype | None:
-        """What the stage computes in; None: in float32, or in the weights' own where that is wider."""
+        """Return what the stage computes in; None: in float32, or in the weights' own where that is wider."""
         return None if level < self.float32_stages else self.reduced
 
 
@@ -156,7 +157,7 @@ class R3Generator(nn.Module):
         self.output = _to_pixels(stages[-1], channels, shape.stem)
 
     def forward(self, z: Tensor, labels: Tensor | None = None, keys: Tensor | None = None) -> Tensor:
-        """Images [B, C, H, W], of any range, of latents [B, z_dim]; labels as in `encode_condition`."""
+        """Return images [B, C, H, W], of any range, of latents [B, z_dim]; labels as in `encode_condition`."""
         if self.classes is not None:
             z = torch.cat([z, _embed(self.classes, labels, z.dtype)], dim=1)  # [B, z_dim + 64]
         x = self.picture * self.factors(z)[:, :, None, None]  # [B, stages[0], *base]
@@ -190,7 +191,7 @@ class R3Discriminator(nn.Module):
         self.classes = _linear(condition_width, features, gain=features**-0.5) if condition_width else None
 
     def forward(self, images: Tensor, labels: Tensor | None = None, keys: Tensor | None = None) -> Tensor:
-        """Logits [B] of images [B, C, H, W]; labels as in `encode_condition`."""
+        """Return logits [B] of images [B, C, H, W]; labels as in `encode_condition`."""
         # One grey channel is laid out both ways, so the convolution can't tell: it must be told what the rest wants.
         x = self.input(images if self._dtypes[0] is None else images.to(self._dtypes[0]))
         x = x.contiguous(memory_format=torch.channels_last)  # [B, stages[-1], H, W]
@@ -275,7 +276,9 @@ def _build(shape: Shape) -> list[list[R3Block]]:
 
 
 def run_layers(layers: Iterable[nn.Module], dtypes: Sequence[torch.dtype | None], x: Tensor) -> Tensor:
-    """`x` after all layers, each in its dtype, or where that is None in `x`'s own, but in no less than float32."""
+    """Return `x` after all layers, each in its dtype, or where that is None in `x`'s own, but in no less than
+    float32.
+    """
     own = torch.promote_types(x.dtype, torch.float32)
     for layer, dtype in zip(layers, dtypes, strict=True):
         x = layer(x.to(own if dtype is None else dtype))

@@ -107,7 +107,7 @@ class Forecast:
 
 
 def forecast(config: Config, cluster: Cluster, num_images: int | None, at_a_time: int | None = None) -> Forecast:
-    """The run's forecast; `num_images` is the data set's, None where it isn't here.
+    """Return the run's forecast; `num_images` is the data set's, None where it isn't here.
 
     A GPU takes its share of the batch `at_a_time`, None: as a whole. Raises UserError for networks that can't be
     built, and where a GPU would have no image.
@@ -120,7 +120,7 @@ def forecast(config: Config, cluster: Cluster, num_images: int | None, at_a_time
 
 
 def in_parts(found: Forecast) -> Forecast | None:
-    """The same run with fewer images at a time, as many as fit: a power of two. None where no number would fit.
+    """Return the same run with fewer images at a time, as many as fit: a power of two. None where no number would fit.
 
     A step's peak grows evenly with its images, so that of one and that of the share tell all others.
     """
@@ -149,7 +149,7 @@ def _resident_bytes(config: Config, num_images: int | None) -> int | None:
 
 
 def lasting_bytes(config: Config, sizes: "Sizes", gpus: int = 1, zero_stage: int = 0) -> dict[str, float]:
-    """What stays from step to step. ZeRO divides it as its paper says (Rajbhandari 2019, arXiv 1910.02054)."""
+    """Return what stays from step to step. ZeRO divides it as its paper says (Rajbhandari 2019, arXiv 1910.02054)."""
     optimizer, learned = config.optimizer, FLOAT * (sizes.G + sizes.D)
     states = {"adam": 2, "rmsprop": 1}[optimizer.optimizer]
     averages = max(1, len(optimizer.ema_half_lives)) + len(optimizer.ema_stds)

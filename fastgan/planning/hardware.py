@@ -35,7 +35,7 @@ class Gpu:
     link_name: str
 
     def peak(self, arithmetic: str) -> float:
-        """FLOP/s of 'float16', 'bfloat16', 'tf32' or 'float32'; without the unit the work is done in float32."""
+        """Return FLOP/s of 'float16', 'bfloat16', 'tf32' or 'float32'; without the unit the work is done in float32."""
         peaks = {"float16": self.float16, "bfloat16": self.bfloat16, "tf32": self.tf32}
         return 1e12 * (peaks.get(arithmetic) or self.float32)
 
@@ -58,7 +58,7 @@ GPUS = {
 
 
 def gpu_named(name: str) -> Gpu:
-    """The GPU's figures. Raises UserError that lists all names."""
+    """Return the GPU's figures. Raises UserError that lists all names."""
     if name not in GPUS:
         raise UserError(f"gpu is {name!r}: choose from {', '.join(GPUS)}")
     return GPUS[name]
@@ -105,7 +105,7 @@ class Cluster:
         return -(-self.gpus // self.gpus_per_node)
 
     def local_batch_size(self, batch_size: int) -> int:
-        """The images of a batch that the busiest GPU has. Raises UserError where another has none."""
+        """Return the images of a batch that the busiest GPU has. Raises UserError where another has none."""
         if self.gpus > batch_size:
             raise UserError(
                 f"gpus is {self.gpus}: a batch of {batch_size} leaves {self.gpus - batch_size} without an image; "
@@ -114,7 +114,7 @@ class Cluster:
         return -(-batch_size // self.gpus)
 
     def reached(self, network: str) -> float:
-        """The utilisation given, else the one assumed for the family of networks."""
+        """Return the utilisation given, else the one assumed for the family of networks."""
         return self.utilisation or UTILISATION.get(network, UTILISATION_UNKNOWN)
 
     @property
@@ -131,12 +131,15 @@ class Cluster:
 
 
 def all_reduce_bytes(gpus: int, num_bytes: float) -> float:
-    """What each of so many sends in a ring all-reduce: 2 (n - 1) / n times the message (Patarasuk & Yuan 2009)."""
+    """Return what each of so many sends in a ring all-reduce.
+
+    2 (n - 1) / n times the message (Patarasuk & Yuan 2009).
+    """
     return 2 * (gpus - 1) / gpus * num_bytes
 
 
 def num_messages(num_bytes: int) -> int:
-    """How many buckets DistributedDataParallel makes of a network's gradients."""
+    """Return how many buckets DistributedDataParallel makes of a network's gradients."""
     return 1 + -(-max(0, num_bytes - FIRST_BUCKET_BYTES) // BUCKET_BYTES)
 
 

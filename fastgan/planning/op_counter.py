@@ -105,7 +105,7 @@ class OpCounter(TorchDispatchMode):
         self.live -= self._sizes.pop(key, 0)
 
     def drop_gradient(self, parameter: Tensor) -> None:
-        """The parameter's gradient, complete now, is gone: gradients are counted apart."""
+        """Drop the parameter's gradient, complete now: gradients are counted apart."""
         assert parameter.grad is not None
         self._release(parameter.grad.untyped_storage()._cdata)
         parameter.grad = None
@@ -134,7 +134,7 @@ def _flops(operation: Any, args: Any, result: Any) -> int:
 
 @functools.lru_cache(maxsize=256)
 def count(config: Config, images: int) -> StepCost:
-    """The work of one process's `images` images. Raises UserError for networks that can't be built."""
+    """Return the work of one process's `images` images. Raises UserError for networks that can't be built."""
     networks.sizes(config)  # raises
     every = config.objective.penalty_every
     work = _count(config, images, penalized=config.objective.penalty != "none")
@@ -218,7 +218,10 @@ class _Calls:
 
     @staticmethod
     def inner(config: Config, penalized: bool) -> int:
-        """Backward passes inside the objective, for exact slopes: of reals, of mixes, or of reals and fakes at once."""
+        """Return backward passes inside the objective, for exact slopes.
+
+        Of reals, of mixes, or of reals and fakes at once.
+        """
         objective = config.objective
         return int(penalized and objective.penalty_form == "exact" and objective.penalty != "none")
 

@@ -34,7 +34,7 @@ class Length:
 
 
 def main(args: Sequence[str]) -> int:
-    """`fastgan plan`: prints what the run would need elsewhere. Raises UserError."""
+    """Print what the run would need elsewhere: `fastgan plan`. Raises UserError."""
     finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     finder.add_argument("--preset", nargs="?")
     preset = presets.get(finder.parse_known_args(args)[0].preset or presets.DEFAULT)
@@ -46,7 +46,9 @@ def main(args: Sequence[str]) -> int:
 
 
 def plan(config: Config) -> str:
-    """What the run would be here: settings, networks' sizes, schedules' first and last values, steps, work, memory.
+    """Return what the run would be here.
+
+    Settings, networks' sizes, schedules' first and last values, steps, work, memory.
 
     A data set that its preset leaves to the user need not be here yet. Raises UserError as training would.
     """
@@ -81,7 +83,7 @@ def _summary(config: Config, run: Length) -> list[str]:
 
 
 def on_cluster(config: Config, cluster: Cluster) -> str:
-    """What the run would need on those GPUs, and how long it would take, with all that is assumed."""
+    """Return what the run would need on those GPUs, and how long it would take, with all that is assumed."""
     from fastgan.training import schedules
 
     run = length(config)
@@ -107,7 +109,7 @@ def on_cluster(config: Config, cluster: Cluster) -> str:
 
 
 def length(config: Config) -> Length:
-    """The run's length. Raises UserError where the data set that the user named isn't there."""
+    """Return the run's length. Raises UserError where the data set that the user named isn't there."""
     from fastgan.data import sampler
     from fastgan.data.loaders import num_images as images_of
 

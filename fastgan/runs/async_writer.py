@@ -28,7 +28,7 @@ class AsyncWriter:
         self.failure: Exception | None = None
 
     def save(self, kind: str, tensors: Files, write: Callable[[Files], object]) -> None:
-        """`write` is called, in the thread, with copies of the tensors as they are now: they may change from here on.
+        """Call `write`, in the thread, with copies of the tensors as they are now: they may change from here on.
 
         Waits where the write before of the same kind still needs its copies. Raises as `raise_if_failed`.
         """
@@ -50,16 +50,16 @@ class AsyncWriter:
             self._seconds[kind] = time.monotonic() - began
 
     def raise_if_failed(self) -> None:
-        """Raises what a write raised, each time; waits for nothing."""
+        """Raise what a write raised, each time; wait for nothing."""
         if self.failure is not None:
             raise self.failure
 
     def finished(self) -> dict[str, float]:
-        """How many seconds the last write took of each kind of which one has ended since this was asked last."""
+        """Return how many seconds the last write took of each kind of which one has ended since this was asked last."""
         return {kind: self._seconds.pop(kind) for kind in list(self._seconds)}
 
     def close(self) -> None:
-        """All that was handed over is on disk, or `failure` says why not; nothing more can be saved."""
+        """Wait until all that was handed over is on disk, or `failure` says why not; nothing more can be saved."""
         self._pool.shutdown()
 
 

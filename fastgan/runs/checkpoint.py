@@ -59,11 +59,11 @@ class Checkpoints:
         self.folder, self.keep = folder, keep
 
     def paths(self) -> list[Path]:
-        """The finished checkpoints, oldest first."""
+        """Return the finished checkpoints, oldest first."""
         return sorted(path for path in self.folder.glob("[0-9]*") if path.is_dir())
 
     def save(self, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any]) -> Path:
-        """The checkpoint of `state["images_seen"]` is on disk, whole, and all but the last `keep` are gone.
+        """Write the checkpoint of `state["images_seen"]` to disk, whole, and remove all but the last `keep`.
 
         Raises UserError where it can't be written; then the earlier ones are as they were.
         """
@@ -92,7 +92,7 @@ class Checkpoints:
     def latest(
         self, say: Callable[[str], None] = print, fault: Callable[[Checkpoint], str | None] = lambda found: None
     ) -> Checkpoint | None:
-        """The newest checkpoint that is whole, None where there is none at all; damaged ones are reported.
+        """Return the newest checkpoint that is whole, None where there is none at all; damaged ones are reported.
 
         `fault` says what else of one is damaged. A run that goes on meanwhile removes what is being read: what seems
         damaged is read again until nothing has changed meanwhile. Raises UserError where all are damaged: a new start
@@ -127,7 +127,7 @@ class Checkpoints:
         return found
 
     def remove_partial(self) -> None:
-        """What a killed process left half-written is gone."""
+        """Remove what a killed process left half-written."""
         for side in self.folder.glob(".*.partial"):
             shutil.rmtree(side, ignore_errors=True)
 

@@ -16,18 +16,21 @@ import numpy as np
 
 @cache
 def gamma_of(std: float) -> float:
-    """The exponent of the profile whose sigma_rel is `std`: a root of (gamma + 2)^2 (gamma + 3) std^2 = gamma + 1."""
+    """Return the exponent of the profile whose sigma_rel is `std`.
+
+    A root of (gamma + 2)^2 (gamma + 3) std^2 = gamma + 1.
+    """
     square = std**-2
     return float(np.roots([1, 7, 16 - square, 12 - square]).real.max())
 
 
 def beta(images_seen: int, batch_size: int, std: float) -> float:
-    """The average's share of its old self after the batch that starts at `images_seen`; 0 after the first."""
+    """Return the average's share of its old self after the batch that starts at `images_seen`; 0 after the first."""
     return float((images_seen / (images_seen + batch_size)) ** (gamma_of(std) + 1))
 
 
 def inner_product(t: np.ndarray, gamma: np.ndarray, other_t: np.ndarray, other_gamma: np.ndarray) -> np.ndarray:
-    """The integral of the product of two profiles, elementwise, as the arrays broadcast (appendix C)."""
+    """Return the integral of the product of two profiles, elementwise, as the arrays broadcast (appendix C)."""
     end = np.minimum(t, other_t)
     scale = (gamma + 1) * (other_gamma + 1) / (gamma + other_gamma + 1)
     shares: np.ndarray = scale * (end / t) ** gamma * (end / other_t) ** other_gamma / np.maximum(t, other_t)
@@ -42,7 +45,8 @@ class Fit(NamedTuple):
 
 
 def fit(stored: Sequence[tuple[int, float]], at: int, std: float) -> Fit:
-    """The least-squares fit of the averages stored, (images seen, sigma_rel) each, to the one of `std` at `at` images.
+    """Return the least-squares fit of the averages stored, (images seen, sigma_rel) each, to the one of `std` at
+    `at` images.
 
     Unlike the paper's, the coefficients have to sum to 1, as all profiles do: weights that never moved come out as
     they were, however few averages there are. One that is stored is itself, without error.

@@ -51,7 +51,7 @@ class EmaSnapshots:
         self.folder, self.stds = folder, stds
 
     def save(self, nets: Sequence[nn.Module], images_seen: int, writer: AsyncWriter | None = None) -> None:
-        """One snapshot an average is on disk, or handed to `writer`; the same bytes whenever training comes here.
+        """Write one snapshot an average, or hand it to `writer`; the same bytes whenever training comes here.
 
         Raises OSError, or as the writer does.
         """
@@ -71,7 +71,7 @@ class EmaSnapshots:
             writer.save("average", files, write)
 
     def stored(self) -> list[Stored]:
-        """The snapshots, oldest first."""
+        """Return the snapshots, oldest first."""
         return sorted(
             Stored(int(path.name.split("-")[0]), std, path)
             for std in self.stds
@@ -79,12 +79,12 @@ class EmaSnapshots:
         )
 
     def remove_partial(self) -> None:
-        """What a killed process left half-written is gone."""
+        """Remove what a killed process left half-written."""
         for side in self.folder.glob(".*"):
             side.unlink(missing_ok=True)
 
     def reconstruct(self, length: float, at: int | None = None, say: Callable[[str], None] = print) -> Reconstruction:
-        """The average of `length` (sigma_rel) as it was at `at` images (None: at the newest snapshot) is on disk.
+        """Write the average of `length` (sigma_rel) as it was at `at` images (None: at the newest snapshot).
 
         Weights are combined in float64; buffers, BatchNorm's statistics, are those of the snapshot at `at`. A file that
         was made before of the same snapshots stays. A large error is reported. Raises UserError.
@@ -128,7 +128,7 @@ class EmaSnapshots:
 
 
 def read(path: Path) -> dict[str, Tensor]:
-    """The tensors of a snapshot or a reconstruction, on the CPU. Raises UserError where it is damaged."""
+    """Return the tensors of a snapshot or a reconstruction, on the CPU. Raises UserError where it is damaged."""
     try:
         return safetensors.torch.load(path.read_bytes())
     except (OSError, safetensors.SafetensorError) as error:

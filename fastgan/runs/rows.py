@@ -8,7 +8,7 @@ from fastgan.utils.files import write_atomically
 
 
 def append_row(path: Path, row: dict[str, Any]) -> None:
-    """The file ends with the row, as a line of JSON, in the place of a last one that was cut off."""
+    """Append the row to the file as a line of JSON."""
     with path.open("a+b") as file:
         end = file.tell()
         file.seek(max(0, end - 1))
@@ -19,7 +19,7 @@ def append_row(path: Path, row: dict[str, Any]) -> None:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a file of JSON lines, without a last one that was cut off; none where there is no file."""
+    """Return the rows of a file of JSON lines, without a last one that was cut off; none where there is no file."""
     rows = []
     for line in path.read_text().splitlines(keepends=True) if path.exists() else []:
         if line.endswith("\n"):
@@ -28,7 +28,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def cut_rows(path: Path, images_seen: int) -> None:
-    """The file's rows end at `images_seen`: later ones are of a session that was killed before it saved them."""
+    """Cut the file's rows after `images_seen`: those are of a session that was killed before it saved them."""
     rows = read_rows(path)
     kept = [row for row in rows if row["images_seen"] <= images_seen]
     if len(kept) < len(rows):

@@ -53,14 +53,17 @@ class RunFolder:
         self.transfer, self.micro_batch = path / "transfer.json", path / "micro_batch.json"
 
     def read_config(self) -> Config:
-        """The settings of the run. Raises UserError where the folder holds none."""
+        """Return the settings of the run. Raises UserError where the folder holds none."""
         try:
             return Config.from_json(self.config.read_text())
         except (OSError, json.JSONDecodeError, UnicodeDecodeError, TypeError, AttributeError, RecursionError) as error:
             raise UserError(f"{self.path} is no run folder ({self.config.name}: {error}): name one of yours") from None
 
     def settle(self, config: Config) -> Config:
-        """The config with this run's background and range where it leaves them open; as it is where there is no run."""
+        """Return the config with this run's background and range where it leaves them open.
+
+        As it is where there is no run.
+        """
         if not self.config.exists():
             return config
         ours, wanted = self.read_config().data, config.data
@@ -69,7 +72,7 @@ class RunFolder:
         return replace(config, data=replace(wanted, background=background, range=value_range))
 
     def check(self, config: Config) -> None:
-        """The folder holds this config's run, or none. Raises UserError where it holds another one.
+        """Check that the folder holds this config's run, or none. Raises UserError where it holds another one.
 
         Where its images lie is no setting: data.json says which they are, and in a run of an earlier version the path.
         """
@@ -85,7 +88,7 @@ class RunFolder:
             )
 
     def open(self, config: Config, data: bytes | None = None) -> None:
-        """The folder exists, is this session's, and holds this config's run of this data set, or none before.
+        """Make the folder, check that it can be written and holds this config's run or none, and list this session.
 
         `data` is what data.json says of the images. This session is on the list. Raises UserError where the folder
         holds another run, can't be written, or another session trains it.
@@ -120,7 +123,7 @@ class RunFolder:
 
 
 def session() -> dict[str, Any]:
-    """What a figure needs beside it to be made again: versions, commit, machine, command, time."""
+    """Return what a figure needs beside it to be made again: versions, commit, machine, command, time."""
     return {
         "fastgan": fastgan.__version__,
         "commit": _commit(),
@@ -133,7 +136,7 @@ def session() -> dict[str, Any]:
 
 
 def version_of(package: str) -> str | None:
-    """The installed version; None where there is none."""
+    """Return the installed version; None where there is none."""
     try:
         return version(package)
     except PackageNotFoundError:

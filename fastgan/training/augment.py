@@ -145,7 +145,7 @@ def _matrix(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:
 
 
 def geometry(images: Tensor, params: AugmentParameters) -> Tensor:
-    """ADA's pixel blitting and geometric changes (Karras et al. 2020, 2006.06676, appendix B), as one bilinear warp.
+    """Apply ADA's pixel blitting and geometric changes (Karras et al. 2020, 2006.06676, app. B), as one bilinear warp.
 
     In order: xflip, rotate90, xint, scale, rotation, aniso, rotation, xfrac. The matrices say where a
     result's pixel lies in its image, so each change is the inverse of its name, multiplied from the right.
@@ -171,7 +171,7 @@ def geometry(images: Tensor, params: AugmentParameters) -> Tensor:
 
 
 def color(images: Tensor, params: AugmentParameters) -> Tensor:
-    """ADA's changes of colour (appendix B): brightness, contrast, luma flip, hue and saturation.
+    """Apply ADA's changes of colour (appendix B): brightness, contrast, luma flip, hue and saturation.
 
     One channel has no hue; the fourth of four is alpha and stays; of any other number only brightness and contrast
     change. No matrix product: autocast and TF32 would round it.
@@ -201,7 +201,7 @@ def color(images: Tensor, params: AugmentParameters) -> Tensor:
 
 
 def diff_color(images: Tensor, params: AugmentParameters) -> Tensor:
-    """DiffAugment's changes of colour (Zhao et al. 2020, 2006.10738): brightness, saturation, contrast.
+    """Apply DiffAugment's changes of colour (Zhao et al. 2020, 2006.10738): brightness, saturation, contrast.
 
     The contrast is about the image's mean. Channels are treated as in `color`.
     """
@@ -218,7 +218,10 @@ def diff_color(images: Tensor, params: AugmentParameters) -> Tensor:
 
 
 def diff_shift(images: Tensor, params: AugmentParameters) -> Tensor:
-    """DiffAugment's translation: by whole pixels up to 1/8 of the size, each as likely; 0 comes in from outside."""
+    """Apply DiffAugment's translation: by whole pixels up to 1/8 of the size, each as likely.
+
+    0 comes in from outside.
+    """
     changes = diff_changes(images, params)
     one, zero = torch.ones_like(changes.shift_x), torch.zeros_like(changes.shift_x)
     theta = torch.stack([one, zero, -changes.shift_x, zero, one, -changes.shift_y], 1).view(-1, 2, 3)
@@ -226,7 +229,7 @@ def diff_shift(images: Tensor, params: AugmentParameters) -> Tensor:
 
 
 def cutout(images: Tensor, params: AugmentParameters) -> Tensor:
-    """A window of half the height and width, centred anywhere in the image, is 0 (DeVries & Taylor 2017, 1708.04552).
+    """Set a window of half the height and width, centred anywhere, to 0 (DeVries & Taylor 2017, 1708.04552).
 
     So in ADA and, but for the rounding of the centre to a pixel, in DiffAugment.
     """
@@ -239,7 +242,7 @@ def cutout(images: Tensor, params: AugmentParameters) -> Tensor:
 
 
 def diff_changes(images: Tensor, params: AugmentParameters) -> Changes:
-    """The numbers of DiffAugment's changes, [B] each."""
+    """Return the numbers of DiffAugment's changes, [B] each."""
     uniform, choose = params.uniform, params.where
     most = [int(size / 8 + 0.5) for size in (images.shape[3], images.shape[2])]
     xints = [((2 * n + 1) * uniform("xint", k)).floor() - n for k, n in zip((1, 2), most, strict=True)]
@@ -255,7 +258,7 @@ def diff_changes(images: Tensor, params: AugmentParameters) -> Changes:
 
 
 def diff_augment(images: Tensor, params: AugmentParameters) -> Tensor:
-    """All that DiffAugment does, on a GPU in one pass."""
+    """Apply all that DiffAugment does, on a GPU in one pass."""
     if images.is_cuda:
         return diffaugment(images, diff_changes(images, params))
     return cutout(diff_shift(diff_color(images, params), params), params)
@@ -281,7 +284,7 @@ KINDS: dict[str, Kind] = {
 
 
 def augment(images: Tensor, keys: Tensor, p: float | Tensor, kind: str | Kind) -> Tensor:
-    """Images [B, C, H, W] in [-1, 1], each changed as its key (int64 [B]) says; p = 0 leaves every bit as it was.
+    """Change images [B, C, H, W] in [-1, 1], each as its key (int64 [B]) says; p = 0 leaves every bit as it was.
 
     `p` in [0, 1], a number or a tensor of shape [] or [B], is the probability that an operation is done to an image;
     give a tensor under torch.compile, which would compile again for each new number.
@@ -304,7 +307,7 @@ def augment(images: Tensor, keys: Tensor, p: float | Tensor, kind: str | Kind) -
 
 
 def adapt(p: Tensor, r: Tensor, images: int, target: float = 0.6, speed: int = 500_000) -> Tensor:
-    """ADA's p after `images` more images: it grows by images / speed while r exceeds `target`, else it shrinks.
+    """Return ADA's p after `images` more images: it grows by images / speed while r exceeds `target`, else it shrinks.
 
     r = E sign(D(x)) of reals measures how far D overfits; from 0 to 1 takes `speed` images (2006.06676, section 3.1).
     All are scalars on one device, which nothing waits for.

@@ -109,7 +109,10 @@ def settle(trainer: Trainer, processes: Processes, say: Callable[[str], None] = 
 
 
 def possible_modes(trainer: Trainer, processes: Processes, say: Callable[[str], None]) -> list[StepMode]:
-    """The ways that the config leaves open on this device, in the order of a trial. Raises UserError as `settle`."""
+    """Return the ways that the config leaves open on this device, in the order of a trial.
+
+    Raises UserError as `settle`.
+    """
     run, on_gpu = trainer.config.run, processes.device.type == "cuda"
     choices = {"on": [True], "off": [False], "auto": [False, True] if on_gpu else [False]}
     compiled, recorded = choices[run.compile], choices[run.cuda_graphs]
@@ -128,7 +131,7 @@ def possible_modes(trainer: Trainer, processes: Processes, say: Callable[[str], 
 
 
 def cannot_record(config: Config, processes: Processes) -> str | None:
-    """Why steps can't be recorded here; None where they can."""
+    """Return why steps can't be recorded here; None where they can."""
     if processes.device.type != "cuda":
         return "CUDA graphs need a GPU"
     if processes.world_size > 1:
@@ -139,7 +142,7 @@ def cannot_record(config: Config, processes: Processes) -> str | None:
 
 
 def cannot_compile(config: Config, processes: Processes) -> str | None:
-    """Why nothing can be compiled here; None where a small function was. Takes some seconds."""
+    """Return why nothing can be compiled here; None where a small function was. Takes some seconds."""
     if processes.engine_name == "zero3" and processes.world_size > 1:
         return "the engine zero3 moves weights while the networks run"
     if config.run.activation_checkpointing:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 def nonsaturating_d(real_logits: Tensor, fake_logits: Tensor, label_smoothing: float = 0.0) -> Tensor:
-    """Binary cross-entropy on logits, -log D(x) - log(1 - D(G(z))) (Goodfellow 2014, 1406.2661).
+    """Return binary cross-entropy on logits, -log D(x) - log(1 - D(G(z))) (Goodfellow 2014, 1406.2661).
 
     With `label_smoothing` s reals are called real with confidence 1 - s only (Salimans 2016, 1606.03498, section 3.4).
     """
@@ -25,42 +25,45 @@ def nonsaturating_d(real_logits: Tensor, fake_logits: Tensor, label_smoothing: f
 
 
 def nonsaturating_g(real_logits: Tensor | None, fake_logits: Tensor) -> Tensor:
-    """-log D(G(z)) (Goodfellow 2014, section 3: the form with strong gradients early on)."""
+    """Return -log D(G(z)) (Goodfellow 2014, section 3: the form with strong gradients early on)."""
     return F.softplus(-fake_logits)
 
 
 def least_squares_d(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
-    """(a - 1)^2 / 2 + b^2 / 2 (Mao 2016, 1611.04076, equation 8 with a = 0, b = c = 1)."""
+    """Return (a - 1)^2 / 2 + b^2 / 2 (Mao 2016, 1611.04076, equation 8 with a = 0, b = c = 1)."""
     return ((real_logits - 1).square() + fake_logits.square()) / 2
 
 
 def least_squares_g(real_logits: Tensor | None, fake_logits: Tensor) -> Tensor:
-    """(b - 1)^2 / 2 (Mao 2016, equation 8)."""
+    """Return (b - 1)^2 / 2 (Mao 2016, equation 8)."""
     return (fake_logits - 1).square() / 2
 
 
 def hinge_d(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
-    """max(0, 1 - a) + max(0, 1 + b) (Lim & Ye 2017, 1705.02894)."""
+    """Return max(0, 1 - a) + max(0, 1 + b) (Lim & Ye 2017, 1705.02894)."""
     return F.relu(1 - real_logits) + F.relu(1 + fake_logits)
 
 
 def wasserstein_d(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
-    """b - a (Arjovsky 2017, 1701.07875); D must be kept Lipschitz by a penalty or spectral normalization."""
+    """Return b - a (Arjovsky 2017, 1701.07875); D must be kept Lipschitz by a penalty or spectral normalization."""
     return fake_logits - real_logits
 
 
 def linear_g(real_logits: Tensor | None, fake_logits: Tensor) -> Tensor:
-    """-b: what G descends under the hinge and the Wasserstein loss."""
+    """Return -b: what G descends under the hinge and the Wasserstein loss."""
     return -fake_logits
 
 
 def relativistic_d(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
-    """softplus(-(a - b)) on pairs of a real and a fake (Jolicoeur-Martineau 2018, 1807.00734; R3GAN, 2501.05441)."""
+    """Return softplus(-(a - b)) on pairs of a real and a fake (Jolicoeur-Martineau 2018, 1807.00734.
+
+    R3GAN, 2501.05441).
+    """
     return F.softplus(fake_logits - real_logits)
 
 
 def relativistic_g(real_logits: Tensor | None, fake_logits: Tensor) -> Tensor:
-    """softplus(-(b - a)) on pairs (R3GAN, equation 2): G, too, is told by D how real the reals look."""
+    """Return softplus(-(b - a)) on pairs (R3GAN, equation 2): G, too, is told by D how real the reals look."""
     assert real_logits is not None
     return F.softplus(real_logits - fake_logits)
 
@@ -83,11 +86,11 @@ LOSSES = {
 
 
 def loss_named(name: str, label_smoothing: float = 0.0) -> Loss:
-    """The loss of LOSSES; smoothing is the non-saturating one's. Raises KeyError for another name."""
+    """Return the loss of LOSSES; smoothing is the non-saturating one's. Raises KeyError for another name."""
     loss = LOSSES[name]
     return loss._replace(d=partial(loss.d, label_smoothing=label_smoothing)) if label_smoothing else loss
 
 
 def logit_centring(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
-    """(a + b)^2: holds the logits around zero, of which the relativistic loss sees differences alone."""
+    """Return (a + b)^2: holds the logits around zero, of which the relativistic loss sees differences alone."""
     return (real_logits + fake_logits).square()

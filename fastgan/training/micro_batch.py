@@ -24,7 +24,7 @@ from fastgan.utils.rng import RngStream
 
 
 def settle(trainer: Trainer, folder: RunFolder, processes: Processes) -> None:
-    """The trainer has its micro-batch, the same on all processes; the folder remembers one that was tried out.
+    """Give the trainer its micro-batch, the same on all processes; the folder remembers it, now and when it changes.
 
     Raises UserError where not even one image fits.
     """
@@ -41,13 +41,13 @@ def settle(trainer: Trainer, folder: RunFolder, processes: Processes) -> None:
 
 
 def note_shortage(config: Config, folder: RunFolder, processes: Processes, size: int) -> None:
-    """Memory ran out: the folder remembers the smaller micro-batch, and the user is told."""
+    """Note that memory ran out: the folder remembers the smaller micro-batch, and the user is told."""
     print(f"memory ran out: micro_batch is {size} from now on; what is learned stays the same", flush=True)
     _write(folder, _key(config, processes), size)
 
 
 def find(share: int, attempt: Callable[[int], None]) -> int:
-    """The largest of share, share / 2, share / 4 … whose attempt doesn't run out of memory. Raises UserError."""
+    """Return the largest of size, size / 2, size / 4 … whose attempt doesn't run out of memory. Raises UserError."""
 
     def fitting(size: int) -> int:
         attempt(size)
@@ -60,7 +60,7 @@ def find(share: int, attempt: Callable[[int], None]) -> int:
 
 
 def try_out(trainer: Trainer, size: int) -> None:
-    """Both players' gradients of `size` images were computed and dropped, beside optimizers' states as large as ever.
+    """Compute and drop both players' gradients of `size` images, beside optimizers' states as large as ever.
 
     Nothing is learned and no process waits for another. Raises torch.OutOfMemoryError.
     """

@@ -26,39 +26,48 @@ class StepHyperparameters:
 
 
 def cosine(start: float, end: float, images_seen: int, burn_in: int) -> float:
-    """From `start` to `end` along half a cosine while the first `burn_in` images are seen, then `end`."""
+    """Go from `start` to `end` along half a cosine while the first `burn_in` images are seen, then `end`."""
     if images_seen >= burn_in:
         return end
     return end + (start - end) * (1 + math.cos(math.pi * images_seen / burn_in)) / 2
 
 
 def moving(config: Config, start: float, end: float | None, images_seen: int) -> float:
-    """From `start` along the config's burn-in to `end`; without an end it stays."""
+    """Go from `start` along the config's burn-in to `end`; without an end it stays."""
     return start if end is None else cosine(start, end, images_seen, config.optimizer.burn_in)
 
 
 def decay(batch_size: int, half_life: float) -> float:
-    """G_ema's share of its old self after a batch: 0.5 ** (batch / half-life); 0 where there is no half-life."""
+    """Return G_ema's share of its old self after a batch: 0.5 ** (batch / half-life); 0 where there is no half-life."""
     return 0.5 ** (batch_size / half_life) if half_life > 0 else 0.0
 
 
 def ema_beta(images_seen: int, batch_size: int, half_life: float, ramp: float) -> float:
-    """`decay` where early on the half-life is at most `ramp` times the images seen: first, random weights go soon."""
+    """Return `decay` where early on the half-life is at most `ramp` times the images seen.
+
+    First, random weights go soon.
+    """
     return decay(batch_size, min(half_life, ramp * images_seen))
 
 
 def legacy_decay(lr: float, decay: float, step: int) -> float:
-    """lr / (1 + decay * step), `step` counting the steps before this one: Keras's `decay`, since 2022 a legacy."""
+    """Return lr / (1 + decay * step), `step` counting the steps before this one.
+
+    Keras's `decay`, since 2022 a legacy.
+    """
     return lr / (1 + decay * step)
 
 
 def gamma_rule(image_size: tuple[int, int], batch_size: int) -> float:
-    """0.0002 * pixels / batch size: a start for gamma where none is known (Karras 2020, ADA, 2006.06676, app. C)."""
+    """Return 0.0002 * pixels / batch size: a start for gamma where none is known (Karras 2020, ADA, 2006.06676, app.
+
+    C).
+    """
     return 0.0002 * image_size[0] * image_size[1] / batch_size
 
 
 def first_gamma(config: Config) -> float:
-    """Gamma at the start: the config's, else by the rule; WGAN-GP's own weight is 10."""
+    """Return gamma at the start: the config's, else by the rule; WGAN-GP's own weight is 10."""
     if config.objective.gamma is not None:
         return config.objective.gamma
     return 10.0 if config.objective.penalty == "wgan-gp" else gamma_rule(config.data.image_size, config.data.batch_size)
@@ -92,7 +101,7 @@ def _gamma(config: Config, gamma: float, step: int) -> float:
 
 
 def gamma_at(config: Config, images_seen: int) -> float:
-    """The mean gamma of the steps around there."""
+    """Return the mean gamma of the steps around there."""
     return moving(config, first_gamma(config), config.objective.gamma_end, images_seen)
 
 
@@ -108,7 +117,7 @@ def _ema_betas(config: Config, images_seen: int, batch_size: int, warm: bool) ->
 def evaluate(
     config: Config, images_seen: int, batch_size: int, step: int, warm_started: bool = False
 ) -> StepHyperparameters:
-    """The hparams of the step that goes from `images_seen` on by `batch_size` images, after `step` others.
+    """Return the hparams of the step that goes from `images_seen` on by `batch_size` images, after `step` others.
 
     `warm`: the first weights are worth keeping, so half-lives are whole from the start (as in StyleGAN2-ADA).
     """

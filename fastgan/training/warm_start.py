@@ -53,13 +53,13 @@ class Transfer:
         return f"transfer from {self.run} at {self.images_seen:,} images: G {self.G}, D {self.D}{named}"
 
     def save(self, path: Path) -> None:
-        """The file lists every tensor. Raises OSError."""
+        """List every tensor in the file. Raises OSError."""
         content = asdict(self) | {"run": str(self.run)}
         write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
 
 
 def open_start(config: Config) -> Checkpoint | None:
-    """The newest whole checkpoint of the run that the config starts from; None where it starts from none.
+    """Return the newest whole checkpoint of the run that the config starts from; None where it starts from none.
 
     Raises UserError where there is no run, no checkpoint, or a run of another family of networks.
     """
@@ -81,7 +81,7 @@ def open_start(config: Config) -> Checkpoint | None:
 
 
 def compare(config: Config, nets: tuple[nn.Module, nn.Module], start: Checkpoint) -> Transfer:
-    """What G and D would take over. Raises UserError where nothing agrees."""
+    """Return what G and D would take over. Raises UserError where nothing agrees."""
     assert config.transfer is not None
     G, D = (_report(net, start.tensors[side]) for side, net in zip("GD", nets, strict=True))
     if not G.loaded and not D.loaded:
@@ -94,7 +94,7 @@ def compare(config: Config, nets: tuple[nn.Module, nn.Module], start: Checkpoint
 
 @torch.no_grad()
 def load_matching(trainer: Trainer, start: Checkpoint, transfer: Transfer) -> None:
-    """G and D have the other run's weights where they agree, the averages those of its first one."""
+    """Copy the other run's weights into G and D where they agree, those of its first average into the averages."""
     for player, side, taken in ((trainer.G, "G", transfer.G.loaded), (trainer.D, "D", transfer.D.loaded)):
         player.load_state_dict(player.state_dict() | {name: start.tensors[side][name] for name in taken}, {})
     for average in (*trainer.ema.nets, *trainer.power.nets):

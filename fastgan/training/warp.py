@@ -52,6 +52,6 @@ _through_spread = differentiable("WarpAdjoint", _spread, _keep_spread, _of_sprea
 
 
 def warp(images: Tensor, grid: Tensor, mode: str, padding: str) -> Tensor:
-    """`F.grid_sample(images, grid, mode, padding, align_corners=True)`, bilinear or nearest: [B, C, H, W]."""
+    """Return `F.grid_sample(images, grid, mode, padding, align_corners=True)`, bilinear or nearest: [B, C, H, W]."""
     seen: Tensor = _through_sample(images, grid, mode, padding)
     return seen

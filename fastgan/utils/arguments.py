@@ -20,7 +20,9 @@ T = TypeVar("T")
 
 
 def parse(kind: type[T], args: Sequence[str], prog: str, default: T | None = None) -> T:
-    """An instance of the dataclass `kind`: `default`'s fields (else the class's), and over them the flags in `args`.
+    """Return an instance of the dataclass `kind`.
+
+    `default`'s fields (else the class's), and over them the flags in `args`.
 
     `--help` prints the flags and ends the program. Raises UserError for unknown flags and wrong values.
     """

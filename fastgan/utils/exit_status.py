@@ -8,7 +8,7 @@ STATUS = "FASTGAN_STATUS"  # names the file
 
 
 def report(line: str) -> None:
-    """The line stands at the end of the file that FASTGAN_STATUS names, for who started us: launchers hide exit codes.
+    """Append the line to the file that FASTGAN_STATUS names, for who started us: launchers hide exit codes.
 
     `start` when a process begins, `checkpoint IMAGES_SEEN` when there is a new one, `exit CODE` when it ends by itself.
     """

@@ -9,7 +9,10 @@ from pathlib import Path
 
 
 def write_synced(path: Path, data: bytes | Iterator[bytes | memoryview]) -> None:
-    """`path` holds `data`, or its pieces one after the other, also after a power cut. Raises OSError."""
+    """Write `data`, or its pieces one after the other, so that `path` holds it also after a power cut.
+
+    Raises OSError.
+    """
     with path.open("wb") as file:
         file.writelines([data] if isinstance(data, bytes) else data)
         file.flush()
@@ -17,7 +20,7 @@ def write_synced(path: Path, data: bytes | Iterator[bytes | memoryview]) -> None
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """`path` holds `data`, or what it held before: never a part. Its folder is made. Raises OSError.
+    """Write `data` to `path`, which holds that, or what it held before: never a part. Makes its folder. Raises OSError.
 
     What killed processes left of it half-written is gone.
     """

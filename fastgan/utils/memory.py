@@ -55,7 +55,7 @@ class InParts(nn.Module):
 
 
 def peak_memory_gib(device: torch.device) -> float:
-    """The most memory this process has held: on the GPU where it computes there, else of the whole process."""
+    """Return the most memory this process has held: on the GPU where it computes there, else of the whole process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     import resource

@@ -11,18 +11,18 @@ FONT_SHARE = 0.04  # of the width, so that words can be read when the picture is
 
 
 def to_image(pixels: np.ndarray) -> Image.Image:
-    """uint8 pixels [H, W, C] of 1, 3 or 4 channels as Pillow's image."""
+    """Return uint8 pixels [H, W, C] of 1, 3 or 4 channels as Pillow's image."""
     return Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels)
 
 
 def enlarge(image: Image.Image, side: int = SIDE) -> Image.Image:
-    """A small image enlarged to about `side` pixels without blur; a large one as it is."""
+    """Return a small image enlarged to about `side` pixels without blur; a large one as it is."""
     scale = max(1, round(side / max(image.size)))
     return image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)
 
 
 def side_by_side(parts: Sequence[tuple[str, np.ndarray]]) -> np.ndarray:
-    """Pictures of one size [H, W, C], each under its name, on white [H', W', C]."""
+    """Return pictures of one size [H, W, C], each under its name, on white [H', W', C]."""
     images = [enlarge(to_image(pixels)) for _, pixels in parts]
     width, height = images[0].size
     total = (width + MARGIN) * len(images) - MARGIN
@@ -36,7 +36,9 @@ def side_by_side(parts: Sequence[tuple[str, np.ndarray]]) -> np.ndarray:
 
 
 def named_rows(names: Sequence[str], pixels: np.ndarray) -> np.ndarray:
-    """A picture [H, W, C] of as many equal rows as there are names, which stand to their left, on white [H', W', C]."""
+    """Return a picture [H, W, C] of as many equal rows as there are names, which stand to their left, on white [H',
+    W', C].
+    """
     image = enlarge(to_image(pixels))
     size = max(FONT_SIZE, round(FONT_SHARE * image.width))
     font = ImageFont.load_default(size)

@@ -21,7 +21,7 @@ GIF_FRAME_MS, GIF_LAST_MS = 200, 2000
 
 
 def grid(images: Tensor, columns: int | None = None) -> np.ndarray:
-    """uint8 images [N, C, H, W] as one picture [H', W', C], black lines between.
+    """Return uint8 images [N, C, H, W] as one picture [H', W', C], black lines between.
 
     Without `columns` it is square or a row short of it.
     """
@@ -34,7 +34,7 @@ def grid(images: Tensor, columns: int | None = None) -> np.ndarray:
 
 
 def save_png(path: Path, pixels: np.ndarray, mark: str | None = None) -> None:
-    """The file holds uint8 pixels [H, W, C] of 1, 3 or 4 channels, or what it held before. Raises OSError.
+    """Write uint8 pixels [H, W, C] of 1, 3 or 4 channels, or leave what was there. Raises OSError.
 
     With a `mark` it says in a text of its own what it was made of, for `has_mark`.
     """
@@ -57,7 +57,7 @@ def save_png(path: Path, pixels: np.ndarray, mark: str | None = None) -> None:
 
 
 def has_mark(path: Path, mark: str) -> bool:
-    """Whether the file is a whole PNG that was saved with the mark."""
+    """Return whether the file is a whole PNG that was saved with the mark."""
     try:
         with path.open("rb") as file, Image.open(file) as image:
             found = image.info.get(MARK)
@@ -68,7 +68,7 @@ def has_mark(path: Path, mark: str) -> bool:
 
 
 def save_gif(path: Path, frames: list[Path]) -> None:
-    """The file shows the PNGs in order, small ones enlarged without blur."""
+    """Write a GIF of the PNGs in order, small ones enlarged without blur."""
     images = []
     for frame in frames:
         with Image.open(frame) as image:
@@ -77,7 +77,7 @@ def save_gif(path: Path, frames: list[Path]) -> None:
 
 
 def write_gif(path: Path, images: Iterable[Image.Image], durations_ms: list[int]) -> None:
-    """The file shows the images for ever, each so long, or holds what it held before. Raises OSError."""
+    """Write a GIF that shows the images for ever, each so long, or leave what was there. Raises OSError."""
     side = path.with_name(f".{path.name}.partial")
     first, *others = images
     first.save(side, format="GIF", save_all=True, append_images=others, duration=durations_ms, loop=0)

@@ -61,7 +61,7 @@ def _shift_right(x: Tensor, bits: int) -> Tensor:
 
 
 def splitmix64(x: Tensor) -> Tensor:
-    """A one-to-one scrambling of int64 values (SplitMix64's output function)."""
+    """Return a one-to-one scrambling of int64 values (SplitMix64's output function)."""
     x = (x ^ _shift_right(x, 30)).mul_(_MIX_1)  # in place from here on: this runs for every activation of a dropout
     x = x.bitwise_xor_(_shift_right(x, 27)).mul_(_MIX_2)
     return x.bitwise_xor_(_shift_right(x, 31))
@@ -90,7 +90,7 @@ def keys(seed: int, stream: RngStream | Sequence[RngStream], index: Tensor) -> T
 
 
 def bits(key: Tensor, count: int) -> Tensor:
-    """`count` random int64 for each key: [B] -> [B, count]."""
+    """Return `count` random int64 for each key: [B] -> [B, count]."""
     return splitmix64(key[:, None] + _golden_times(torch.arange(1, count + 1, device=key.device)))
 
 
@@ -104,14 +104,17 @@ def _golden_times(places: Tensor) -> Tensor:
 
 
 def uniform(key: Tensor, count: int) -> Tensor:
-    """Uniform numbers in [0, 1), float64: [B] -> [B, count]."""
+    """Return uniform numbers in [0, 1), float64: [B] -> [B, count]."""
     if _by_kernel(key):
         return kernel.uniform(key, count)
     return _shift_right(bits(key, count), 11).double() * 2.0**-53
 
 
 def normal(key: Tensor, count: int) -> Tensor:
-    """Standard normal numbers of torch's default dtype, float32: [B] -> [B, count] (Box & Muller 1958, in float64)."""
+    """Return standard normal numbers of torch's default dtype, float32.
+
+    [B] -> [B, count] (Box & Muller 1958, in float64).
+    """
     if _by_kernel(key):
         return kernel.normal(key, count, torch.get_default_dtype())
     pairs = (count + 1) // 2
@@ -123,7 +126,7 @@ def normal(key: Tensor, count: int) -> Tensor:
 
 
 def dropout_mask(key: Tensor, count: int, drop_probability: float) -> Tensor:
-    """bool [B, count], each True with probability 1 - `drop_probability` (in steps of 2**-16)."""
+    """Return bool [B, count], each True with probability 1 - `drop_probability` (in steps of 2**-16)."""
     words = bits(key, (count + 3) // 4).view(torch.int16)  # four 16-bit numbers of each int64
     threshold = round(drop_probability * 2**16) - 2**15
     if threshold == 2**15:  # no int16: it would wrap around and keep everything
@@ -132,7 +135,7 @@ def dropout_mask(key: Tensor, count: int, drop_probability: float) -> Tensor:
 
 
 def rademacher(key: Tensor, count: int) -> Tensor:
-    """`count` numbers for each key, -1 or 1 at even odds, int8: [B] -> [B, count]."""
+    """Return `count` numbers for each key, -1 or 1 at even odds, int8: [B] -> [B, count]."""
     words = bits(key, (count + 63) // 64)
     places = torch.arange(64, device=key.device)
     return ((words[:, :, None] >> places) & 1).flatten(1)[:, :count].to(torch.int8) * 2 - 1

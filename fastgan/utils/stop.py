@@ -52,7 +52,7 @@ class StopRequest:
         return self.CLOCK if time.monotonic() >= self._deadline else self.NONE
 
     def update(self, asked: int) -> bool:
-        """Whether to stop, by what any process was asked: all of them stop alike."""
+        """Return whether to stop, by what any process was asked: all of them stop alike."""
         self.signalled = self.signalled or asked == self.SIGNAL
         return asked > self.NONE
 
@@ -98,7 +98,10 @@ def _leave_terminal() -> None:
 
 
 def die_with_parent() -> None:
-    """Where `accelerate launch` started this process, its end is a SIGTERM to us: it hands no signals on itself."""
+    """Let the end of `accelerate launch`, where it started this process, be a SIGTERM to us.
+
+    It hands no signals on itself.
+    """
     if sys.platform == "linux" and "ACCELERATE_MIXED_PRECISION" in os.environ:
         pr_set_pdeathsig = 1
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)

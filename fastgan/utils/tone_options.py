@@ -10,7 +10,7 @@ NAMED_COLOURS = {"white": "#ffffff", "black": "#000000"}
 
 
 def parse_background(text: str) -> str | None:
-    """The colour as #rrggbb; None of auto. Raises UserError for anything else."""
+    """Return the colour as #rrggbb; None of auto. Raises UserError for anything else."""
     colour = NAMED_COLOURS.get(text.lower(), text.lower())
     if colour == AUTO:
         return None
@@ -20,7 +20,7 @@ def parse_background(text: str) -> str | None:
 
 
 def parse_range(text: str) -> tuple[float, float] | None:
-    """The numbers that become black and white; None of auto and full. Raises UserError for anything else."""
+    """Return the numbers that become black and white; None of auto and full. Raises UserError for anything else."""
     if text in (AUTO, FULL):
         return None
     low, _, high = text.partition(":")

@@ -55,18 +55,18 @@ class Plot:
         return value / self.x_end
 
     def y(self, value: float) -> float:
-        """The place of a value, from 0 at the top to 1."""
+        """Return the place of a value, from 0 at the top to 1."""
         if self.is_log:
             return 1 - math.log(value / self.low) / math.log(self.high / self.low)
         return 1 - (value - self.low) / (self.high - self.low)
 
     def path(self, line: Line) -> str:
-        """The line as the path of an SVG of `SIZE` by `SIZE`; a single point as a dot."""
+        """Return the line as the path of an SVG of `SIZE` by `SIZE`; a single point as a dot."""
         places = [f"{SIZE * self.x(x):.1f} {SIZE * self.y(y):.1f}" for x, y in line.points]
         return f"M{places[0]}h0" if len(places) == 1 else "M" + "L".join(places)
 
     def marks(self, line: Line) -> str:
-        """A dot at each point, of a line that has few; otherwise nothing."""
+        """Return a dot at each point, of a line that has few; otherwise nothing."""
         if len(line.points) > MARKED:
             return ""
         return "".join(f"M{SIZE * self.x(x):.1f} {SIZE * self.y(y):.1f}h0" for x, y in line.points)
@@ -81,7 +81,7 @@ class Plot:
         return [Tick(100 * self.x(value), short(value)) for value in ticks(0, self.x_end, 4)]
 
     def to_json(self) -> dict[str, object]:
-        """What the page's script needs to tell values under the pointer."""
+        """Return what the page's script needs to tell values under the pointer."""
         lines = [
             {"name": line.name, "color": line.color, "points": [[x, float(f"{y:.5g}")] for x, y in line.points]}
             for line in self.lines
@@ -90,7 +90,10 @@ class Plot:
 
 
 def thinned(points: Iterable[Point]) -> list[Point]:
-    """The finite points, at most `MAX_POINTS` or so: of each stretch the first, lowest, highest and last stay."""
+    """Return the finite points, at most `MAX_POINTS` or so.
+
+    Of each stretch the first, lowest, highest and last stay.
+    """
     finite = [(x, y) for x, y in points if math.isfinite(y)]
     if len(finite) <= MAX_POINTS:
         return finite
@@ -104,7 +107,7 @@ def thinned(points: Iterable[Point]) -> list[Point]:
 
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """At most `count` + 1 round values from `low` to `high`, evenly spaced."""
+    """Return at most `count` + 1 round values from `low` to `high`, evenly spaced."""
     raw = (high - low) / count
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= raw * (1 - 1e-9))
@@ -113,14 +116,14 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """Powers of ten from `low` to `high`, at most six or so."""
+    """Return powers of ten from `low` to `high`, at most six or so."""
     first, last = math.ceil(math.log10(low)), math.floor(math.log10(high))
     step = max(1, math.ceil((last - first + 1) / 6))
     return [10.0**power for power in range(first, last + 1, step)]
 
 
 def short(value: float) -> str:
-    """A number as an axis shows it: 250k, 1.5M, 0.05."""
+    """Return a number as an axis shows it: 250k, 1.5M, 0.05."""
     if abs(value) < 1e-12:
         return "0"
     for size, letter in ((1e9, "G"), (1e6, "M"), (1e4, "k")):

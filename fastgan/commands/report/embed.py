@@ -37,7 +37,7 @@ def _address(data: bytes, kind: str) -> str:
 
 
 def picture(path: Path, alt: str, side: int = SIDES[0]) -> Picture:
-    """The image, at most `side` pixels wide and high. Raises OSError where it can't be read."""
+    """Return the image, at most `side` pixels wide and high. Raises OSError where it can't be read."""
     data = path.read_bytes()
     with Image.open(io.BytesIO(data)) as image:
         image.load()
@@ -50,7 +50,7 @@ def picture(path: Path, alt: str, side: int = SIDES[0]) -> Picture:
 
 
 def fitting(paths: Sequence[Path], alts: Sequence[str], budget: int) -> list[Picture]:
-    """The images, as large as fits into `budget` bytes; none where even small ones don't fit."""
+    """Return the images, as large as fits into `budget` bytes; none where even small ones don't fit."""
     for side in SIDES:
         if paths and len(picture(paths[-1], "", side).src) > budget:  # soon told
             continue
@@ -61,14 +61,17 @@ def fitting(paths: Sequence[Path], alts: Sequence[str], budget: int) -> list[Pic
 
 
 def spread(count: int, wanted: int) -> list[int]:
-    """At most `wanted` of the numbers below `count`, evenly spread, the first and the last among them."""
+    """Return at most `wanted` of the numbers below `count`, evenly spread, the first and the last among them."""
     if count <= wanted:
         return list(range(count))
     return [round(position * (count - 1) / (wanted - 1)) for position in range(wanted)]
 
 
 def frames(paths: Sequence[Path], alt: Callable[[Path], str], budget: int) -> list[Picture]:
-    """The images in order, as many and as large as fit into `budget` bytes, evenly spread; none where none fit."""
+    """Return the images in order, as many and as large as fit into `budget` bytes, evenly spread.
+
+    None where none fit.
+    """
     for wanted, side in FRAMES:
         positions = spread(len(paths), wanted)
         if positions and len(picture(paths[-1], "", side).src) * len(positions) > 2 * budget:  # soon told
@@ -80,7 +83,9 @@ def frames(paths: Sequence[Path], alt: Callable[[Path], str], budget: int) -> li
 
 
 def gif(path: Path, paths: Sequence[Path], alt: str, budget: int) -> Picture | None:
-    """The GIF at `path` if it fits, else one of some of its frames, smaller; None where none fits, or without frames.
+    """Return the GIF at `path` if it fits, else one of some of its frames, smaller.
+
+    None where none fits, or without frames.
 
     Raises OSError where an image can't be read.
     """

@@ -50,7 +50,7 @@ class ReportOptions:
 
 
 def records_of(paths: Sequence[Path]) -> list[Record]:
-    """The runs, with names that tell them apart. Raises UserError for a folder without a run that has begun."""
+    """Return the runs, with names that tell them apart. Raises UserError for a folder without a run that has begun."""
     if not paths:
         raise UserError("fastgan report needs a run folder")
     records = [Record(path) for path in dict.fromkeys(paths)]
@@ -62,7 +62,10 @@ def records_of(paths: Sequence[Path]) -> list[Record]:
 
 
 def plots_of(records: Sequence[Record]) -> list[tuple[str, list[Plot]]]:
-    """The charts by group: of one run figures that belong together share one; of several, each figure has its own."""
+    """Return the charts by group: of one run figures that belong together share one.
+
+    Of several, each figure has its own.
+    """
     series = [_curves(record) for record in records]
     names = list(dict.fromkeys(name for found in series for name in found))
     x_end = max(record.images_seen for record in records)
@@ -94,7 +97,7 @@ def _overlaid(name: str, records: Sequence[Record], series: Sequence[dict[str, A
 
 
 def metric_table(columns: Sequence[tuple[str, Measurement]]) -> dict[str, Any]:
-    """Metrics and protocol as rows, a column a measurement."""
+    """Return metrics and protocol as rows, a column a measurement."""
     metrics = list(dict.fromkeys(name for _, found in columns for name in found.metrics))
     protocol = list(dict.fromkeys(name for _, found in columns for name in found.protocol))
     return {
@@ -107,7 +110,7 @@ def metric_table(columns: Sequence[tuple[str, Measurement]]) -> dict[str, Any]:
 
 
 def four(value: float | None) -> str:
-    """A figure to four digits."""
+    """Return a figure to four digits."""
     return "-" if value is None else f"{value:.4g}" if abs(value) < 10_000 else f"{value:,.0f}"
 
 
@@ -121,7 +124,7 @@ def duration(seconds: float) -> str:
 
 
 def facts(record: Record, metric: str | None) -> list[tuple[str, str]]:
-    """The run in a few words and figures."""
+    """Return the run in a few words and figures."""
     config = record.config
     height, width = config.data.image_size
     kind = {1: "gray", 3: "RGB"}.get(config.data.channels, f"{config.data.channels} channels")
@@ -142,7 +145,7 @@ def facts(record: Record, metric: str | None) -> list[tuple[str, str]]:
 
 
 def settings(record: Record) -> list[tuple[str, list[tuple[str, str]]]]:
-    """All settings by section."""
+    """Return all settings by section."""
     config = record.config
     own = {"preset": config.preset, "seed": config.seed, "transfer": config.transfer}
     sections = {"run": own} | {name: flat(getattr(config, name)) for name in ("data", "networks", "objective")}
@@ -151,7 +154,7 @@ def settings(record: Record) -> list[tuple[str, list[tuple[str, str]]]]:
 
 
 def pictures(record: Record, budget: int) -> dict[str, Any]:
-    """The run's images as text, within `budget` bytes. Raises OSError where one can't be read."""
+    """Return the run's images as text, within `budget` bytes. Raises OSError where one can't be read."""
 
     def alt(path: Path) -> str:
         return f"samples after {int(path.stem):,} images seen"
@@ -175,14 +178,14 @@ def pictures(record: Record, budget: int) -> dict[str, Any]:
 
 
 def diagnosis(record: Record) -> "Diagnosis":
-    """What `fastgan doctor` says of the run."""
+    """Return what `fastgan doctor` says of the run."""
     from fastgan.commands.doctor import RunHistory, diagnose
 
     return diagnose(RunHistory(record.config, record.log, record.performance))
 
 
 def page(records: list[Record], metric: str | None) -> str:
-    """The page. Raises OSError where an image can't be read."""
+    """Return the page. Raises OSError where an image can't be read."""
     budget = BUDGET // len(records)
     groups = plots_of(records)
     several = len(records) > 1
@@ -238,7 +241,7 @@ def _environment() -> jinja2.Environment:
 
 
 def report(options: ReportOptions) -> Path:
-    """The page is written; its path. Raises UserError where there is no run, nothing in it, or no room for it."""
+    """Write the page; return its path. Raises UserError where there is no run, nothing in it, or no room for it."""
     records = records_of(options.runs)
     metric = headline(records, options.metric)
     out = options.out or (records[0].path / "report.html" if len(records) == 1 else Path("report.html"))

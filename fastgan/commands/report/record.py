@@ -90,7 +90,7 @@ class Record:
         return total
 
     def series(self) -> dict[str, list[tuple[float, float]]]:
-        """Every figure over the images seen, by name, finite values only."""
+        """Return every figure over the images seen, by name, finite values only."""
         found: dict[str, list[tuple[float, float]]] = {}
         for row in (*self.log, *self.performance):
             for name, value in row.items():
@@ -99,7 +99,7 @@ class Record:
         return found
 
     def measurements(self) -> list[Measurement]:
-        """What `fastgan evaluate` measured, newest first, then the newest that was measured while training."""
+        """Return what `fastgan evaluate` measured, newest first, then the newest that was measured while training."""
         evaluated = [_measurement(row, "by fastgan evaluate") for row in reversed(self.evaluations)]
         curve = [_measurement(row, "while training") for row in self.curve[-1:]]
         return evaluated + (curve or list(self._in_log()))
@@ -122,7 +122,7 @@ class Record:
         return [(name, shown(mine[name]), shown(theirs[name])) for name in mine if mine[name] != theirs[name]]
 
     def commands(self) -> list[tuple[str, str]]:
-        """What to type, and what for."""
+        """Return what to type, and what for."""
         run = shlex.quote(str(self.path))
         classes = self.config.networks.num_classes
         best = Checkpoints(self.path / BEST).paths()
@@ -171,7 +171,7 @@ def _measurement(row: dict[str, Any], measured: str) -> Measurement:
 
 
 def as_typed(command: str) -> str:
-    """The command as it is typed again, of how Python was called."""
+    """Return the command as it is typed again, of how Python was called."""
     words = shlex.split(command)
     program = Path(words[0]).name if words else ""
     if program == "train.py":
@@ -180,7 +180,7 @@ def as_typed(command: str) -> str:
 
 
 def explained(metric: str) -> tuple[str | None, str]:
-    """Whether less or more of the metric is better, None where neither, and what it is."""
+    """Return whether less or more of the metric is better, None where neither, and what it is."""
     for start, better, text in EXPLAINED:
         if metric.startswith(start):
             return better, text
@@ -188,7 +188,9 @@ def explained(metric: str) -> tuple[str | None, str]:
 
 
 def headline(records: list[Record], wanted: str | None) -> str | None:
-    """The metric that stands above all: the wanted one, else the first distance; None where nothing was measured.
+    """Return the metric that stands above all: the wanted one, else the first distance.
+
+    None where nothing was measured.
 
     Raises UserError for one that no run has.
     """
@@ -200,12 +202,12 @@ def headline(records: list[Record], wanted: str | None) -> str | None:
 
 
 def best_known(record: Record, metric: str | None) -> Measurement | None:
-    """The newest measurement that has the metric, `fastgan evaluate`'s first."""
+    """Return the newest measurement that has the metric, `fastgan evaluate`'s first."""
     return next((found for found in record.measurements() if metric in found.metrics), None)
 
 
 def shown(value: Any) -> str:
-    """A setting as a person writes it."""
+    """Return a setting as a person writes it."""
     match value:
         case None:
             return "-"
@@ -222,7 +224,10 @@ def shown(value: Any) -> str:
 
 
 def differences(configs: list[Config]) -> list[tuple[str, list[str]]]:
-    """The settings in which the runs differ, each with the value of every run; where and how often to save aside."""
+    """Return the settings in which the runs differ, each with the value of every run.
+
+    Where and how often to save aside.
+    """
     learned = [{name: v for name, v in flat(config).items() if name not in flat(config.run)} for config in configs]
     rows = []
     for name in learned[0]:

@@ -60,7 +60,7 @@ class Facts:
 
 
 def info(options: InfoOptions) -> Facts:
-    """The set's facts, printed; its contact sheet lies in the folder. Raises UserError for a set that isn't whole."""
+    """Print the set's facts and leave its contact sheet in the folder. Raises UserError for a set that isn't whole."""
     index, members = read(options.dest)
     places = [*zip(*(members[name].tolist() for name in ("shard", "offset", "length")), strict=True)]
     looks = _look(options, index, places)
@@ -79,7 +79,7 @@ def info(options: InfoOptions) -> Facts:
 
 
 def read(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """index.json and members.safetensors. Raises UserError."""
+    """Return index.json and members.safetensors. Raises UserError."""
     try:
         index = json.loads((folder / INDEX).read_bytes())
         members = load((folder / MEMBERS).read_bytes())
@@ -118,7 +118,7 @@ def _look(options: InfoOptions, index: dict[str, Any], places: list[tuple[int, i
 
 
 def look_at(folder: Path, index: dict[str, Any], places: list[tuple[int, int, int]]) -> list[Look | BadImage]:
-    """What is seen of the images at the places, or why nothing is."""
+    """Return what is seen of the images at the places, or why nothing is."""
     looks: list[Look | BadImage] = []
     for location in places:
         try:

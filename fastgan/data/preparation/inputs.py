@@ -25,7 +25,7 @@ TAR_ENDINGS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 
 
 def open_archive(text: str, dest: Path) -> ArchiveReader:
-    """The images that SRC names, DEST's own left out. Raises UserError where there is no such thing."""
+    """Return the images that SRC names, DEST's own left out. Raises UserError where there is no such thing."""
     if text in NAMES:
         return _named(text)
     path = Path(text).expanduser()
@@ -122,7 +122,7 @@ def _existing(pattern: str) -> list[Path]:
 
 
 def braces(pattern: str) -> list[str]:
-    """The names of a pattern like `part-{000..012}-{a,b}.tar`; zeros in front are kept."""
+    """Return the names of a pattern like `part-{000..012}-{a,b}.tar`; zeros in front are kept."""
     parts = re.split(r"\{([^{}]*)\}", pattern)
     choices = [[part] if number % 2 == 0 else _choices(part) for number, part in enumerate(parts)]
     return ["".join(names) for names in itertools.product(*choices)]

@@ -9,7 +9,7 @@ PREFIX = "kaggle:"
 
 
 def get(name: str) -> Path:
-    """The folder of the Kaggle data set OWNER/NAME, fetched if need be. Raises UserError where it can't be."""
+    """Return the folder of the Kaggle data set OWNER/NAME, fetched if need be. Raises UserError where it can't be."""
     handle = name.removeprefix(PREFIX)
     if not re.fullmatch(r"[\w-]+/[\w.-]+", handle, re.ASCII):
         raise UserError(f"unknown data set {name!r}: give kaggle:OWNER/NAME, as in the address of its page")

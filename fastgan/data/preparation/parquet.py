@@ -18,7 +18,10 @@ LABEL_COLUMNS = ("label", "labels", "fine_label")
 
 
 def list_parquet(paths: list[Path]) -> ArchiveReader:
-    """The images of every row, in the order of the rows. Raises UserError without pyarrow or a column of images."""
+    """Return the images of every row, in the order of the rows.
+
+    Raises UserError without pyarrow or a column of images.
+    """
     try:
         import pyarrow.parquet
     except ImportError:

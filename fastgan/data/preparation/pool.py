@@ -41,7 +41,7 @@ class Pool:
         self._close()
 
     def map(self, function: Callable[[list[T]], list[R]], batches: Iterable[list[T]], crashed: R) -> Generator[list[R]]:
-        """`function` of each batch, in order; `crashed` stands for an item on which a process dies.
+        """Yield `function` of each batch, in order; `crashed` stands for an item on which a process dies.
 
         An iterator that is left early drops what is under way.
         """

@@ -80,7 +80,7 @@ class PrepareOptions:
 
 
 def parse_size(text: str) -> Size:
-    """(height, width) of `128` or `96x160`. Raises UserError for anything else."""
+    """Return (height, width) of `128` or `96x160`. Raises UserError for anything else."""
     match = re.fullmatch(r"([1-9]\d{0,4})(?:x([1-9]\d{0,4}))?", text.strip().lower())
     size = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
     if not 1 <= min(size) <= max(size) <= MAX_SIDE:
@@ -89,7 +89,10 @@ def parse_size(text: str) -> Size:
 
 
 def prepare(options: PrepareOptions) -> dict[str, Any]:
-    """DEST is a prepared data set; its index. Raises UserError where nothing is left, or in `strict` a file skipped."""
+    """Make DEST a prepared data set; return its index.
+
+    Raises UserError where nothing is left, or in `strict` a file skipped.
+    """
     size, dest = _check(options), options.dest.expanduser().resolve()
     try:
         shard_writer.check_dest(dest)
@@ -289,7 +292,7 @@ def _be_strict(strict: bool, skipped: list[Skipped]) -> None:
 
 
 def describe(dest: Path, index: dict[str, Any]) -> str:
-    """A prepared set in two lines."""
+    """Return a prepared set in two lines."""
     height, width = index["image_size"]
     labels = "no labels" if index["labels"] is None else f"{len(index['labels']):,} labels"
     counts = index.get("label_counts") or []

@@ -62,12 +62,12 @@ class ShardWriter:
         self._sha256 = sha256()
 
     def fits(self, stored: EncodedImage) -> bool:
-        """Whether there is room; an empty shard takes any image."""
+        """Return whether there is room; an empty shard takes any image."""
         count = len(self.shard.offsets)
         return count == 0 or (count < MAX_IMAGES and self.shard.num_bytes + len(stored.data) <= MAX_SHARD_BYTES)
 
     def add(self, stored: EncodedImage, label: int | Vector | None, next_position: int) -> None:
-        """The shard holds the image; `next_position` is what follows it in the input."""
+        """Add the image to the shard; `next_position` is what follows it in the input."""
         stem = f"{self._first + len(self.shard.offsets):09d}"
         self.shard.offsets.append(self._member(stem + self._ending, stored.data))
         self.shard.lengths.append(len(stored.data))
@@ -85,7 +85,7 @@ class ShardWriter:
         self.shard.next = next_position
 
     def close(self) -> Shard:
-        """The shard is there under its name, and after it the record from which a killed run resumes."""
+        """Put the shard under its name, and after it the record from which a killed run resumes."""
         self._write(bytes(-self.shard.num_bytes % tarfile.RECORDSIZE or tarfile.RECORDSIZE))
         self._file.flush()
         os.fsync(self._file.fileno())
@@ -96,7 +96,7 @@ class ShardWriter:
         return self.shard
 
     def drop(self) -> None:
-        """The shard was never there."""
+        """Remove the shard as if it never was."""
         self._file.close()
         self._side.unlink(missing_ok=True)
 
@@ -116,7 +116,7 @@ class ShardWriter:
 
 
 def finished_shards(folder: Path) -> list[Shard]:
-    """The shards that a stopped run left whole, from the first on."""
+    """Return the shards that a stopped run left whole, from the first on."""
     shards: list[Shard] = []
     while True:
         record = folder / f".shard-{len(shards):06d}.json"
@@ -132,7 +132,7 @@ def finished_shards(folder: Path) -> list[Shard]:
 
 @contextmanager
 def lock(folder: Path) -> Iterator[None]:
-    """No other process prepares into the folder meanwhile. Raises UserError where one does."""
+    """Keep other processes from preparing into the folder meanwhile. Raises UserError where one does."""
     held = Lock(folder / LOCK, f"another process prepares into {folder}", "wait for it or give another DEST")
     held.acquire()
     try:
@@ -142,7 +142,7 @@ def lock(folder: Path) -> Iterator[None]:
 
 
 def check_dest(dest: Path) -> None:
-    """DEST is an empty folder, or one of ours; it is made. Raises UserError."""
+    """Make DEST, and check that it is an empty folder, or one of ours. Raises UserError."""
     if dest.exists() and not dest.is_dir():
         raise UserError(f"{dest} is a file: give a folder as DEST")
     is_begun = dest.is_dir() and (dest / JOB).exists()
@@ -152,7 +152,7 @@ def check_dest(dest: Path) -> None:
 
 
 def resume_state(dest: Path, job: dict[str, Any]) -> tuple[int, Tones] | None:
-    """The channels and tones of the set that the same job began in DEST; None in an empty one.
+    """Return the channels and tones of the set that the same job began in DEST; None in an empty one.
 
     Raises UserError after another job. One of before there were tones goes on with those that it had.
     """
@@ -173,13 +173,13 @@ def resume_state(dest: Path, job: dict[str, Any]) -> tuple[int, Tones] | None:
 
 
 def begin(dest: Path, job: dict[str, Any], channels: int, tones: Tones) -> None:
-    """DEST belongs to the job."""
+    """Mark DEST as the job's."""
     resolved = {"resolved_channels": channels, "resolved_tones": tones.to_plain()}
     write_atomically(dest / JOB, json.dumps(job | resolved, indent=1).encode())
 
 
 def finish(dest: Path, shards: list[Shard], index: dict[str, Any]) -> dict[str, Any]:
-    """The set is whole: members.safetensors, then index.json with `index` and what the shards say."""
+    """Write members.safetensors, then index.json with `index` and what the shards say: the set is whole."""
     digests = bytes.fromhex("".join(digest for shard in shards for digest in shard.digests))
     counts = [len(shard.offsets) for shard in shards]
     members = {
@@ -203,7 +203,7 @@ def finish(dest: Path, shards: list[Shard], index: dict[str, Any]) -> dict[str, 
 
 
 def clear(dest: Path) -> None:
-    """What only a run under way needs is gone."""
+    """Remove what only a run under way needs."""
     for pattern in (".shard-*", f".{INDEX}.*", f".{MEMBERS}.*", f".{JOB}.*"):
         for path in dest.glob(pattern):
             path.unlink(missing_ok=True)

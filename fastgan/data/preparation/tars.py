@@ -18,7 +18,7 @@ COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00")
 
 
 def list_tars(paths: list[Path], spool_folder: Path) -> ArchiveReader:
-    """The images in one or several tars, compressed or not; those of several bear their tar's name in front.
+    """Return the images in one or several tars, compressed or not; those of several bear their tar's name in front.
 
     A compressed tar can only be read from end to end: its images wait in a nameless file in `spool_folder`.
     """
