@@ -7,9 +7,9 @@ from typing import Annotated
 import tyro
 
 from fastgan.commands.evaluate import EvaluateOptions, evaluate
-from fastgan.config import MAX_EVAL_IMAGES
 from fastgan.errors import UserError
 from fastgan.evaluation.sampling import CheckpointSelector
+from fastgan.run_config import MAX_EVAL_IMAGES
 from fastgan.runs.ema_snapshots import EmaSnapshots, Reconstruction
 from fastgan.runs.run_folder import RunFolder
 from fastgan.utils.fields import require_positive

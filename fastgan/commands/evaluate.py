@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import torch
 import tyro
 
-from fastgan.config import MAX_EVAL_IMAGES, Config
+from fastgan.config import Config
 from fastgan.data.images import ImageDataset
 from fastgan.data.loaders import locate, open_dataset
 from fastgan.data.record import find_change
@@ -19,6 +19,7 @@ from fastgan.errors import UserError
 from fastgan.evaluation import extractors
 from fastgan.evaluation.evaluator import Evaluator
 from fastgan.evaluation.sampling import CheckpointSelector, open_run, to_device
+from fastgan.run_config import MAX_EVAL_IMAGES
 from fastgan.runs.rows import append_row
 from fastgan.runs.run_folder import RunFolder, session
 from fastgan.utils.fields import require_positive

@@ -74,7 +74,7 @@ def read_table(path: Path, names_image: Callable[[str], bool], columns: Columns)
 
 
 def parse_json(data: bytes, path: str) -> dict[str, Label]:
-    """Return the labels of {"labels": [[file, label], ...]}, the list alone, or {file: label}; empty where the labels are null.
+    """Return the labels of {"labels": [[file, label], ...]}, the list, or {file: label}; empty where they are null.
 
     A label is a whole number, a name, or a vector: a number with a fraction or a list of numbers. Raises LabelFault.
     """
