@@ -381,7 +381,7 @@ def test_another_class_under_the_same_name(run_with_classes: Path, tmp_path: Pat
         assert make(run_with_classes, tmp_path / "out", "--seeds", "5", "--class", number) == wanted[int(number)]
 
 
-def test_two_at_once(debug_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_at_once(debug_run: Path, tmp_path: Path, no_gpu: None) -> None:
     """Two commands that write the same files at the same time both end well, with the files of one."""
     wanted = make(debug_run, tmp_path / "whole", "--seeds", "0-40")
 
