@@ -52,7 +52,7 @@ def _check_unchanged(config: Config, folder: "RunFolder", dataset: "ImageDataset
     """The set is the one that the run was trained on. Raises UserError where it isn't and may not be another."""
     from fastgan.data.record import DatasetRecord, find_change, read_record
 
-    place, is_conditional = config.data.data, config.networks.num_classes > 0
+    place, is_conditional = config.data.data, config.networks.is_conditional
     last = read_record(folder.data) if is_conditional else None
     if last is not None and (change := last.class_change(DatasetRecord.of(dataset))) is not None:
         raise UserError(

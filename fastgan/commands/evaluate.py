@@ -69,7 +69,7 @@ def _open_reals(config: Config, folder: RunFolder, data: str | None, say: Callab
     dataset, remedy = open_dataset(config), "give --data the folder where the run's images are now"
     if (dataset.channels, dataset.image_size) != (config.data.channels, config.data.image_size):
         raise UserError(f"the images of {config.data.data} are of another size than the run's: {remedy}")
-    if change := find_change(folder.data, dataset, config.data.data, config.networks.num_classes > 0, say):
+    if change := find_change(folder.data, dataset, config.data.data, config.networks.is_conditional, say):
         raise UserError(f"{change}: {remedy}")
     return dataset
 
