@@ -1,5 +1,6 @@
 """Stops that are asked for, by whom and in whatever way: a checkpoint, the exit code of a stop, nothing left behind."""
 
+import contextlib
 import multiprocessing
 import os
 import pty
@@ -133,11 +134,16 @@ def test_closed_terminal(tmp_path: Path) -> None:
     pid, terminal = pty.fork()
     if pid == 0:
         os.environ["OMP_NUM_THREADS"] = "1"
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # whoever runs the tests may have been started by nohup
         os.execv(command[0], command)
     log = run_dir / "log.jsonl"
     wait_until(lambda: log.exists() and log.stat().st_size > 0)
     os.close(terminal)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == EXIT_STOPPED
+    try:
+        assert psutil.Process(pid).wait(WAIT_S) == EXIT_STOPPED
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
     assert len(Checkpoints(run_dir / "checkpoints").paths()) == 1
 
 
