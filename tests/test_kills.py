@@ -98,6 +98,7 @@ def test_evaluation(debug_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("FASTGAN_CACHE", str(tmp_path / "root" / "cache"))
     template = tmp_path / "template"
     shutil.copytree(debug_run, template / "run")
+    (template / "run" / "evaluation.jsonl").unlink(missing_ok=True)  # other tests' rows
     command = ["evaluate", str(tmp_path / "root" / "run"), "--images", "20"]
     killed_everywhere(command, tmp_path / "root", least=5, template=template)
     assert len(read_rows(tmp_path / "root" / "run" / "evaluation.jsonl")) == 1

@@ -326,7 +326,11 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, number: int, stop: signal.Signals |
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_stopped_and_begun_again(
-    debug_run: Path, tmp_path: Path, number: signal.Signals, capsys: pytest.CaptureFixture[str]
+    debug_run: Path,
+    tmp_path: Path,
+    number: signal.Signals,
+    capsys: pytest.CaptureFixture[str],
+    keep_signal_handlers: None,
 ) -> None:
     """A stop is one line and the exit code of a stop, and leaves whole files only; the same command makes the others,
     those there stay as they are, and all pixels are those of a command that wasn't stopped. Handlers are put back."""
@@ -334,6 +338,7 @@ def test_stopped_and_begun_again(
     capsys.readouterr()
     out = tmp_path / "out"
     flags = ["sample", str(debug_run), "--seeds", "0-80", "--out", str(out)]
+    signal.signal(number, signal.default_int_handler)  # whoever runs the tests may ignore it
     handler = signal.getsignal(number)
     with pytest.MonkeyPatch.context() as stopping:
         stop_at(stopping, 71, number)

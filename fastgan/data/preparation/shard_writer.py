@@ -146,7 +146,11 @@ def check_dest(dest: Path) -> None:
     if dest.exists() and not dest.is_dir():
         raise UserError(f"{dest} is a file: give a folder as DEST")
     is_begun = dest.is_dir() and (dest / JOB).exists()
-    if dest.is_dir() and not is_begun and any(not path.name.startswith((LOCK, f".{JOB}.")) for path in dest.iterdir()):
+    if (
+        dest.is_dir()
+        and not is_begun
+        and any(not path.name.startswith((LOCK, f".{LOCK}", f".{JOB}.")) for path in dest.iterdir())
+    ):
         raise UserError(f"{dest} isn't empty and no data set was begun in it: give an empty or new folder as DEST")
     dest.mkdir(parents=True, exist_ok=True)
 
