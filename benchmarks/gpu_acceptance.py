@@ -32,7 +32,7 @@ from torch import Tensor
 
 from fastgan import networks, presets
 from fastgan.config import Config
-from fastgan.errors import EXIT_DONE, EXIT_STOPPED
+from fastgan.errors import EXIT_DONE, EXIT_STOPPED, first_line
 from fastgan.kernels.bias_act import bias_act, bias_act_reference
 from fastgan.kernels.conv2d import conv2d
 from fastgan.kernels.diffaugment import diffaugment, diffaugment_reference
@@ -253,7 +253,7 @@ def step_table(name: str, batch_size: int) -> Iterator[Row]:
                 step.use_graphs()
             row, costs = measured(step, kind, peaks)
         except RuntimeError as error:  # out of memory, too
-            yield check(f"{name}, {batch_size}, {kind}", None, (str(error) or type(error).__name__).splitlines()[0])
+            yield check(f"{name}, {batch_size}, {kind}", None, first_line(error))
             continue
         yield row
         if (name, batch_size) in TARGETS:
@@ -319,7 +319,7 @@ def plain() -> Iterator[Row]:
             spent = statistics.median(harness.seconds(play) for _ in range(4))
             yield Row("plain PyTorch", {"networks": "cifar10", "batch": batch_size, RATE: len(gan.labels) / spent})
         except torch.OutOfMemoryError as error:
-            yield check(f"plain PyTorch, {batch_size}", None, str(error).splitlines()[0])
+            yield check(f"plain PyTorch, {batch_size}", None, first_line(error))
         del gan, play
 
 

@@ -17,6 +17,7 @@ from fastgan.errors import (
     Lost,
     Stopped,
     UserError,
+    first_line,
     machine_error,
 )
 from fastgan.presets import parse_config
@@ -291,8 +292,10 @@ def _verdict(error: Exception, was_stopped: bool) -> tuple[str, int]:
     if isinstance(error, Diverged):
         return f"diverged: {error}", EXIT_DIVERGED
     if was_stopped:  # a stop that was asked for goes before what breaks while it is carried out
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        return f"stopped on request ({reason}); the same command resumes from the last checkpoint", EXIT_STOPPED
+        return (
+            f"stopped on request ({first_line(error)}); the same command resumes from the last checkpoint",
+            EXIT_STOPPED,
+        )
     if isinstance(error, Lost):
         return f"error: {error}", EXIT_LOST
     if (lacking := machine_error(error)) is not None:  # a full disk, say, outside the places that say more

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fastgan import networks, presets
 from fastgan.config import Config
-from fastgan.errors import EXIT_DONE, UserError
+from fastgan.errors import EXIT_DONE, UserError, first_line
 from fastgan.networks.published import config_of, renamed
 from fastgan.presets import as_flags, parse_config
 from fastgan.runs.checkpoint import Checkpoints
@@ -127,7 +127,7 @@ def _read(path: Path) -> Weights:
     except UserError:
         raise
     except Exception as error:  # of a file that anybody may have written
-        raise UserError(f"it is damaged ({type(error).__name__}: {(str(error) or '-').splitlines()[0]})") from None
+        raise UserError(f"it is damaged ({type(error).__name__}: {first_line(error)})") from None
 
 
 def _of_state_dict(content: Any) -> Weights:

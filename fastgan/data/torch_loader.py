@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from fastgan.data.batch import BatchSampler
 from fastgan.data.prefetch import PrefetchLoader
-from fastgan.errors import UserError
+from fastgan.errors import UserError, first_line
 from fastgan.utils.stop import SIGNALS
 
 # Forks of a threaded process hang, and a spawned worker that ends while torch hands on a batch aborts: the interpreter
@@ -93,8 +93,7 @@ def _decoded_by_workers(
         except (RuntimeError, EOFError, OSError) as error:
             if "in DataLoader worker process" in str(error):  # which raised it itself
                 raise
-            reason = (str(error) or type(error).__name__).splitlines()[0]
-            told = f"a loader's process died ({reason}): from here on this process decodes by itself"
+            told = f"a loader's process died ({first_line(error)}): from here on this process decodes by itself"
             print(told, file=sys.stderr, flush=True)
             return images_seen
         images_seen = sampler.global_positions(images_seen).stop

@@ -16,6 +16,8 @@ from typing import Any, BinaryIO, NamedTuple
 import torch
 from torch import Tensor
 
+from fastgan.errors import first_line
+
 LONGEST_SHAPE = 16  # dimensions of a tensor
 
 
@@ -54,8 +56,7 @@ def read_pickle(path: Path) -> Any:
         try:
             return _Machine(file).run()
         except (ValueError, LookupError, TypeError, AttributeError, RuntimeError, EOFError, OverflowError) as error:
-            said = (str(error) or type(error).__name__).splitlines()[0]
-            raise UnsafePickle(f"it is damaged, or no pickle of tensors: {said}") from None
+            raise UnsafePickle(f"it is damaged, or no pickle of tensors: {first_line(error)}") from None
 
 
 class _Machine:
