@@ -255,6 +255,16 @@ class OptimizerConfig:
     ema_stds: tuple[float, ...] = ()
     """Widths of power-function averages (EDM2), shares of training up to 0.25: `fastgan ema` makes any other of two."""
 
+    @property
+    def ema_names(self) -> list[str]:
+        """The averages of half-lives as a checkpoint names them: one at least."""
+        return [f"G_ema{number or ''}" for number in range(max(1, len(self.ema_half_lives)))]
+
+    @property
+    def power_names(self) -> list[str]:
+        """The power-function averages as a checkpoint names them."""
+        return [f"G_power{number}" for number in range(len(self.ema_stds))]
+
     def __post_init__(self) -> None:
         require_positive(self, "g_lr", "d_lr", "eps", "ema_ramp")
         for beta in self.betas:

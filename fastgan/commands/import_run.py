@@ -251,6 +251,5 @@ def _checkpoint(found: Weights, config: Config) -> dict[str, dict[str, Tensor]]:
         for key, values in states.items():
             for name, value in values.items():
                 optimizers[f"{side}/{numbers[name]}/{key}"] = value.contiguous()
-    for number in range(1, len(config.optimizer.ema_half_lives)):
-        weights[f"G_ema{number}"] = weights["G_ema"]
-    return weights | {"optimizers": optimizers}
+    averages = dict.fromkeys(config.optimizer.ema_names, weights["G_ema"])
+    return weights | averages | {"optimizers": optimizers}

@@ -70,10 +70,8 @@ def to_device() -> torch.device:
 def open_run(path: Path, which: CheckpointSelector | None = None) -> tuple[RunFolder, Config, Checkpoint, nn.Module]:
     """Return a run's folder, settings, what G is read from, and G.
 
-    An average in the newest whole checkpoint or the best, or
-    of a length.
-
-    Raises UserError where one of them is missing.
+    G is an average in the newest whole checkpoint or the best, or one of a length. Raises UserError where something of
+    it is missing.
     """
     which = which or CheckpointSelector()
     folder = RunFolder(path)
@@ -83,7 +81,7 @@ def open_run(path: Path, which: CheckpointSelector | None = None) -> tuple[RunFo
         name = f"length {which.length:g}"
         snapshot: Checkpoint | None = Checkpoint(made.path, {name: read(made.path)}, {"images_seen": made.images_seen})
     else:
-        name = _name(which.average or 0, max(1, len(config.optimizer.ema_half_lives)))
+        name = _name(which.average or 0, config.optimizer.ema_names)
         snapshot = _best(path) if which.best else Checkpoints(folder.checkpoints).latest()
     if snapshot is None:
         raise UserError(f"{path} has no checkpoint yet: let it train on")
@@ -106,12 +104,12 @@ def _best(run: Path) -> Checkpoint:
     return found
 
 
-def _name(average: int, count: int) -> str:
-    """The average's name in a checkpoint. Raises UserError where it isn't one of `count`."""
-    if not 0 <= average < count:
+def _name(average: int, names: list[str]) -> str:
+    """The average's name in a checkpoint. Raises UserError where it isn't one of the run's."""
+    if not 0 <= average < (count := len(names)):
         numbers = "0" if count == 1 else f"a number from 0 to {count - 1}"
         raise UserError(f"average is {average}: the run has {count} of them, give {numbers}")
-    return f"G_ema{average or ''}"
+    return names[average]
 
 
 def parse_classes(text: str, config: Config, names: Sequence[str] = ()) -> list[int]:

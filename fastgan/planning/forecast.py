@@ -152,7 +152,7 @@ def lasting_bytes(config: Config, sizes: "Sizes", gpus: int = 1, zero_stage: int
     """Return what stays from step to step. ZeRO divides it as its paper says (Rajbhandari 2019, arXiv 1910.02054)."""
     optimizer, learned = config.optimizer, FLOAT * (sizes.G + sizes.D)
     states = {"adam": 2, "rmsprop": 1}[optimizer.optimizer]
-    averages = max(1, len(optimizer.ema_half_lives)) + len(optimizer.ema_stds)
+    averages = len(optimizer.ema_names) + len(optimizer.power_names)
 
     def divided(size: float, from_stage: int) -> float:
         return size / gpus if zero_stage >= from_stage else size

@@ -11,8 +11,7 @@ from fastgan.runs.checkpoint import STATE, Checkpoint
 def fault(found: Checkpoint, config: Config) -> str | None:
     """Say what of the checkpoint a trainer of the config can't resume from; None where it can."""
     state, optimizer = found.state, config.optimizer
-    files = ["G", "D", "optimizers", *(f"G_power{number}" for number in range(len(optimizer.ema_stds)))]
-    files += [f"G_ema{number or ''}" for number in range(max(1, len(optimizer.ema_half_lives)))]
+    files = ["G", "D", "optimizers", *optimizer.power_names, *optimizer.ema_names]
     if config.objective.augment_target is not None:
         files.append("augment")
     if missing := [name for name in files if name not in found.tensors]:

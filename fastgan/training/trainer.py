@@ -70,8 +70,8 @@ class Trainer:
         self._set_phase, self.on_out_of_memory = at, on_out_of_memory
         G, D = (net.train() for net in nets)
         self.device = next(G.parameters()).device
-        self.ema = Ema(G, max(1, len(config.optimizer.ema_half_lives)))
-        self.power = Ema(G, len(config.optimizer.ema_stds))
+        self.ema = Ema(G, len(config.optimizer.ema_names))
+        self.power = Ema(G, len(config.optimizer.power_names))
         # BatchNorm wants the whole batch at once; one pass of G that serves both phases is a whole one, too.
         self.splits_g = not config.objective.reuse_fakes and not has_batch_norm(G)
         self.G = engine(G, G, make_optimizer(G, config))
@@ -349,8 +349,8 @@ class Trainer:
         return ("G", self.G), ("D", self.D)
 
     def _averages(self) -> dict[str, nn.Module]:
-        averages = {f"G_ema{number or ''}": net for number, net in enumerate(self.ema.nets)}
-        return averages | {f"G_power{number}": net for number, net in enumerate(self.power.nets)}
+        names = [*self.config.optimizer.ema_names, *self.config.optimizer.power_names]
+        return dict(zip(names, [*self.ema.nets, *self.power.nets], strict=True))
 
     def state(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
         """Return what training resumes from: tensors by file and name, and what JSON holds; all processes must ask.
