@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
 from typing import Protocol
@@ -68,6 +69,10 @@ class ArrayDataset:
 
     def content_hash(self) -> str:
         """Return a hash of shape and pixels: equal sets have equal ones, wherever they came from."""
+        return self._content_hash
+
+    @cached_property
+    def _content_hash(self) -> str:
         digest = sha256(repr(tuple(self.images.shape)).encode())
         digest.update(self.images.contiguous().numpy().tobytes())
         return digest.hexdigest()[:16]

@@ -1,5 +1,6 @@
 """StackedMNIST: three digits an image, a thousand modes, for counting those that a generator has lost."""
 
+from functools import cached_property
 from hashlib import sha256
 
 import torch
@@ -54,6 +55,10 @@ class StackedDataset:
 
     def content_hash(self) -> str:
         """Return a hash of the definition and of the digits."""
+        return self._content_hash
+
+    @cached_property
+    def _content_hash(self) -> str:
         digest = sha256(f"{DEFINITION}, {self._num_images} images, classes {self._sizes.tolist()}".encode())
         digest.update(self._digits.numpy().tobytes())
         return digest.hexdigest()[:16]
