@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from fastgan.config import (
+    FORMER_FIELDS,
     FORMER_LOADERS,
     Config,
     DataConfig,
@@ -18,9 +19,9 @@ from fastgan.utils.arguments import parse
 from fastgan.utils.fields import flat
 
 FORMER_FLAGS = {  # of 0.1
-    "--share-fakes": "--reuse-fakes",
-    "--no-share-fakes": "--no-reuse-fakes",
-    "--resident-gib": "--in-memory-gib",
+    f"--{no}{old}".replace("_", "-"): f"--{no}{new}".replace("_", "-")
+    for old, new in FORMER_FIELDS.items()
+    for no in ("", "no-")
 }
 
 
@@ -308,14 +309,14 @@ PRESETS: dict[str, Callable[[], Config]] = {
 
 
 def get(name: str) -> Config:
-    """The config of the named preset. Raises UserError that lists them all."""
+    """Return the config of the named preset. Raises UserError that lists them all."""
     if name not in PRESETS:
         raise UserError(f"unknown preset {name!r}: choose from {', '.join(sorted(PRESETS))}")
     return PRESETS[name]()
 
 
 def parse_config(args: Sequence[str], prog: str = "fastgan train") -> Config:
-    """The preset that `--preset` names, changed by the other flags. Raises UserError."""
+    """Return the preset that `--preset` names, changed by the other flags. Raises UserError."""
     name = DEFAULT
     for number, arg in enumerate(args):
         if arg == "--preset" and number + 1 < len(args):
