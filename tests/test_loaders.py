@@ -1,6 +1,5 @@
 """Three loaders, one contract: the same batches, wherever and on however many processes they begin."""
 
-import importlib.util
 import io
 import json
 import multiprocessing
@@ -18,6 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 from fastgan import presets
 from fastgan.config import ObjectiveConfig
+from fastgan.data import dali
 from fastgan.data.images import ArrayDataset
 from fastgan.data.loaders import build_loader, check, choose_loader, open_dataset
 from fastgan.data.prepared import PreparedDataset
@@ -25,8 +25,7 @@ from fastgan.errors import UserError
 
 CPU = torch.device("cpu")  # beside which one test here puts a GPU
 NUM, SIZE, BATCH = 45, (10, 14), 16  # batches of 16, 16, 13
-HAS_DALI = importlib.util.find_spec("nvidia") is not None and importlib.util.find_spec("nvidia.dali") is not None
-needs_dali = pytest.mark.skipif(not HAS_DALI, reason="DALI isn't installed")
+needs_dali = pytest.mark.skipif(not dali.is_installed(), reason="DALI isn't installed")
 LOADERS = ("in_memory", "torch", pytest.param("dali", marks=needs_dali))
 pytestmark = pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
 

@@ -1,5 +1,6 @@
 """The loader for large sets: NVIDIA DALI decodes ahead, on the GPU where there is one, else on the CPU's cores."""
 
+import importlib.util
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -12,6 +13,11 @@ from fastgan.data.prefetch import PrefetchLoader
 from fastgan.data.prepared import PreparedDataset
 
 PREFETCH = 2
+
+
+def is_installed() -> bool:
+    """Return whether DALI is here; it isn't imported."""
+    return bool(importlib.util.find_spec("nvidia") and importlib.util.find_spec("nvidia.dali"))
 
 
 class DaliLoader(PrefetchLoader):

@@ -1,6 +1,5 @@
 """From a data set's name to its images, and from them to batches on the device."""
 
-import importlib.util
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -9,7 +8,7 @@ from pathlib import Path
 import torch
 
 from fastgan.config import Config, DataConfig
-from fastgan.data import named
+from fastgan.data import dali, named
 from fastgan.data.batch import BatchSampler, Loader
 from fastgan.data.dali import DaliLoader
 from fastgan.data.folder import FolderDataset
@@ -209,7 +208,7 @@ def choose_loader(config: Config, dataset: ImageDataset) -> tuple[str, str]:
         return "in_memory", f"{gib:.2f} GiB decoded, of the {config.run.in_memory_gib:g} that --in-memory-gib allows"
     if not isinstance(dataset, PreparedDataset):
         return "torch", f"{gib:.1f} GiB decoded are too much to keep, and the set isn't prepared"
-    if importlib.util.find_spec("nvidia") and importlib.util.find_spec("nvidia.dali"):
+    if dali.is_installed():
         return "dali", f"{gib:.1f} GiB decoded are too much to keep"
     return "torch", f"{gib:.1f} GiB decoded are too much to keep, and DALI isn't installed"
 
