@@ -94,7 +94,9 @@ def _resolve(options: SampleOptions, config: Config, weights: str) -> Images:
     if options.truncation is not None:
         raise UserError(f"truncation is {options.truncation:g}: this run's G has no mapping to truncate; leave it out")
     seeds = parse_seeds(options.seeds)
-    classes = [] if options.class_number is None else _classes(options, config)
+    classes = []
+    if options.class_number is not None:
+        classes = parse_classes(options.class_number, config, RunFolder(options.run).read_classes())
     if not options.grid:
         seeds, classes = list(dict.fromkeys(seeds)), list(dict.fromkeys(classes))
     labels = vectors_of(config, options.vector, torch.tensor(seeds))
@@ -106,13 +108,8 @@ def _resolve(options: SampleOptions, config: Config, weights: str) -> Images:
     return Images(seeds, labels, len(classes), options.out, weights)
 
 
-def _classes(options: SampleOptions, config: Config) -> list[int]:
-    assert options.class_number is not None
-    return parse_classes(options.class_number, config, RunFolder(options.run).read_classes())
-
-
 def sample(options: SampleOptions) -> None:
-    """Write PNG files of the seeds into `out`, or one grid; return their paths.
+    """Write PNG files of the seeds into `out`, or one grid; with `npz` write them into that file, too.
 
     The processes of a launch, `accelerate launch -m fastgan.cli sample RUN`, share the work. Raises UserError.
     """

@@ -12,8 +12,6 @@ from fastgan.data.pixels import BadImage
 from fastgan.data.skipped import Skipped
 
 Found = tuple[str, os.DirEntry[str] | None, str]
-
-
 RUN, PREPARED = "folder of a run", "folder of a prepared set"
 
 

@@ -70,10 +70,11 @@ def name_for(config: Config) -> str:
 
 
 def choose(asked: str, config: Config, inception_weights: Path | None = None) -> str:
-    """Return the extractor `asked` for. `auto`: digits for gray 28x28 images and stacked-mnist.
+    """Return the extractor `asked` for.
 
-    Else inception where its
-    weights are available; else efficientnet where it is installed; else inception, to be downloaded."""
+    `auto`: digits for gray 28x28 images and stacked-mnist; else inception where its weights are available; else
+    efficientnet where it is installed; else inception, to be downloaded.
+    """
     if asked != "auto":
         return asked
     is_gray28 = (config.data.channels, config.data.image_size) == (1, (28, 28))

@@ -70,7 +70,7 @@ def spread(count: int, wanted: int) -> list[int]:
 def frames(paths: Sequence[Path], alt: Callable[[Path], str], budget: int) -> list[Picture]:
     """Return the images in order, as many and as large as fit into `budget` bytes, evenly spread.
 
-    None where none fit.
+    It is empty where none fits.
     """
     for wanted, side in FRAMES:
         positions = spread(len(paths), wanted)

@@ -226,7 +226,7 @@ def shown(value: Any) -> str:
 def differences(configs: list[Config]) -> list[tuple[str, list[str]]]:
     """Return the settings in which the runs differ, each with the value of every run.
 
-    Where and how often to save aside.
+    Those of where and how often to save are left out.
     """
     learned = [{name: v for name, v in flat(config).items() if name not in flat(config.run)} for config in configs]
     rows = []
