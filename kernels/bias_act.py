@@ -250,9 +250,8 @@ def bias_act(
 ) -> Tensor:
     """Return clamp(gain * leaky_relu(x + bias)), of x's dtype and memory format.
 
-    X [B, C] or [B, C, H, W], bias [C] or None.
-
-    `clamp` bounds the result's size; where it does, the gradient is 0. Raises UserError for what can't be one.
+    x is [B, C] or [B, C, H, W], the bias [C] or None. `clamp` bounds the result's size; where it does, the gradient is
+    0. Raises UserError for what can't be one.
     """
     check_settings(x, bias, slope, gain, clamp)
     if not use_triton(implementation, x):

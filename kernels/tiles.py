@@ -24,7 +24,7 @@ class Blocks(NamedTuple):
 def layout(x: Tensor) -> torch.memory_format:
     """Return the format of what is made of `x`.
 
-    Channels last only for pictures that are, and aren't contiguous as well.
+    It is channels last only for pictures that are, and aren't contiguous as well.
     """
     last = x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
     return torch.channels_last if last else torch.contiguous_format

@@ -145,7 +145,7 @@ def ahead(numbers: list[range], read: Callable[[range], Tensor]) -> Iterator[tup
 def split_of(num_images: int) -> Tensor:
     """Return the split [N] of the Inception score that each image belongs to.
 
-    Torch-fidelity's parts of a shuffled order.
+    These are torch-fidelity's parts of a shuffled order.
     """
     splits = min(NUM_SPLITS, num_images)
     shuffled = torch.from_numpy(np.random.RandomState(SHUFFLE_SEED).permutation(num_images))
@@ -171,7 +171,7 @@ def gaussian_of(num_images: int, total: Tensor, outer: Tensor) -> Gaussian:
 def gaussian_of_few(features: Tensor) -> Gaussian:
     """Return the Gaussian of features [N, F], no more images than features.
 
-    Their deviations from the mean are a root.
+    Its root is their deviations from the mean.
     """
     values = features.double()
     mean = values.mean(0)

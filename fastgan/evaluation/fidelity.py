@@ -51,10 +51,7 @@ def labels_of_data(seeds: Tensor, data_labels: Tensor) -> Tensor:
 
 
 def conditions_for(seeds: Tensor, networks: NetworkConfig, data_labels: Tensor | None) -> Tensor | None:
-    """Return what networks are told of sample seeds [B] where nothing is asked for.
-
-    Classes in turn, or the data's vectors.
-    """
+    """Return what networks are told of sample seeds [B] where nothing is asked for: classes in turn, or vectors."""
     if networks.condition != "vector":
         return labels_for(seeds, networks.num_classes)
     assert data_labels is not None  # as `loaders.check` made sure
@@ -67,7 +64,7 @@ def images_of(
 ) -> Tensor:
     """Return uint8 images [B, C, H, W] of the seeds, in 8 bits as saved images are.
 
-    Told `labels`, where G is told any.
+    G is told `labels`, where it is told any.
     """
     numbers = torch.tensor(list(seeds), device=device)
     given = () if labels is None else (labels.to(device),)

@@ -59,10 +59,7 @@ def mode_counts(batches: Iterable[Tensor], digits: Extractor) -> Tensor:
 
 
 def legible_counts(logits: Tensor) -> Tensor:
-    """Return how many of logits [N, K] have each class as their largest and, last, how many are confident.
-
-    Int64 [K + 1].
-    """
+    """Return how many of logits [N, K] have each class as their largest and, last, how many are confident: [K + 1]."""
     confidence, classes = logits.softmax(1).max(1)
     counts = torch.zeros(logits.shape[1] + 1, dtype=torch.int64, device=logits.device)
     counts.index_add_(0, classes, torch.ones_like(classes))

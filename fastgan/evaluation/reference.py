@@ -53,10 +53,7 @@ class Subset:
 
 
 def key(dataset: ImageDataset, extractor: Extractor) -> str:
-    """Return what the statistics depend on.
-
-    The set's content, the transform, the extractor's weights, this code's version.
-    """
+    """Return what the statistics depend on: content, transform, the extractor's weights, this code's version."""
     seen = sha256(f"{extractor.version} {extractor.transform}".encode()).hexdigest()[:16]
     return f"{dataset.content_hash()}-{extractor.name}-{seen}-v{STATISTICS_VERSION}"
 

@@ -57,9 +57,9 @@ class Profiler:
 
 
 def costs(profiler: profile, on_gpu: bool) -> list[str]:
-    """Return the operations in which most time was spent, what they call left out.
+    """Return share, milliseconds and calls a step of the operations in which most time was spent.
 
-    Share, milliseconds and calls a step.
+    What they call isn't counted with them.
     """
     found = profiler.key_averages()
     spent = {

@@ -152,7 +152,7 @@ def _place(net: nn.Module, device: torch.device | str) -> nn.Module:
 def example_labels(networks: NetworkConfig, numbers: Tensor) -> Tensor | None:
     """Return labels of as many images as there are numbers [B], of the kind that the networks are told.
 
-    None for none.
+    None where they are told nothing.
     """
     if networks.condition == "vector":
         return torch.zeros(len(numbers), networks.vector_dim, device=numbers.device)

@@ -163,9 +163,8 @@ def power_iteration(net: nn.Module) -> None:
 def encode_condition(labels: Tensor | None, width: int, dtype: torch.dtype) -> Tensor:
     """Return [B, width] of classes [B], one-hot, or of vectors [B, width - 1], before a 1.
 
-    What is said of all images alike.
-
-    Raises UserError where a conditional network gets no labels, or vectors of another length.
+    The 1 is for what is said of all images alike. Raises UserError where a conditional network gets no labels, or
+    vectors of another length.
     """
     if labels is None:
         raise UserError(f"labels is None: the network has {width} classes, give every image a number")

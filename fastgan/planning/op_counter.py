@@ -218,10 +218,7 @@ class _Calls:
 
     @staticmethod
     def inner(config: Config, penalized: bool) -> int:
-        """Return backward passes inside the objective, for exact slopes.
-
-        Of reals, of mixes, or of reals and fakes at once.
-        """
+        """Return the backward passes inside the objective, for an exact penalty: of reals, mixes, or both sides."""
         objective = config.objective
         return int(penalized and objective.penalty_form == "exact" and objective.penalty != "none")
 

@@ -48,9 +48,8 @@ def main(args: Sequence[str]) -> int:
 def plan(config: Config) -> str:
     """Return what the run would be here.
 
-    Settings, networks' sizes, schedules' first and last values, steps, work, memory.
-
-    A data set that its preset leaves to the user need not be here yet. Raises UserError as training would.
+    These are settings, networks' sizes, schedules' first and last values, steps, work and memory. A data set that its
+    preset leaves to the user need not be here yet. Raises UserError as training would.
     """
     from fastgan import networks
 

@@ -18,7 +18,7 @@ import numpy as np
 def gamma_of(std: float) -> float:
     """Return the exponent of the profile whose sigma_rel is `std`.
 
-    A root of (gamma + 2)^2 (gamma + 3) std^2 = gamma + 1.
+    It is a root of (gamma + 2)^2 (gamma + 3) std^2 = gamma + 1.
     """
     square = std**-2
     return float(np.roots([1, 7, 16 - square, 12 - square]).real.max())

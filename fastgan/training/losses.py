@@ -55,9 +55,9 @@ def linear_g(real_logits: Tensor | None, fake_logits: Tensor) -> Tensor:
 
 
 def relativistic_d(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
-    """Return softplus(-(a - b)) on pairs of a real and a fake (Jolicoeur-Martineau 2018, 1807.00734.
+    """Return softplus(-(a - b)) on pairs of a real and a fake.
 
-    R3GAN, 2501.05441).
+    Jolicoeur-Martineau 2018, 1807.00734; R3GAN, 2501.05441.
     """
     return F.softplus(fake_logits - real_logits)
 

@@ -45,7 +45,7 @@ def decay(batch_size: int, half_life: float) -> float:
 def ema_beta(images_seen: int, batch_size: int, half_life: float, ramp: float) -> float:
     """Return `decay` where early on the half-life is at most `ramp` times the images seen.
 
-    First, random weights go soon.
+    So first, random weights are soon forgotten.
     """
     return decay(batch_size, min(half_life, ramp * images_seen))
 
@@ -53,15 +53,15 @@ def ema_beta(images_seen: int, batch_size: int, half_life: float, ramp: float) -
 def legacy_decay(lr: float, decay: float, step: int) -> float:
     """Return lr / (1 + decay * step), `step` counting the steps before this one.
 
-    Keras's `decay`, since 2022 a legacy.
+    It is Keras's `decay`, since 2022 a legacy.
     """
     return lr / (1 + decay * step)
 
 
 def gamma_rule(image_size: tuple[int, int], batch_size: int) -> float:
-    """Return 0.0002 * pixels / batch size: a start for gamma where none is known (Karras 2020, ADA, 2006.06676, app.
+    """Return 0.0002 * pixels / batch size, a start for gamma where none is known.
 
-    C).
+    Karras 2020 (ADA), 2006.06676, appendix C.
     """
     return 0.0002 * image_size[0] * image_size[1] / batch_size
 

@@ -62,9 +62,9 @@ def records_of(paths: Sequence[Path]) -> list[Record]:
 
 
 def plots_of(records: Sequence[Record]) -> list[tuple[str, list[Plot]]]:
-    """Return the charts by group: of one run figures that belong together share one.
+    """Return the charts by group.
 
-    Of several, each figure has its own.
+    Of one run figures that belong together share a chart; of several, each figure has its own.
     """
     series = [_curves(record) for record in records]
     names = list(dict.fromkeys(name for found in series for name in found))
