@@ -1,6 +1,7 @@
 """Vectors of attributes from the data set to the samples: loaders, networks, training, evaluation, commands."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,7 +18,9 @@ from test_loaders import LOADERS, batches
 from fastgan import cli, networks, presets, train
 from fastgan.config import NetworkConfig
 from fastgan.data import loaders, named
+from fastgan.data.folder import FolderDataset
 from fastgan.data.images import ArrayDataset
+from fastgan.data.labels import LabelOptions
 from fastgan.data.loaders import build_loader, open_dataset
 from fastgan.data.prepared import PreparedDataset
 from fastgan.evaluation import extractors, fidelity
@@ -359,3 +362,15 @@ def test_plans_count_vectors(folder: Path) -> None:
     few, many = (presets.parse_config([*flags("r3gan", folder), "--vector-dim", length]) for length in ("3", "30"))
     assert networks.sizes(many)[0] - networks.sizes(few)[0] == 27 * 64
     assert NetworkConfig(condition="vector", vector_dim=3).condition_width == 4
+
+
+def test_a_broken_files_stand_in_has_the_nearest_vector(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Training goes on with the picture whose vector is nearest to the broken one's, and one line says so."""
+    source = Path(shutil.copytree(folder, tmp_path / "set"))
+    (source / "000.png").write_bytes(b"no image")
+    dataset = FolderDataset(source, (8, 8), 3, LabelOptions(condition="vector", num_classes=0))
+    nearest = 1 + int((VECTORS[1:] - VECTORS[0]).norm(dim=1).argmin())
+    assert torch.equal(dataset.pixels(torch.tensor([0])), dataset.pixels(torch.tensor([nearest])))
+    assert "another image of a near vector stands in for it" in capsys.readouterr().out

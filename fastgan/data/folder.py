@@ -81,7 +81,9 @@ class FolderDataset:
             raise UserError(f"the folder {self.folder} is gone: put it back and run the same command again")
         if not self._broken[item]:
             self._broken[item] = True
-            of = "" if self.labels is None else f" of class {self._class_of(item)}"
+            of = " of a near vector" if self.labels is not None else ""
+            if self.classes is not None:
+                of = f" of class {self._class_of(item)}"
             print(f"{self.folder / self._entries[item].name}: {bad}; another image{of} stands in for it", flush=True)
 
     def _class_of(self, item: int) -> str:
@@ -89,11 +91,18 @@ class FolderDataset:
         return self.classes[int(self.labels[item])]
 
     def _stand_ins(self, item: int) -> Iterator[int]:
-        """The next images that aren't known to be broken: of its class, then, where nobody is told it, of others."""
+        """The next images that aren't known to be broken: of its class, then, where nobody is told it, of others.
+
+        Where images have vectors, those of the nearest come first.
+        """
         following = torch.arange(item + 1, item + len(self)) % len(self)
         following = following[~self._broken[following]]
         if self.labels is None:
             yield from following.tolist()
+            return
+        if self.labels.ndim == 2:
+            distances = (self.labels[following] - self.labels[item]).norm(dim=1)
+            yield from following[distances.argsort(stable=True)].tolist()
             return
         alike = self.labels[following] == self.labels[item]
         yield from following[alike].tolist()
