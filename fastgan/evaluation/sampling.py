@@ -106,9 +106,9 @@ def _best(run: Path) -> Checkpoint:
 
 def _name(average: int, names: list[str]) -> str:
     """The average's name in a checkpoint. Raises UserError where it isn't one of the run's."""
-    if not 0 <= average < (count := len(names)):
-        numbers = "0" if count == 1 else f"a number from 0 to {count - 1}"
-        raise UserError(f"average is {average}: the run has {count} of them, give {numbers}")
+    if not 0 <= average < len(names):
+        numbers = "0" if len(names) == 1 else f"a number from 0 to {len(names) - 1}"
+        raise UserError(f"average is {average}: the run has {len(names)} of them, give {numbers}")
     return names[average]
 
 
