@@ -36,7 +36,7 @@ usage: fastgan data ACTION [options]     (fastgan data ACTION --help lists an ac
   info DEST          show what is in a prepared data set"""
 
 VERBS = {  # where each one's work is: a function of its options, or of the words on the command line
-    "train": "fastgan.train:main",
+    "train": "fastgan.commands.train:main",
     "plan": "fastgan.planning.plan:main",
     "sweep": "fastgan.commands.sweep:main",
     "doctor": "fastgan.commands.doctor:doctor",

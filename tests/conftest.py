@@ -12,7 +12,7 @@ import torch
 from accelerate.state import AcceleratorState
 from hypothesis import settings
 
-from fastgan import train
+from fastgan.commands import train
 from fastgan.errors import UserError
 
 settings.register_profile("fastgan", deadline=None, derandomize=True, database=None)

@@ -15,7 +15,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from fastgan import train
+from fastgan.commands import train
 from fastgan.errors import EXIT_DIVERGED, EXIT_STOPPED, EXIT_USER_ERROR, Diverged, UserError
 from fastgan.monitor import hooks, pictures
 from fastgan.runs import checkpoint, ema_snapshots

@@ -11,7 +11,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from fastgan import presets, train
+from fastgan import presets
+from fastgan.commands import train
 from fastgan.data import named
 from fastgan.distributed import collectives
 from fastgan.distributed.consistency import ConsistencyCheck

@@ -8,7 +8,8 @@ import pytest
 from conftest import DEVICE
 
 import fastgan
-from fastgan import cli, networks, presets, train
+from fastgan import cli, networks, presets
+from fastgan.commands import train
 from fastgan.config import flat
 from fastgan.data import named
 from fastgan.data.loaders import build_loader

@@ -11,7 +11,8 @@ from conftest import DEVICE, _signal_handlers_kept, refusal
 from PIL import Image
 from torch import Tensor, nn
 
-from fastgan import cli, presets, train
+from fastgan import cli, presets
+from fastgan.commands import train
 from fastgan.config import Config
 from fastgan.data import named
 from fastgan.data.images import ArrayDataset

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 from torch import Tensor
 
-from fastgan import cli, presets, train
-from fastgan.commands import doctor, installation
+from fastgan import cli, presets
+from fastgan.commands import doctor, installation, train
 from fastgan.commands.doctor import Diagnosis, RunHistory, diagnose
 from fastgan.commands.installation import Line
 from fastgan.config import Config

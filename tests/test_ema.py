@@ -10,7 +10,8 @@ import torch
 from conftest import DEVICE, EAGER, refusal
 from torch import Tensor, nn
 
-from fastgan import cli, networks, presets, train
+from fastgan import cli, networks, presets
+from fastgan.commands import train
 from fastgan.config import OptimizerConfig
 from fastgan.data import named
 from fastgan.data.loaders import build_loader

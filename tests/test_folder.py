@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fastgan import train
+from fastgan.commands import train
 from fastgan.data.folder import FolderDataset
 from fastgan.errors import UserError
 from fastgan.runs.rows import read_rows

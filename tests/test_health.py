@@ -9,7 +9,8 @@ import torch
 from conftest import DEVICE
 from torch import Tensor, nn
 
-from fastgan import networks, presets, train
+from fastgan import networks, presets
+from fastgan.commands import train
 from fastgan.config import Config
 from fastgan.data.images import ArrayDataset
 from fastgan.data.loaders import build_loader

@@ -116,7 +116,7 @@ def test_cpu2_trains_on_two_processes(tmp_path):
         "import os, sys\n"
         "from pathlib import Path\n"
         "import torch.distributed as dist\n"
-        "from fastgan import train\n"
+        "from fastgan.commands import train\n"
         "start = dist.init_process_group\n"
         "def started(*args, **options):\n"
         "    start(*args, **options)\n"

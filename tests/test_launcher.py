@@ -12,7 +12,7 @@ from accelerate.commands.launch import _validate_launch_command, launch_command_
 from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
 from conftest import refusal
 
-from fastgan import train
+from fastgan.commands import train
 from fastgan.distributed.launcher import read_wishes
 
 BASE = {"compute_environment": "LOCAL_MACHINE", "num_machines": 1, "num_processes": 2, "main_process_port": 0}

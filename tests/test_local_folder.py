@@ -17,7 +17,8 @@ import torch
 from conftest import refusal
 from PIL import Image
 
-from fastgan import cli, train
+from fastgan import cli
+from fastgan.commands import train
 from fastgan.data.class_folders import by_folder, find_splits
 from fastgan.data.folder import FolderDataset
 from fastgan.data.labels import LabelOptions, label_entries

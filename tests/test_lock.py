@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from conftest import refusal
 
-from fastgan import train
+from fastgan.commands import train
 from fastgan.errors import EXIT_USER_ERROR
 from fastgan.runs.run_folder import RunFolder
 from fastgan.utils import lock

@@ -3,7 +3,7 @@ import torch
 from conftest import EAGER
 from PIL import Image
 
-from fastgan import train
+from fastgan.commands import train
 from fastgan.monitor import loss_plot, progress
 from fastgan.runs.rows import read_rows
 from fastgan.training.losses import LOSSES

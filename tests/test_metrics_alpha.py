@@ -11,7 +11,8 @@ from conftest import refusal
 from PIL import Image
 from torch import Tensor, nn
 
-from fastgan import cli, train
+from fastgan import cli
+from fastgan.commands import train
 from fastgan.config import Config, DataConfig
 from fastgan.data.folder import FolderDataset
 from fastgan.evaluation import extractors, features

@@ -13,7 +13,8 @@ import torch
 from conftest import DEVICE, refusal
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from fastgan import cli, presets, train
+from fastgan import cli, presets
+from fastgan.commands import train
 from fastgan.commands.report.page import plots_of
 from fastgan.commands.report.record import Record
 from fastgan.data import named

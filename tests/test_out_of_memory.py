@@ -9,7 +9,7 @@ import torch
 from conftest import refusal
 from torch import Tensor, nn
 
-from fastgan import train
+from fastgan.commands import train
 from fastgan.evaluation.evaluator import Evaluator
 from fastgan.monitor.asides import Asides
 from fastgan.monitor.health import Health

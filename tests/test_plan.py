@@ -13,7 +13,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from fastgan import cli, networks, presets, train
+from fastgan import cli, networks, presets
+from fastgan.commands import train
 from fastgan.config import Config, DataConfig, NetworkConfig, ObjectiveConfig, OptimizerConfig
 from fastgan.data.images import ArrayDataset, to_unit_range
 from fastgan.data.loaders import build_loader, open_dataset

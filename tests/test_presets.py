@@ -9,7 +9,8 @@ import pytest
 import torch
 from conftest import DEVICE
 
-from fastgan import networks, presets, train
+from fastgan import networks, presets
+from fastgan.commands import train
 from fastgan.config import flat
 from fastgan.data.images import ArrayDataset
 from fastgan.data.loaders import build_loader

@@ -6,7 +6,7 @@ import json
 import pytest
 from conftest import EAGER
 
-from fastgan import train
+from fastgan.commands import train
 from fastgan.monitor import profiler
 
 STEP = 32  # images

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fastgan import cli, train
-from fastgan.commands import sweep
+from fastgan import cli
+from fastgan.commands import sweep, train
 from fastgan.errors import EXIT_DONE, EXIT_USER_ERROR
 from fastgan.runs.run_folder import RunFolder
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 from conftest import EAGER
 
-from fastgan import cli, train
+from fastgan import cli
+from fastgan.commands import train
 from fastgan.errors import EXIT_DIVERGED, EXIT_USER_ERROR
 from fastgan.runs.checkpoint import Checkpoints
 from fastgan.runs.rows import append_row, read_rows

@@ -14,8 +14,9 @@ import torch
 from conftest import _signal_handlers_kept
 from PIL import Image
 
-from fastgan import cli, networks, train
+from fastgan import cli, networks
 from fastgan.commands import sample as command
+from fastgan.commands import train
 from fastgan.commands.sample import SampleOptions, sample
 from fastgan.errors import EXIT_STOPPED, UserError
 from fastgan.evaluation.sampling import CheckpointSelector, images_of, open_run, parse_seeds, to_device

@@ -11,7 +11,8 @@ import torch
 from conftest import DEVICE, refusal
 from torch import Tensor
 
-from fastgan import cli, presets, train
+from fastgan import cli, presets
+from fastgan.commands import train
 from fastgan.data import named
 from fastgan.data.images import ArrayDataset
 from fastgan.data.loaders import build_loader, choose_loader, num_images, open_dataset

@@ -17,7 +17,8 @@ import psutil
 import pytest
 import torch
 
-from fastgan import presets, train
+from fastgan import presets
+from fastgan.commands import train
 from fastgan.data.images import ArrayDataset
 from fastgan.data.loaders import build_loader
 from fastgan.errors import EXIT_STOPPED, EXIT_USER_ERROR, Lost, UserError

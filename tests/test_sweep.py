@@ -9,8 +9,8 @@ import pytest
 import torch
 from conftest import refusal
 
-from fastgan import cli, presets, train
-from fastgan.commands import sweep
+from fastgan import cli, presets
+from fastgan.commands import sweep, train
 from fastgan.runs.rows import append_row, read_rows
 from fastgan.runs.run_folder import RunFolder
 from fastgan.training.objectives import DiscriminatorObjective, penalty_ratio

@@ -11,7 +11,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
-from fastgan import presets, train
+from fastgan import presets
+from fastgan.commands import train
 from fastgan.config import Config
 from fastgan.data.images import to_bytes, to_unit_range
 from fastgan.monitor import chart_groups

@@ -14,7 +14,8 @@ from conftest import refusal
 from PIL import Image, ImageDraw
 from test_pixels import chunk, file_of, raw_png
 
-from fastgan import cli, train
+from fastgan import cli
+from fastgan.commands import train
 from fastgan.config import Config, DataConfig
 from fastgan.data import survey as survey_module
 from fastgan.data.archives import Entry

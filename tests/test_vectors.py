@@ -15,7 +15,8 @@ from test_distributed import launch
 from test_folder import write_images
 from test_loaders import LOADERS, batches
 
-from fastgan import cli, networks, presets, train
+from fastgan import cli, networks, presets
+from fastgan.commands import train
 from fastgan.config import NetworkConfig
 from fastgan.data import loaders, named
 from fastgan.data.folder import FolderDataset

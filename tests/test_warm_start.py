@@ -9,7 +9,8 @@ import pytest
 import torch
 from conftest import DEVICE, refusal
 
-from fastgan import networks, presets, train
+from fastgan import networks, presets
+from fastgan.commands import train
 from fastgan.config import Config
 from fastgan.data import named
 from fastgan.data.loaders import build_loader
