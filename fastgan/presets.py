@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from fastgan.config import (
     FORMER_FIELDS,
@@ -315,6 +316,16 @@ def get(name: str) -> Config:
     return PRESETS[name]()
 
 
+def configure(preset: Config | str, **changes: Any) -> Config:
+    """Return a preset, or another config, with changes by the names of the command line's options.
+
+    `configure("mnist28-fast", data="photos", epochs=3, image_size=(64, 64))`. Raises UserError for an unknown preset,
+    unknown names and wrong values.
+    """
+    config = get(preset) if isinstance(preset, str) else preset
+    return _parse([word for name, value in changes.items() for word in _flag(name, value)], "configure", config)
+
+
 def parse_config(args: Sequence[str], prog: str = "fastgan train") -> Config:
     """Return the preset that `--preset` names, changed by the other flags. Raises UserError."""
     name = DEFAULT
@@ -323,7 +334,11 @@ def parse_config(args: Sequence[str], prog: str = "fastgan train") -> Config:
             name = args[number + 1]
         elif arg.startswith("--preset="):
             name = arg.removeprefix("--preset=")
-    config = parse(Config, _upgrade_flags(args), prog=prog, default=get(name))
+    return _parse(_upgrade_flags(args), prog, get(name))
+
+
+def _parse(flags: Sequence[str], prog: str, default: Config) -> Config:
+    config = parse(Config, flags, prog=prog, default=default)
     if config.data.labels in ("auto", "none"):
         return config
     labels = Path(config.data.labels).expanduser().resolve()  # the run may go on from another folder
@@ -334,14 +349,17 @@ def as_flags(config: Config) -> list[str]:
     """Return the arguments of which `parse_config` makes the config: its preset, and what differs from that."""
     flags, base = ["--preset", config.preset], flat(get(config.preset))
     for name, value in flat(config).items():
-        if value == base[name]:
-            continue
-        flag = name.replace("_", "-")
-        if isinstance(value, bool):
-            flags.append(f"--{flag}" if value else f"--no-{flag}")
-        else:
-            flags += [f"--{flag}", *map(str, value if isinstance(value, tuple) else [value])]
+        if value != base[name]:
+            flags += _flag(name, value)
     return flags
+
+
+def _flag(name: str, value: Any) -> list[str]:
+    """The words on a command line that give the setting this value."""
+    flag = name.replace("_", "-")
+    if isinstance(value, bool):
+        return [f"--{flag}" if value else f"--no-{flag}"]
+    return [f"--{flag}", *map(str, value if isinstance(value, tuple | list) else [value])]
 
 
 def _upgrade_flags(args: Sequence[str]) -> list[str]:

@@ -1,8 +1,10 @@
 """README, docs and CONTRIBUTING: links lead somewhere, commands parse, examples run."""
 
+import pkgutil
 import re
 import runpy
 import shlex
+import typing
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,15 +16,9 @@ from accelerate.commands.launch import launch_command_parser
 from conftest import DEVICE
 
 from fastgan import networks, presets
-from fastgan.commands.ema import EmaOptions
-from fastgan.commands.evaluate import EvaluateOptions
-from fastgan.commands.report.page import ReportOptions
-from fastgan.commands.sample import SampleOptions
-from fastgan.commands.walk import WalkOptions
+from fastgan.cli import DATA_VERBS, VERBS
 from fastgan.config import Config
 from fastgan.data.loaders import build_loader, open_dataset
-from fastgan.data.preparation.info import InfoOptions
-from fastgan.data.preparation.prepare import PrepareOptions
 from fastgan.presets import parse_config
 from fastgan.training.losses import LOSSES, Loss
 from fastgan.training.trainer import Trainer
@@ -36,15 +32,9 @@ PAGES = sorted(
         *(ROOT / f"{name}/README.md" for name in ("launch", "benchmarks", "kernels")),
     ]
 )
-OPTIONS = {
-    "evaluate": EvaluateOptions,
-    "sample": SampleOptions,
-    "report": ReportOptions,
-    "walk": WalkOptions,
-    "ema": EmaOptions,
-    "prepare": PrepareOptions,
-    "info": InfoOptions,
-}
+
+
+BEFORE_FLAGS = {"train": 0, "sweep": 1, "import": 2}  # words before the options of `fastgan train`
 
 
 def commands(page: Path) -> list[str]:
@@ -71,19 +61,13 @@ def check(line: str) -> None:
 
 
 def check_verb(words: list[str]) -> None:
-    if words[0] == "data":
-        words = words[1:]
-    verb, *args = words
-    if verb in OPTIONS:
-        parse(OPTIONS[verb], args, prog=f"fastgan {verb}")
-    elif verb == "train":
-        parse_config(args)
-    elif verb == "sweep":
-        parse_config(args[1:])
-    elif verb == "import":
-        parse_config(args[2:])
-    else:
-        assert verb in ("doctor", "plan", "get"), verb
+    verbs = {"data": DATA_VERBS}.get(words[0], VERBS)
+    verb, *args = words[1:] if verbs is DATA_VERBS else words
+    options = typing.get_type_hints(pkgutil.resolve_name(verbs[verb])).get("options")
+    if options is not None:
+        parse(options, args, prog=f"fastgan {verb}")
+    elif verb in BEFORE_FLAGS:
+        parse_config(args[BEFORE_FLAGS[verb] :])
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

@@ -24,6 +24,7 @@ FLOORS = {
     "monitor": 9,
     "planning": 9,
     "commands": 10,
+    "api": 11,
     "train": 11,
     "cli": 12,
 }

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from types import FrameType
+from typing import Any
 
 from fastgan.errors import Stopped
 
@@ -23,6 +24,7 @@ class StopRequest:
     """A signal or the clock asks for a stop after the current step; a second Ctrl-C ends at once.
 
     Not so under a launcher of several processes: it hands Ctrl-C on, which a terminal sends to all of them anyway.
+    As a context manager it gives the signals back at the end.
     """
 
     NONE, CLOCK, SIGNAL = range(3)  # who asked; the last goes before the others
@@ -30,9 +32,19 @@ class StopRequest:
     def __init__(self) -> None:
         self.signalled = False
         self._deadline = math.inf
+        self._before: dict[signal.Signals, Any] = {}
+        if threading.current_thread() is not threading.main_thread():  # handlers are that one's
+            return
         for number in SIGNALS:
             if number not in HANGUP or signal.getsignal(number) != signal.SIG_IGN:  # as `nohup` wants it
-                signal.signal(number, self._handle)
+                self._before[number] = signal.signal(number, self._handle)
+
+    def __enter__(self) -> "StopRequest":
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self.signalled = True
