@@ -17,6 +17,7 @@ from fastgan.evaluation.sampling import BATCH_SIZE, CheckpointSelector, open_run
 from fastgan.utils.pictures import to_image
 
 Class = int | str
+Vectors = Tensor | np.ndarray | Sequence[float]
 
 
 class Generator:
@@ -88,7 +89,7 @@ class Generator:
         self,
         seeds: int | Iterable[int] = range(64),
         classes: Class | Sequence[Class] | None = None,
-        vectors: Tensor | np.ndarray | Sequence[float] | None = None,
+        vectors: Vectors | None = None,
         truncation: float = 1.0,
     ) -> np.ndarray:
         """Return uint8 images [B, H, W, C] of the seeds: the same for the same seeds, as in `fastgan sample`.
@@ -105,9 +106,15 @@ class Generator:
             images.append(to_bytes(self(truncation * self.latents(numbers[places].tolist()), given)).cpu())
         return torch.cat(images).permute(0, 2, 3, 1).numpy()
 
-    def pil(self, *args: object, **options: object) -> list[Image.Image]:
-        """Return `sample`'s images as Pillow's."""
-        return [to_image(pixels) for pixels in self.sample(*args, **options)]  # type: ignore[arg-type]
+    def pil(
+        self,
+        seeds: int | Iterable[int] = range(64),
+        classes: Class | Sequence[Class] | None = None,
+        vectors: Vectors | None = None,
+        truncation: float = 1.0,
+    ) -> list[Image.Image]:
+        """Return the images of `sample` as Pillow's."""
+        return [to_image(pixels) for pixels in self.sample(seeds, classes, vectors, truncation)]
 
     def walk(
         self, seeds: Iterable[int] = range(8), frames: int = 30, classes: Class | Sequence[Class] | None = None
@@ -127,7 +134,7 @@ class Generator:
         self,
         seeds: Tensor,
         classes: Class | Sequence[Class] | None,
-        vectors: Tensor | np.ndarray | Sequence[float] | None,
+        vectors: Vectors | None,
     ) -> Tensor | None:
         """What G is told of the seeds [B]."""
         if vectors is not None:
