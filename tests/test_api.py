@@ -81,6 +81,7 @@ def test_classes(with_classes: Generator) -> None:
     assert np.array_equal(G.sample([5, 6], classes="dog"), G.sample([5, 6], classes=[1, 1]))
     assert np.array_equal(G.sample([5, 6], classes=["owl", 0]), G.sample([5, 6]))
     assert not np.array_equal(G.sample([5], classes=0), G.sample([5], classes=1))
+    assert np.array_equal(G.sample(np.int64(5), classes=np.int64(1)), G.sample(torch.tensor([5]), classes=["dog"]))
     assert len(list(G.walk([0, 1], frames=2, classes="cat"))) == 4
 
 
@@ -99,8 +100,9 @@ def test_vectors(tmp_path: Path) -> None:
     [
         (lambda G: G(torch.zeros(2, 3)), "z has the shape [2, 3]: give [B, 100]"),
         (lambda G: G(torch.zeros(1, 100)), "labels is None: this G is told 3 classes: give [1] of their numbers"),
-        (lambda G: G(torch.zeros(1, 100), [3]), "labels is [3]"),
-        (lambda G: G(torch.zeros(1, 100), [0, 1]), "labels is [0, 1]"),
+        (lambda G: G(torch.zeros(1, 100), [3]), "labels has 3 to 3: this G is told 3 classes"),
+        (lambda G: G(torch.zeros(1, 100), [0, 1]), "labels has the shape [2]"),
+        (lambda G: G.sample(1.5), "seeds is 1.5"),
         (lambda G: G.sample(classes="cow"), "classes has 'cow': choose from cat, dog, owl"),
         (lambda G: G.sample([-1]), "seeds is [-1]"),
         (lambda G: G.sample([]), "seeds is []"),

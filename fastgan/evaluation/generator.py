@@ -1,5 +1,6 @@
 """A trained generator, to be used from Python."""
 
+import operator
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -149,7 +150,7 @@ class Generator:
     def _class_numbers(self, classes: Class | Sequence[Class]) -> list[int]:
         if not self.num_classes:
             raise UserError(f"classes is {classes!r}: this G knows no classes; leave it out")
-        given = [classes] if isinstance(classes, int | str) else list(classes)
+        given = [classes] if isinstance(classes, int | np.integer | str) else list(classes)
         for name in given:
             if isinstance(name, str) and name not in self.classes:
                 raise UserError(f"classes has {name!r}: choose from {', '.join(self.classes) or 'numbers'}")
@@ -157,23 +158,29 @@ class Generator:
 
     def _labels(self, labels: Tensor | np.ndarray | Sequence[int] | None, count: int) -> Tensor | None:
         """The labels on G's device. Raises UserError where G is told others."""
-        wanted = f"{self.num_classes} classes: give [{count}] of their numbers" if self.num_classes else "nothing"
-        wanted = f"vectors: give [{count}, {self.vector_dim}]" if self.vector_dim else wanted
-        if labels is None:
-            if self.num_classes or self.vector_dim:
-                raise UserError(f"labels is None: this G is told {wanted}")
+        if not (self.num_classes or self.vector_dim):
+            if labels is not None:
+                raise UserError("labels: this G is told nothing; leave it out")
             return None
-        shape = [count, self.vector_dim] if self.vector_dim else [count]
+        wanted = f"{self.num_classes} classes: give [{count}] of their numbers"
+        if self.vector_dim:
+            wanted = f"vectors: give [{count}, {self.vector_dim}]"
+        if labels is None:
+            raise UserError(f"labels is None: this G is told {wanted}")
         given = torch.as_tensor(labels, dtype=torch.float32 if self.vector_dim else None, device=self.device)
-        is_wrong = [*given.shape] != shape or not (self.num_classes or self.vector_dim)
-        if is_wrong or (self.num_classes and not 0 <= int(given.min()) <= int(given.max()) < self.num_classes):
-            raise UserError(f"labels is {given.tolist()}: this G is told {wanted}")
+        if [*given.shape] != ([count, self.vector_dim] if self.vector_dim else [count]):
+            raise UserError(f"labels has the shape {[*given.shape]}: this G is told {wanted}")
+        if self.num_classes and not 0 <= int(given.min()) <= int(given.max()) < self.num_classes:
+            raise UserError(f"labels has {int(given.min())} to {int(given.max())}: this G is told {wanted}")
         return given
 
 
 def _seeds(seeds: int | Iterable[int]) -> list[int]:
     """The seeds as a list. Raises UserError where one is none."""
-    given = [seeds] if isinstance(seeds, int) else [int(seed) for seed in seeds]
+    try:
+        given = [operator.index(seed) for seed in ([seeds] if isinstance(seeds, int | np.integer) else seeds)]
+    except TypeError:
+        given = []
     if not given or not 0 <= min(given) <= max(given) <= MAX_SEED:
         raise UserError(f"seeds is {seeds!r}: give numbers from 0 to {MAX_SEED}")
     return given
