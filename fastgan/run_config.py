@@ -54,6 +54,10 @@ class RunConfig:
     """CPU threads of a process; without it, the machine's cores divided by its processes."""
     console: Literal["run", "epochs"] = "run"
     """run: one bar for the whole run. epochs: a bar, the time and the mean losses of each epoch."""
+    tracker: tuple[str, ...] = ()
+    """Where to log beside TensorBoard: some of wandb, mlflow, aim, comet_ml, clearml, dvclive, swanlab, trackio."""
+    tracker_project: str = "fastgan"
+    """The trackers' project (mlflow: experiment); the run bears its folder's name."""
     log_every: int = 5_000
     """Images between two rows of scalars; an epoch's end has one, too."""
     grid_every: int | None = None

@@ -44,6 +44,7 @@ def lines() -> list[Line]:
         _compile,
         _dali,
         _deepspeed,
+        _trackers,
         _weights,
         _room,
         _limits,
@@ -142,6 +143,15 @@ def _deepspeed() -> list[Line]:
         said = _one_line(done.stderr)
         return [Line("deepspeed", "missing", f"can't be imported ({said})", "--engine ddp does without")]
     return [Line("deepspeed", "ok", f"{version('deepspeed')}, can be imported")]
+
+
+def _trackers() -> list[Line]:
+    from fastgan.monitor.trackers import choices, installed
+
+    if found := installed():
+        return [Line("trackers", "ok", ", ".join(found))]
+    what = f"none of {', '.join(choices())} is installed"
+    return [Line("trackers", "missing", what, "pip install 'fastgan[wandb]' for --tracker; TensorBoard does without")]
 
 
 def _weights() -> list[Line]:

@@ -191,6 +191,7 @@ def _train(
 
     from fastgan.distributed.heartbeat import EVENT_S
     from fastgan.distributed.processes import Processes
+    from fastgan.monitor import trackers
     from fastgan.monitor.hooks import Hooks
     from fastgan.monitor.pictures import are_pictures_missing, save_pictures
     from fastgan.training import compiling
@@ -198,6 +199,7 @@ def _train(
     run = config.run
     torch.backends.cudnn.allow_tf32 = run.tf32
     processes = Processes(run.threads, run.engine, run.offload, agreement, run.timeout_s)
+    agreement.run_on_all("trackers", lambda: trackers.check(run.tracker if processes.is_main else ()))
     trainer, dataset = _trainer(config, processes, folder, agreement, watchdog)
     if trainer.images_seen >= trainer.total_images:
         if processes.is_main and are_pictures_missing(folder):
@@ -270,8 +272,10 @@ def _run(stop: StopRequest, args: Sequence[str]) -> int:
 
             raise announce(error) from None
         if config.run.dry_run:
+            from fastgan.monitor import trackers
             from fastgan.planning.plan import plan
 
+            trackers.check(config.run.tracker)
             print(plan(config))
         else:
             train(config, stop)

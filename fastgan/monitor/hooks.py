@@ -44,10 +44,10 @@ class Hooks:
         saved: Callable[[int], None] = lambda images_seen: None,
     ) -> None:
         self.config, self.folder, self.processes = trainer.config, folder, processes
-        self.logger = RunLogger(folder, self.config, trainer.images_seen) if processes.is_main else None
+        self.progress = _progress(trainer) if processes.is_main else None
+        self.logger = RunLogger(folder, self.config, trainer.images_seen, self.say) if processes.is_main else None
         self.data_labels = dataset.labels
         self.gallery = Gallery(self.logger, self.config, dataset, processes.device) if self.logger else None
-        self.progress = _progress(trainer) if processes.is_main else None
         self.asides = Asides(processes, self.say)
         self.saving = Saving(self.config, folder, processes, self.asides, saved)
         self.evaluations = Evaluations(
@@ -211,7 +211,7 @@ class Hooks:
             self.logger.log_performance(trainer.images_seen, figures)
         if pictures:
             save_pictures(self.folder, self.config, trainer.images_seen, trainer.loader.num_images)
-        self.logger.close()
+        self.logger.close(in_haste=not pictures)
 
 
 def _progress(trainer: Trainer) -> Progress:

@@ -1,5 +1,6 @@
-"""What a run shows: scalars and pictures to TensorBoard, JSON lines, PNG and GIF files."""
+"""What a run shows: scalars and pictures to TensorBoard and other trackers, JSON lines, PNG and GIF files."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch.utils.tensorboard.summary import hparams
 
 from fastgan.config import Config, flat
 from fastgan.data.images import to_bytes
-from fastgan.monitor import chart_groups
+from fastgan.monitor import chart_groups, trackers
 from fastgan.runs.rows import append_row, cut_rows
 from fastgan.runs.run_folder import RunFolder
 from fastgan.utils.pngs import grid, save_png
@@ -23,7 +24,7 @@ class RunLogger:
     What training computes and what depends on its speed are two files: the first is the same on every run, bit for bit.
     """
 
-    def __init__(self, folder: RunFolder, config: Config, images_seen: int) -> None:
+    def __init__(self, folder: RunFolder, config: Config, images_seen: int, say: Callable[[str], None] = print) -> None:
         self.folder = folder
         for path in (folder.log, folder.performance, folder.metrics, folder.evaluation):
             cut_rows(path, images_seen)
@@ -32,6 +33,8 @@ class RunLogger:
             self._writer.add_text("config", f"```\n{config.to_json()}\n```", 0)
             self._writer.add_custom_scalars(chart_groups.custom_scalars(config))
             self._add_hparams(config)
+        names = dict.fromkeys(config.run.tracker)
+        self._trackers = [trackers.Tracker(name, folder, config, say) for name in names]
 
     def _add_hparams(self, config: Config) -> None:
         """TensorBoard compares runs by what decides what is learned.
@@ -63,6 +66,8 @@ class RunLogger:
         for name, value in values.items():
             self._writer.add_scalar(name, value, images_seen)
         self._writer.flush()
+        for tracker in self._trackers:
+            tracker.log(images_seen, values)
 
     def grid(self, images_seen: int, images: Tensor) -> Path:
         """Return the images [N, C, H, W] in [-1, 1] as a square grid: a PNG in grids/, a picture in TensorBoard."""
@@ -78,10 +83,12 @@ class RunLogger:
     def _picture(self, images_seen: int, name: str, path: Path, pixels: np.ndarray) -> None:
         """TensorBoard gets the file's own bytes: to compress an image takes longer than to make it."""
         save_png(path, pixels)
-        height, width, channels = pixels.shape
-        shown = Summary.Image(height=height, width=width, colorspace=channels, encoded_image_string=path.read_bytes())
+        png, (height, width, channels) = path.read_bytes(), pixels.shape
+        shown = Summary.Image(height=height, width=width, colorspace=channels, encoded_image_string=png)
         self._add(Summary(value=[Summary.Value(tag=name, image=shown)]), images_seen)
         self._writer.flush()
+        for tracker in self._trackers:
+            tracker.picture(images_seen, name, png)
 
     def histograms(self, images_seen: int, nets: dict[str, nn.Module]) -> None:
         """Write a histogram of each parameter that this process holds; under zero3 it holds few of D's."""
@@ -91,5 +98,7 @@ class RunLogger:
                     self._writer.add_histogram(f"{side}/{name}", value.detach().float().cpu(), images_seen)
         self._writer.flush()
 
-    def close(self) -> None:
+    def close(self, in_haste: bool = False) -> None:
+        """Close TensorBoard's files, then wait a little for the trackers."""
         self._writer.close()
+        trackers.close(self._trackers, in_haste)

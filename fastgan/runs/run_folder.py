@@ -10,6 +10,7 @@ averages/          see averages.py                 transfer.json       what was 
 real_and_fake.png, classes.png, walk.png           of the last grid; report.html: `fastgan report`
 micro_batch.json   see micro_batch.py        profile/            see recording.py
 data.json          its set: hash, classes      .lock               held by the session that trains it
+trackers/NAME      the run's number at --tracker NAME
 """
 
 import json
@@ -44,7 +45,7 @@ class RunFolder:
         self.evaluation, self.metrics = path / "evaluation.jsonl", path / "metrics.jsonl"
         self.data = path / "data.json"
         self.checkpoints, self.averages = path / "checkpoints", path / "averages"
-        self.tensorboard = path / "tensorboard"
+        self.tensorboard, self.trackers = path / "tensorboard", path / "trackers"
         self.grids, self.gif, self.losses = path / "grids", path / "training.gif", path / "losses.png"
         self.profile = path / "profile"
         self._lock = Lock(
