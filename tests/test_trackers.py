@@ -7,7 +7,7 @@ import struct
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -218,22 +218,6 @@ def test_one_that_is_slow(tmp_path: Path, fake: type[Fake], monkeypatch: pytest.
 # The real ones
 
 
-def train(tmp_path: Path, images: int, trackers: list[str], launcher: Sequence[str] = (), **environment: str) -> str:
-    """Train up to so many images by processes of their own; returns what they said."""
-    command = [sys.executable, *launcher, "-m", "fastgan.cli", *RUN, "--run-dir", "mine", "--images", str(images)]
-    answer = subprocess.run(
-        [*command, "--tracker", *trackers],
-        env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-        cwd=tmp_path,
-    )
-    assert answer.returncode == 0, answer.stderr
-    return answer.stdout
-
-
 def records(path: Path) -> list[Any]:
     """The records of a run file of wandb's: protobufs in LevelDB's log format, after 7 bytes."""
     from wandb.proto.wandb_internal_pb2 import Record
@@ -257,10 +241,16 @@ def test_wandb(tmp_path: Path) -> None:
     """Offline, wandb's file has figures, pictures and settings, and a second session's is of the same run; of two
     processes one logs."""
     pytest.importorskip("wandb")
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "WANDB_MODE": "offline"}
     two = ("-m", "accelerate.commands.launch", "--quiet", "--cpu", "--num_processes", "2", "--num_machines", "1")
     for images, launcher in ((64, (*two, "--main_process_port", "0")), (128, ())):
-        said = train(tmp_path, images, ["wandb"], launcher, WANDB_MODE="offline", WANDB_API_KEY="")
-        assert str(tmp_path / "mine" / "wandb" / "offline-run-") in said
+        command = [sys.executable, *launcher, "-m", "fastgan.cli", *RUN, "--run-dir", "mine", "--tracker", "wandb"]
+        command += ["--images", str(images)]
+        answer = subprocess.run(
+            command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False
+        )
+        assert answer.returncode == 0, answer.stderr
+        assert f"wandb: {tmp_path}/mine/wandb/offline-run-" in answer.stdout
     first, second = (records(path) for path in sorted((tmp_path / "mine" / "wandb").glob("offline-run-*/*.wandb")))
     runs = [record.run for record in (*first, *second) if record.WhichOneof("record_type") == "run"]
     assert {run.run_id for run in runs} == {(tmp_path / "mine" / "trackers" / "wandb").read_text()}
@@ -284,32 +274,39 @@ def test_wandb(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_mlflow(tmp_path: Path) -> None:
+@pytest.mark.filterwarnings("default")
+def test_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """MLflow's store has figures, pictures and settings of both sessions in one run, which has ended."""
     mlflow = pytest.importorskip("mlflow")
-    store = {"MLFLOW_TRACKING_URI": (tmp_path / "store").as_uri(), "MLFLOW_ALLOW_FILE_STORE": "true"}
-    for images in (64, 128):
-        train(tmp_path, images, ["mlflow"], **store)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
-        client = mlflow.MlflowClient(store["MLFLOW_TRACKING_URI"])
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "store").as_uri())
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    folder = RunFolder(tmp_path / "mine")
+    for images in ("64", "128"):
+        assert cli.main([*RUN, "--run-dir", str(folder.path), "--images", images, "--tracker", "mlflow"]) == 0
+    client = mlflow.MlflowClient()
     (experiment,) = client.search_experiments(filter_string="name = 'fastgan'")
     (run,) = client.search_runs([experiment.experiment_id])
-    assert run.info.run_id == (tmp_path / "mine" / "trackers" / "mlflow").read_text()
+    assert run.info.run_id == (folder.trackers / "mlflow").read_text()
     assert (run.info.run_name, run.info.status) == ("mine", "FINISHED")
     assert run.data.params.keys() == flat(Config()).keys() and run.data.params["batch_size"] == "32"
-    wanted = [(row["images_seen"], row["loss/G"]) for row in read_rows(tmp_path / "mine" / "log.jsonl")]
+    wanted = [(row["images_seen"], row["loss/G"]) for row in read_rows(folder.log)]
     assert [(point.step, point.value) for point in client.get_metric_history(run.info.run_id, "loss/G")] == wanted
     assert "speed/images_per_s" in run.data.metrics
-    shown = sorted(Path(run.info.artifact_uri.removeprefix("file://")).glob("images/samples*.png"))
-    assert [int(path.name.split("step+")[1].split("+")[0]) for path in shown] == [0, 128, 64]
+    shown = Path(run.info.artifact_uri.removeprefix("file://")).glob("images/samples*.png")
+    assert sorted(int(path.name.split("step+")[1].split("+")[0]) for path in shown) == [0, 64, 128]
 
 
 @pytest.mark.slow
-def test_no_network(tmp_path: Path) -> None:
+@pytest.mark.filterwarnings("default")
+def test_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Where MLflow's server doesn't answer, or nobody is logged in at wandb, the run ends all the same, and says so."""
-    pytest.importorskip("mlflow")
+    for package in ("mlflow", "wandb"):
+        pytest.importorskip(package)
     environment = {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
     environment |= {"WANDB_MODE": "online", "WANDB_API_KEY": "", "NETRC": str(tmp_path / "none"), "HOME": str(tmp_path)}
-    said = train(tmp_path, 64, ["mlflow", "wandb"], **environment)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    args = ["--run-dir", str(tmp_path / "run"), "--images", "64", "--tracker", "mlflow", "wandb"]
+    assert cli.main([*RUN, *args]) == 0
+    said = capsys.readouterr().out
     assert said.count("failed, and is off") == 2 and "wandb login" in said, said
