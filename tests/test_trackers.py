@@ -7,6 +7,7 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -190,7 +191,9 @@ def test_run_goes_on(fake: type[Fake], monkeypatch: pytest.MonkeyPatch, capsys: 
         release.wait(60)
 
     fake.fault = fault  # type: ignore[assignment]
+    began = time.monotonic()
     assert cli.main([*RUN, "--run-dir", "run", "--images", "64", "--tracker", "wandb", "mlflow"]) == 0
+    assert time.monotonic() - began < 50
     release.set()
     said = capsys.readouterr().out
     assert said.count("wandb failed") == 1 and "done: 64 images" in said.split("it isn't done in time")[1]
