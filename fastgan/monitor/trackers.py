@@ -1,6 +1,6 @@
 """A run's figures and pictures for the services that people compare runs on, beside TensorBoard: `--tracker`.
 
-Accelerate has a class for each of them; the one that goes on with the run of an earlier session is trackers/NAME's.
+Accelerate has a class for each of them. trackers/NAME in the run folder says which run a resumed session goes on with.
 """
 
 import io
@@ -30,7 +30,8 @@ ENVIRONMENT = {
     "WANDB_SILENT": "true",
     "WANDB_CONSOLE": "off",
     "WANDB_ERROR_REPORTING": "false",
-    "WANDB_FINISH_TIMEOUT": "25",  # else it waits for its network for ever
+    "WANDB_INIT_TIMEOUT": "30",
+    "WANDB_FINISH_TIMEOUT": "20",  # else it waits for its network for ever
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "SWANLAB_INTERACTIVE": "false",
     "GRADIO_ANALYTICS_ENABLED": "False",
@@ -241,7 +242,8 @@ class Tracker:
             return
         self._thread.join(max(0.0, deadline - time.monotonic()))
         is_late = self._thread.is_alive()
-        if missed := self._num_dropped + is_late * self._jobs.qsize():
+        missed = self._num_dropped + is_late * self._jobs.qsize()
+        if missed and not self._has_failed:
             self._say(f"{self._name} misses {missed:,} rows and pictures" + ": it isn't done in time" * is_late)
         self._say = lambda text: None  # whatever it still comes to
 
