@@ -15,7 +15,8 @@ class RunConfig:
     """Where to, how long, how often. None of it changes what is learned, so a resumed run may change all of it."""
 
     run_dir: Path | None = None
-    """The run folder; without it runs/PRESET. The same folder again resumes."""
+    """The run folder; without it runs/PRESET, or runs/NAME of the folder of images where no preset is named. The same
+    folder again resumes."""
     epochs: float = 50.0
     """How many passes over the data set."""
     images: int | None = None

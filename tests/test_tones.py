@@ -316,7 +316,7 @@ def test_first_page_of_many_is_told() -> None:
 def test_large_sets_are_sampled(monkeypatch: pytest.MonkeyPatch) -> None:
     """Some images, evenly spread, stand for all, and it is said how many; a few files of another kind are seen, too."""
     monkeypatch.setattr(survey_module, "SAMPLE", 10)
-    numbers = survey_module._sample([f"{n}.jpg" for n in range(21)] + ["x.png", "y.odd", "z"])
+    numbers = survey_module.sample([f"{n}.jpg" for n in range(21)] + ["x.png", "y.odd", "z"])
     assert numbers == [0, 10, 20, 21, 22, 23]
     entries = [entry(file_of(Image.new("L", (9, 9), 99)), "a.gif")] * 40 + [entry(file_of(icon(0)))]
     assert "1 of 6 of 41 images have it; laid on white" in survey(entries, "auto", "auto").lines[0]

@@ -66,8 +66,10 @@ def runs_of(args: Sequence[str]) -> list[Run]:
     Raises UserError for what `fastgan train` refuses, and where there is no gamma.
     """
     from fastgan import presets
+    from fastgan.planning.preset_choice import with_preset
     from fastgan.training import schedules
 
+    args = with_preset(args, prefix="sweep-")
     config = presets.parse_config(args, prog="fastgan sweep gamma")
     penalty = config.objective.penalty
     if penalty == "none":

@@ -20,6 +20,7 @@ from fastgan.errors import (
     first_line,
     machine_error,
 )
+from fastgan.planning.preset_choice import FEW_IMAGES, with_preset
 from fastgan.presets import parse_config
 from fastgan.utils.exit_status import report
 from fastgan.utils.stop import StopRequest, die_with_parent
@@ -33,8 +34,6 @@ if TYPE_CHECKING:  # torch is imported when training begins, not for a mistake o
     from fastgan.runs.checkpoint import Checkpoint
     from fastgan.runs.run_folder import RunFolder
     from fastgan.training.trainer import Trainer
-
-FEW_IMAGES = 2_000  # below it D memorises the images where it sees them unchanged (ADA, 2006.06676)
 
 
 def _hint(config: Config, num_images: int) -> str | None:
@@ -264,7 +263,7 @@ def main(args: Sequence[str] | None = None) -> int:
 def _run(stop: StopRequest, args: Sequence[str]) -> int:
     try:
         try:
-            config = parse_config(args)
+            config = parse_config(with_preset(args))
         except UserError as error:
             if int(os.environ.get("WORLD_SIZE", "1")) == 1:
                 raise

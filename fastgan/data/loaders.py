@@ -144,7 +144,7 @@ def _no_labels(config: Config, dataset: ImageDataset) -> str:
     reason = origin.removeprefix(NO_LABELS)
     text = f"num_classes is {config.networks.num_classes}: the images of {dataset.name} have no labels{reason}; give 0"
     if config.preset.startswith("mnist28"):
-        return f"{text}, or, as the preset {config.preset} is for digits, --preset faces128-fast or ffhq64 for photos"
+        return f"{text}, or, as the preset {config.preset} is for digits, leave --preset out for one that suits them"
     return f"{text}, or images with a folder a class, or --labels FILE"
 
 

@@ -66,8 +66,8 @@ def survey(entries: Sequence[Entry], background: str, value_range: str, keeps_al
     return Survey(Tones(colour, resolved), lines)
 
 
-def _sample(names: Sequence[str]) -> list[int]:
-    """The numbers of the images to look at: as many of each kind of file, by its ending, evenly spread."""
+def sample(names: Sequence[str]) -> list[int]:
+    """Return the numbers of the images to look at: as many of each kind of file, by its ending, evenly spread."""
     kinds: dict[str, list[int]] = {}
     for number, name in enumerate(names):
         ending = PurePosixPath(name).suffix.lower()
@@ -83,7 +83,7 @@ def _looks(entries: Sequence[Entry]) -> list[Look]:
     """What is seen of the sample's images; 8-bit ones are decoded only until one isn't dark."""
     looks: list[Look] = []
     is_dark = True
-    for number in _sample([entry.name for entry in entries]):
+    for number in sample([entry.name for entry in entries]):
         try:
             raw = entries[number].read()
             if isinstance(raw, BadImage | np.ndarray):  # drawn sets are as they should be

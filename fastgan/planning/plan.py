@@ -11,6 +11,7 @@ from fastgan.data.names import NAMES
 from fastgan.errors import EXIT_DONE, UserError
 from fastgan.planning.forecast import ROOM, Forecast, forecast, in_parts
 from fastgan.planning.hardware import Cluster, EngineName
+from fastgan.planning.preset_choice import with_preset
 from fastgan.utils.arguments import parse
 
 
@@ -35,6 +36,7 @@ class Length:
 
 def main(args: Sequence[str]) -> int:
     """Print what the run would need elsewhere: `fastgan plan`. Raises UserError."""
+    args = with_preset(args, on_gpu=True)
     finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     finder.add_argument("--preset", nargs="?")
     preset = presets.get(finder.parse_known_args(args)[0].preset or presets.DEFAULT)
