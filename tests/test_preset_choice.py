@@ -16,6 +16,7 @@ from fastgan.planning import preset_choice
 from fastgan.planning.preset_choice import NAMED, RULES, Facts, adapt, choose, of_named, with_preset
 from fastgan.presets import get, parse_config
 from fastgan.runs.run_folder import RunFolder
+from fastgan.training import schedules
 
 pytestmark = pytest.mark.usefixtures("keep_signal_handlers", "here", "no_gpu")
 
@@ -88,11 +89,12 @@ def test_any_prepared_set_has_networks(name: str) -> None:
     assert min(networks.sizes(config)) > 0
 
 
-def test_gamma_goes_with_the_pixels() -> None:
-    """A quarter of the pixels has a quarter of gamma, at both ends of its way."""
-    flags = adapt("ffhq256", facts((128, 128), is_fixed=True))
-    objective = parse_config(["--preset", "ffhq256", *flags]).objective
-    assert (objective.gamma, objective.gamma_end) == (37.5, 3.75)
+def test_gamma_goes_with_pixels_and_batches() -> None:
+    """A quarter of the pixels has a quarter of gamma, at both ends of its way, and a smaller batch a larger one."""
+    for seen, gamma in ((facts((128, 128), is_fixed=True), 37.5), (facts((128, 128), 32, is_fixed=True), 300)):
+        config = parse_config(["--preset", "ffhq256", *adapt("ffhq256", seen)])
+        assert (config.objective.gamma, config.objective.gamma_end) == (gamma, gamma / 10)
+        assert schedules.preset_gamma_note(config) is None and config.data.batch_size == min(256, seen.images)
 
 
 # By the command
@@ -113,14 +115,14 @@ def chosen(*args: str) -> Config:
 
 
 def test_photos(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A folder of photos without a preset is trained by the one that suits it, at its size; one line says which, why
-    and how to take another, and flags win over it.
+    """A folder of photos without a preset is trained by the one that suits it, at its size; one line says which
+    and why, and flags win over it.
     """
     draw(here / "photos", 6, (40, 50), classes=("cats", "dogs"))
     config = chosen("--data", "photos/", "--batch-size", "4", "--g-lr", "0.5")
-    assert capsys.readouterr().out == (
-        "preset: fewshot (6 RGB images of 40x50, no GPU: made for fewer than 2,000); --preset takes another\n"
-    )
+    said = capsys.readouterr().out
+    assert said.startswith("preset: fewshot --batch-size 6 --gamma 10.7 (6 RGB images of 40x50, no GPU: made for fewer")
+    assert said.count("\n") == 1
     assert config.preset == "fewshot" and config.data.image_size == (64, 64) and config.networks.num_classes == 0
     assert config.run_dir == Path("runs/photos")
     assert config.data.batch_size == 4 and config.optimizer.g_lr == 0.5
@@ -132,9 +134,11 @@ def test_photos(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_dry_run(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The plan begins with the line on the preset and makes nothing."""
     draw(here / "digits", 4, (28, 28), channels=1)
-    assert train.main(["--data", "digits", "--batch-size", "4", "--dry-run"]) == 0
+    assert train.main(["--data", "digits", "--dry-run"]) == 0
     said = capsys.readouterr().out
-    assert said.startswith("preset: mnist28-fast --num-classes 0 (4 gray images of 28x28, no GPU")
+    assert said.startswith(
+        "preset: mnist28-fast --batch-size 4 --gamma 1.6 --num-classes 0 (4 gray images of 28x28, no GPU"
+    )
     assert "into runs/digits\n" in said and {path.name for path in here.iterdir()} == {"digits"}
 
 
@@ -166,7 +170,7 @@ def test_a_run_keeps_its_settings(here: Path, capsys: pytest.CaptureFixture[str]
     to go does not, and flags win over it.
     """
     draw(here / "photos", 4, (40, 50))
-    kept = chosen("--data", "photos", "--gamma", "3", "--minutes", "5", "--batch-size", "4")
+    kept = chosen("--data", "photos", "--gamma", "3", "--minutes", "5")
     RunFolder(here / "runs/photos").open(kept)
     draw(here / "photos", 4, (20, 20), channels=1)  # others by now, under the same names
     capsys.readouterr()
@@ -182,12 +186,14 @@ def test_a_run_resumes(here: Path, capsys: pytest.CaptureFixture[str], monkeypat
     """The same command resumes the run also where the facts would choose another preset by now."""
     draw(here / "digits", 8, (28, 28), channels=1)
     command = ["--data", "digits", "--health-every", "0", "--eval-every", "0"]
-    assert train.main([*command, "--batch-size", "4", "--width", "0.1", "--images", "8"]) == 0
-    assert capsys.readouterr().out.startswith("preset: mnist28-fast --num-classes 0 (8 gray images of 28x28, no GPU")
+    assert train.main([*command, "--width", "0.1", "--images", "8"]) == 0
+    assert capsys.readouterr().out.startswith(
+        "preset: mnist28-fast --batch-size 8 --gamma 0.8 --num-classes 0 (8 gray images of 28x28, no GPU"
+    )
     monkeypatch.setattr(preset_choice, "choose", lambda seen: ("fewshot", ""))
-    assert train.main([*command, "--images", "12"]) == 0
-    assert "resuming runs/digits at 8 of 12 images" in capsys.readouterr().out
-    assert train.main([*command, "--images", "12", "--width", "0.2"]) == 2
+    assert train.main([*command, "--images", "16"]) == 0
+    assert "resuming runs/digits at 8 of 16 images" in capsys.readouterr().out
+    assert train.main([*command, "--images", "16", "--width", "0.2"]) == 2
     assert "other settings (width: 0.2, not 0.1)" in capsys.readouterr().err
 
 
