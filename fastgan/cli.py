@@ -14,8 +14,21 @@ from fastgan.utils.stop import die_with_parent, stoppable
 USAGE = """\
 usage: fastgan VERB [options]     (fastgan VERB --help lists a verb's options)
 
+Train on my images: what suits them and how fast it will be here; then the training, which the same command resumes
+    fastgan new photos/
+    fastgan train --data photos/
+Use more GPUs
+    accelerate launch --multi_gpu --num_processes 8 -m fastgan.train --data photos/
+See and measure
+    fastgan report runs/photos
+Use the generator
+    fastgan sample runs/photos --seeds 0-63 --grid
+Reproduce a paper or a course: R3GAN's cifar10, ffhq64, imagenet32, ...; mnist28 and faces128 of Keras courses
+    fastgan train --preset mnist28
+
+  new SRC          look at images and this machine: the command to train with, how fast, how long
   data ACTION      get a named data set, prepare any images, show what a data set has
-  train            train a GAN on one process; on several: accelerate launch fastgan/train.py
+  train            train a GAN on one process; on several: accelerate launch -m fastgan.train
   evaluate RUN     measure a run's images against the real ones
   sample RUN       make images of chosen seeds
   walk RUN         walk from seed to seed, as a GIF or a video
@@ -36,6 +49,7 @@ usage: fastgan data ACTION [options]     (fastgan data ACTION --help lists an ac
   info DEST          show what is in a prepared data set"""
 
 VERBS = {  # where each one's work is: a function of its options, or of the words on the command line
+    "new": "fastgan.commands.new:new",
     "train": "fastgan.commands.train:main",
     "plan": "fastgan.planning.plan:main",
     "sweep": "fastgan.commands.sweep:main",

@@ -86,9 +86,10 @@ def test_mistakes_of_other_verbs(args: list[str], words: list[str], capsys: pyte
 
 @pytest.mark.parametrize("args", [[], ["-h"], ["--help"]])
 def test_usage(args: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    """Without a verb, or when asked, the usage is printed: it has every verb."""
+    """Without a verb, or when asked, the usage is printed: it has every verb, and fits a screen."""
     assert cli.main(args) == 0
     shown = capsys.readouterr()
+    assert shown.out.count("\n") <= 40 and max(map(len, shown.out.splitlines())) <= 120
     assert all(f"\n  {verb} " in shown.out for verb in cli.VERBS) and shown.err == ""
 
 

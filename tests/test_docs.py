@@ -16,7 +16,7 @@ from accelerate.commands.launch import launch_command_parser
 from conftest import DEVICE
 
 from fastgan import networks, presets
-from fastgan.cli import DATA_VERBS, VERBS
+from fastgan.cli import DATA_VERBS, USAGE, VERBS
 from fastgan.config import Config
 from fastgan.data.loaders import build_loader, open_dataset
 from fastgan.presets import parse_config
@@ -37,9 +37,9 @@ PAGES = sorted(
 BEFORE_FLAGS = {"train": 0, "sweep": 1, "import": 2}  # words before the options of `fastgan train`
 
 
-def commands(page: Path) -> list[str]:
-    """The lines of the page that show a command, without their comments."""
-    lines = re.findall(r"^    (\S.*)$", page.read_text(), re.MULTILINE)
+def commands(text: str) -> list[str]:
+    """The lines of a page that show a command, without their comments."""
+    lines = re.findall(r"^    (\S.*)$", text, re.MULTILINE)
     starts = ("accelerate launch", "fastgan ", "launch/", "tensorboard ")
     return [line.split("  #")[0].strip() for line in lines if line.startswith(starts)]
 
@@ -50,8 +50,9 @@ def check(line: str) -> None:
     if words[0] == "accelerate":
         given = launch_command_parser().parse_args(words[2:])
         if given.module:
-            assert given.training_script == "fastgan.cli"
-            return check_verb(given.training_script_args)
+            assert given.training_script in ("fastgan.cli", "fastgan.train")
+            verb = ["train"] * given.training_script.endswith("train")
+            return check_verb([*verb, *given.training_script_args])
         assert (ROOT / given.training_script).exists()
         parse_config(given.training_script_args)
     elif words[0].startswith("launch/"):
@@ -87,7 +88,18 @@ def test_links_lead_somewhere(page: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_commands_are_understood(page: Path) -> None:
     """Each command on the page parses, and names scripts that are there."""
-    for line in commands(page):
+    for line in commands(page.read_text()):
+        check(line)
+
+
+def test_commands_of_the_usage() -> None:
+    """`fastgan` alone shows the tasks of README first, in its words, with commands that are understood."""
+    tasks = re.findall(r"^\*\*(.*?)\.\*\*", (ROOT / "README.md").read_text(), re.MULTILINE)
+    places = [USAGE.index(f"\n{task}") for task in tasks]
+    assert len(tasks) == 5 and places == sorted(places) and places[-1] < USAGE.index("\n  new SRC ")
+    for task, start, end in zip(tasks, places, [*places[1:], USAGE.index("\n  new SRC ")], strict=True):
+        assert commands(USAGE[start:end]), task
+    for line in commands(USAGE):
         check(line)
 
 
