@@ -22,7 +22,7 @@ from fastgan.data.survey import sample
 from fastgan.errors import UserError
 from fastgan.planning import preset_choice
 from fastgan.planning.preset_choice import NAMED, Facts, Measured
-from fastgan.presets import parse_config
+from fastgan.presets import get, parse_config
 from fastgan.utils.cores import num_cores
 
 DECODED = 16  # images, to tell how long all take
@@ -96,14 +96,18 @@ def _look_at_files(source: str, on_gpu: bool) -> Found:
         labelled = preset_choice.label(archive)
         measured = preset_choice.measure(labelled.entries)
         skipped = [*archive.skipped, *labelled.skipped]
-        lines = describe_source(source, archive, labelled, None)[:MOST_LINES]
-        lines += [f"skipped files: {len(skipped):,}: {few(skipped)}"] if skipped else []
+        skipped_lines = [f"skipped files: {len(skipped):,}: {few(skipped)}"] if skipped else []
         if measured is None:
             what = f"none of its {len(labelled.entries):,} images can be read" if labelled.entries else "no images"
-            raise UserError(f"{source}: {'; '.join([what, *lines])}: name another folder or archive")
+            lines = [what, *describe_source(source, archive, labelled, 0), *skipped_lines]
+            raise UserError(f"{source}: {'; '.join(lines)}: name another folder or archive")
         facts = preset_choice.of_files(labelled, measured, on_gpu)
-        decode_s = len(labelled.entries) * _decode_s(labelled.entries, facts) / num_cores()
-    return Found(facts, [_sizes(source, labelled, measured, facts), *lines], decode_s, archive.kind != "folder")
+        preset = get(preset_choice.choose(facts)[0])
+        told = facts.classes if preset.networks.num_classes else 0
+        lines = [_sizes(source, labelled, measured, facts), *describe_source(source, archive, labelled, told)]
+        transform = Transform(preset.data.image_size, channels=facts.channels)
+        decode_s = len(labelled.entries) * _decode_s(labelled.entries, transform) / num_cores()
+    return Found(facts, [*lines[: 1 + MOST_LINES], *skipped_lines], decode_s, archive.kind != "folder")
 
 
 def _sizes(source: str, labelled: Labelled, measured: Measured, facts: Facts) -> str:
@@ -113,10 +117,8 @@ def _sizes(source: str, labelled: Labelled, measured: Measured, facts: Facts) ->
     return f"{source}: {facts}{sizes}{seen}"
 
 
-def _decode_s(entries: list[Entry], facts: Facts) -> float:
+def _decode_s(entries: list[Entry], transform: Transform) -> float:
     """Seconds for an image, read and fitted on one core."""
-    name, _ = preset_choice.choose(facts)
-    transform = Transform(parse_config(["--preset", name]).data.image_size, channels=facts.channels)
     chosen = sample([entry.name for entry in entries])
     chosen = chosen[:: -(-len(chosen) // DECODED)]
     began = time.perf_counter()
@@ -207,7 +209,8 @@ def _commands(source: str, config: Config, found: Found) -> Iterator[str]:
     if found.is_archive or found.decode_s > PREPARING_PAYS_S:
         height, width = config.data.image_size
         size = str(height) if height == width else f"{height}x{width}"
-        data = f"{re.sub(r'[^a-zA-Z0-9_-]+', '-', Path(source).name.split('.')[0]).strip('-') or 'images'}-{size}"
+        name = re.sub(r"[^a-zA-Z0-9_-]+", "-", Path(source).name.split(".")[0]).strip("-").removesuffix(f"-{size}")
+        data = f"{name or 'images'}-{size}"
         why = "training wants a folder" if found.is_archive else "as long as each start would take without it"
         yield f"prepare first: {_duration(found.decode_s)} or so, {why}"
         yield f"\n  fastgan data prepare {shlex.quote(source)} {data} --size {size} --channels {config.data.channels}"
