@@ -229,6 +229,16 @@ def test_what_stays_as_it_was(args: list[str], here: Path) -> None:
     assert with_preset(args) == args
 
 
+@pytest.mark.parametrize("place", ["", "a\0b", "x" * 300, "\udcff", "FILE", "nowhere/photos"])
+def test_places_without_images(place: str, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Where there can be no folder of images training says so in one line, and makes nothing."""
+    (here / "FILE").write_text("no folder")
+    assert train.main(["--data", place]) == 2
+    shown = capsys.readouterr()
+    assert shown.out == "" and shown.err.count("\n") == 1 and shown.err.startswith("fastgan: error: ")
+    assert [path.name for path in here.iterdir()] == ["FILE"]
+
+
 def test_named_facts() -> None:
     """What is known of the set that is drawn is true."""
     toy, seen = named.load("toy"), of_named("toy", False)

@@ -17,6 +17,7 @@ from fastgan import cli
 from fastgan.commands.doctor import DoctorOptions
 from fastgan.commands.ema import EmaOptions
 from fastgan.commands.evaluate import EvaluateOptions
+from fastgan.commands.new import NewOptions
 from fastgan.commands.report.page import ReportOptions
 from fastgan.commands.sample import SampleOptions
 from fastgan.commands.walk import WalkOptions
@@ -110,6 +111,7 @@ def test_other_commands(debug_run: Path, folder: Path, capsys: pytest.CaptureFix
         (["doctor", run], DoctorOptions),
         (prepared, PrepareOptions),
         (["data", "info", "prepared"], InfoOptions),
+        (["new", "toy"], NewOptions),
     ]
     found = [fault for command, kind in commands for fault in wrong(command, kind, capsys)]
     assert found == [], "\n".join(found)

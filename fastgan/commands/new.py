@@ -24,7 +24,9 @@ from fastgan.planning import preset_choice
 from fastgan.planning.preset_choice import NAMED, Facts, Measured
 from fastgan.presets import get, parse_config
 from fastgan.utils.cores import num_cores
+from fastgan.utils.fields import require_positive
 
+MAX_SECONDS = 600
 DECODED = 16  # images, to tell how long all take
 PREPARING_PAYS_S = 60.0  # of decoding at each start
 MOST_LINES = 4  # on what the set is made of
@@ -66,8 +68,7 @@ class Timed:
 
 def new(options: NewOptions) -> None:
     """Print what the images are, what the machine is, the command and what to expect of it. Raises UserError."""
-    if not options.seconds > 0:
-        raise UserError(f"seconds is {options.seconds}: give a number above 0")
+    require_positive(options, "seconds", at_most=MAX_SECONDS)
     found = _look(options.source)
     name, reason = preset_choice.choose(found.facts)
     flags = preset_choice.adapt(name, found.facts)

@@ -186,7 +186,8 @@ def with_preset(
         return [*args]
     path, start = Path(given.data).expanduser(), list[str]()
     if given.data not in NAMED:
-        run_dir = Path(given.run_dir or Path("runs") / f"{prefix}{path.resolve().name}")
+        name = os.path.basename(os.path.abspath(path))  # noqa: PTH100, PTH119  # unlike Path's, of any text
+        run_dir = Path(given.run_dir or Path("runs") / f"{prefix}{name}")
         start = ["--run-dir", str(run_dir)]
         if RunFolder(run_dir).config.exists():
             kept = RunFolder(run_dir).read_config()
