@@ -91,6 +91,7 @@ def test_archive(digits: Path, quick: None, here: Path, capsys: pytest.CaptureFi
     capsys.readouterr()
     lines, commands = said(capsys, "my-digits-28")
     assert lines[0] == "my-digits-28: 70 gray images of 28x28, no GPU, ready to train on"
+    assert lines[1] == "classes: 2 (ones 35, twos 35)"
     assert commands == [["fastgan", "train", "--data", "my-digits-28"]]
 
 

@@ -29,7 +29,7 @@ from fastgan.utils.fields import require_positive
 MAX_SECONDS = 600
 DECODED = 16  # images, to tell how long all take
 PREPARING_PAYS_S = 60.0  # of decoding at each start
-MOST_LINES = 4  # on what the set is made of
+MOST_LINES = 3  # on what the set is made of
 # Images until samples are recognisable, and of what: measured, docs/recipes.md.
 FIRST_SAMPLES = {
     "mnist28-fast": (15_000, "MNIST"),
@@ -56,6 +56,7 @@ class Found:
     lines: list[str]
     decode_s: float = 0.0  # all images once, on all cores
     is_archive: bool = False
+    is_prepared: bool = False
 
 
 @dataclass(frozen=True)
@@ -68,13 +69,18 @@ class Timed:
 
 def new(options: NewOptions) -> None:
     """Print what the images are, what the machine is, the command and what to expect of it. Raises UserError."""
+    from fastgan.data import loaders
+
     require_positive(options, "seconds", at_most=MAX_SECONDS)
     found = _look(options.source)
+    lines = found.lines
     name, reason = preset_choice.choose(found.facts)
     flags = preset_choice.adapt(name, found.facts)
-    config = parse_config(["--preset", name, *flags])
+    config = parse_config(["--preset", name, *flags, "--data", options.source])
+    if found.is_prepared:
+        lines += loaders.summary(config, loaders.open_dataset(config))
     timed = time_steps(config, options.seconds)
-    print("\n".join((*found.lines, f"preset: {' '.join([name, *flags])}, {reason}", *_expected(config, found, timed))))
+    print("\n".join((*lines, f"preset: {' '.join([name, *flags])}, {reason}", *_expected(config, found, timed))))
     print("\n".join(_commands(options.source, config, found)))
 
 
@@ -88,7 +94,7 @@ def _look(source: str) -> Found:
         facts = preset_choice.of_prepared(path, on_gpu)
     else:
         return _look_at_files(source, on_gpu)
-    return Found(facts, [f"{source}: {facts}, ready to train on"])
+    return Found(facts, [f"{source}: {facts}, ready to train on"], is_prepared=source not in NAMED)
 
 
 def _look_at_files(source: str, on_gpu: bool) -> Found:

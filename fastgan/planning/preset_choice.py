@@ -167,18 +167,17 @@ def has_gpu() -> bool:
     return torch.cuda.is_available()
 
 
-def _say_once(line: str) -> None:
+def _say(line: str) -> None:
+    """Print the line, on the main process."""
     if os.environ.get("RANK", "0") == "0":
         print(line, flush=True)
 
 
-def with_preset(
-    args: Sequence[str], prefix: str = "", on_gpu: bool | None = None, say: Callable[[str], None] = _say_once
-) -> list[str]:
+def with_preset(args: Sequence[str], prefix: str = "", on_gpu: bool | None = None) -> list[str]:
     """Return train's arguments with the preset that suits the images, where --data names some and --preset none.
 
     Of a run that is there already preset and settings are kept; flags of the command line come last, so they win. The
-    run folder of a folder of images is runs/NAME, with the prefix before its name, whatever the preset. `say` hears
+    run folder of a folder of images is runs/NAME, with the prefix before its name, whatever the preset. One line says
     which preset and why. Raises UserError as training on the images would.
     """
     given = _given(args)
@@ -191,14 +190,14 @@ def with_preset(
         start = ["--run-dir", str(run_dir)]
         if RunFolder(run_dir).config.exists():
             kept = RunFolder(run_dir).read_config()
-            say(f"preset: {kept.preset}, with the settings of the run {run_dir}")
+            _say(f"preset: {kept.preset}, with the settings of the run {run_dir}")
             return [*presets.as_flags(replace(kept, run=presets.get(kept.preset).run)), *start, *args]
     facts = _facts(given, path, has_gpu() if on_gpu is None else on_gpu)
     if facts is None:  # training says what is wrong
         return [*args]
     name, reason = choose(facts)
     flags = adapt(name, facts)
-    say(f"preset: {' '.join([name, *flags])} ({facts}: {reason})")
+    _say(f"preset: {' '.join([name, *flags])} ({facts}: {reason})")
     return ["--preset", name, *flags, *start, *args]
 
 
