@@ -85,7 +85,7 @@ def test_archive(digits: Path, quick: None, here: Path, capsys: pytest.CaptureFi
     lines, commands = said(capsys, "my digits.zip")
     assert "preset: mnist28-fast --num-classes 2, made for small gray images" in lines
     prepare, train = commands
-    assert cli.main(prepare[1:]) == 0
+    assert cli.main([*prepare[1:], "--workers", "1"]) == 0
     config = parse_config(with_preset(train[2:]))
     assert (config.preset, config.networks.num_classes, config.data.data) == ("mnist28-fast", 2, "my-digits-28")
     capsys.readouterr()
