@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from fastgan import cli
@@ -106,10 +105,12 @@ def test_preparing_pays(
     assert train == ["fastgan", "train", "--data", "my-digits-28"]
 
 
-def test_several_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_gpus(quick: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """On several GPUs the command is Accelerate's, with a process each."""
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
-    assert new._launch(on_gpu=True) == "accelerate launch --multi_gpu --num_processes 4 -m fastgan.train"
+    monkeypatch.setattr(new, "_num_gpus", lambda: 4)
+    monkeypatch.setattr(new, "_machine", lambda: "machine: 4")
+    _, (command,) = said(capsys, "toy")
+    assert shlex.join(command) == "accelerate launch --multi_gpu --num_processes 4 -m fastgan.train --data toy"
 
 
 def test_steps_are_timed(capsys: pytest.CaptureFixture[str]) -> None:

@@ -79,8 +79,8 @@ def new(options: NewOptions) -> None:
     config = parse_config(["--preset", name, *flags, "--data", options.source])
     if found.is_prepared:
         lines += loaders.summary(config, loaders.open_dataset(config))
-    timed = time_steps(config, options.seconds)
-    print("\n".join((*lines, f"preset: {' '.join([name, *flags])}, {reason}", *_expected(config, found, timed))))
+    lines += [f"preset: {' '.join([name, *flags])}, {reason}", _machine()]
+    print("\n".join((*lines, *_expected(config, found, time_steps(config, options.seconds)))))
     print("\n".join(_commands(options.source, config, found)))
 
 
@@ -178,17 +178,27 @@ def time_steps(config: Config, seconds: float) -> Timed:
     return Timed(rate, peak_memory_gib(device))
 
 
-def _expected(config: Config, found: Found, timed: Timed) -> Iterator[str]:
+def _num_gpus() -> int:
+    import torch
+
+    return torch.cuda.device_count() if preset_choice.has_gpu() else 0
+
+
+def _machine() -> str:
     import torch
 
     from fastgan.utils.memory import free_bytes
 
-    gpus = torch.cuda.device_count() if found.facts.on_gpu else 0
-    device = torch.device("cuda" if gpus else "cpu")
-    machine = f"{gpus} {torch.cuda.get_device_name(0)}" if gpus else f"{num_cores()} cores, no GPU"
-    yield f"machine: {machine}, {free_bytes(device) / 2**30:.1f} GiB of memory free"
-    more = ", of one GPU and before faster ways are tried" if gpus else ""
-    yield f"speed: {timed.images_per_s:,.3g} images/s, timed just now with this preset on noise{more}"
+    gpus = _num_gpus()
+    free = free_bytes(torch.device("cuda" if gpus else "cpu")) / 2**30
+    machine = f"{gpus} x {torch.cuda.get_device_name(0)}" if gpus else f"{num_cores()} cores, no GPU"
+    return f"machine: {machine}, {free:.1f} GiB of memory free{' on the first' * (gpus > 1)}"
+
+
+def _expected(config: Config, found: Found, timed: Timed) -> Iterator[str]:
+    more = ", on one GPU, before faster ways are tried" if found.facts.on_gpu else ""
+    rate = f"{timed.images_per_s:,.0f}" if timed.images_per_s >= 100 else f"{timed.images_per_s:.3g}"
+    yield f"speed: {rate} images/s, timed just now with this preset on noise{more}"
     if config.preset in FIRST_SAMPLES:
         images, data = FIRST_SAMPLES[config.preset]
         took = f"an estimate, as {data} took {images:,} images (docs/recipes.md)"
@@ -223,11 +233,5 @@ def _commands(source: str, config: Config, found: Found) -> Iterator[str]:
         yield f"\n  fastgan data prepare {shlex.quote(source)} {data} --size {size} --channels {config.data.channels}"
     else:
         yield ""
-    yield f"  {_launch(found.facts.on_gpu)} --data {shlex.quote(data)}"
-
-
-def _launch(on_gpu: bool) -> str:
-    import torch
-
-    gpus = torch.cuda.device_count() if on_gpu else 0
-    return f"accelerate launch --multi_gpu --num_processes {gpus} -m fastgan.train" if gpus > 1 else "fastgan train"
+    several = f"accelerate launch --multi_gpu --num_processes {_num_gpus()} -m fastgan.train"
+    yield f"  {several if _num_gpus() > 1 else 'fastgan train'} --data {shlex.quote(data)}"
