@@ -30,13 +30,14 @@ def facts(size: tuple[int, int] = (300, 400), images: int = 9_000, channels: int
 ROWS = {
     "small gray images": (facts((28, 28), channels=1), "mnist28-fast"),
     "few small gray images, on a GPU": (facts((30, 20), 100, 1, on_gpu=True), "mnist28-fast"),
-    "few photos": (facts(images=1_999), "fewshot"),
+    "few photos": (facts(images=1_999), "faces128-fast"),
     "few photos, on a GPU": (facts(images=1_999, on_gpu=True), "fewshot"),
-    "few large gray images": (facts(images=1_999, channels=1), "fewshot"),
+    "few large gray images": (facts(images=1_999, channels=1), "faces128-fast"),
     "three digits, on a GPU": (of_named("stacked-mnist", True), "stacked-mnist"),
     "three digits": (of_named("stacked-mnist", False), "stacked-mnist-fast"),
     "icons, on a GPU": (facts((32, 32), on_gpu=True), "cifar10"),
     "icons": (facts((32, 32)), "stacked-mnist-fast"),
+    "few icons": (facts((32, 32), 100), "stacked-mnist-fast"),
     "photos": (facts(images=2_000), "faces128-fast"),
     "small photos": (facts((64, 64)), "faces128-fast"),
     "small photos, on a GPU": (facts((127, 400), on_gpu=True), "ffhq64"),
@@ -123,14 +124,15 @@ def test_photos(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     draw(here / "photos", 6, (40, 50), classes=("cats", "dogs"))
     config = chosen("--data", "photos/", "--batch-size", "4", "--g-lr", "0.5")
     said = capsys.readouterr().out
-    assert said.startswith("preset: fewshot --batch-size 6 --gamma 10.7 (6 RGB images of 40x50, no GPU: made for fewer")
+    assert said.startswith("preset: faces128-fast --batch-size 6 --gamma ")
+    assert "--augment ada --augment-target 0.6 (6 RGB images of 40x50, no GPU: made for a CPU" in said
     assert said.count("\n") == 1
-    assert config.preset == "fewshot" and config.data.image_size == (64, 64) and config.networks.num_classes == 0
+    assert config.preset == "faces128-fast" and config.data.image_size == (128, 128)
     assert config.run_dir == Path("runs/photos")
     assert config.data.batch_size == 4 and config.optimizer.g_lr == 0.5
     assert chosen("--data", "photos", "--run-dir=x", "--channels", "1").run_dir == Path("x")
     config = chosen("--data", "photos", "--image-size", "32", "32")
-    assert config.data.image_size == (32, 32) and len(config.networks.stages) == 4
+    assert config.data.image_size == (32, 32) and config.preset == "stacked-mnist-fast"
 
 
 def test_dry_run(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -139,7 +141,7 @@ def test_dry_run(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert train.main(["--data", "digits", "--dry-run"]) == 0
     said = capsys.readouterr().out
     assert said.startswith(
-        "preset: mnist28-fast --batch-size 4 --gamma 1.6 --num-classes 0 (4 gray images of 28x28, no GPU"
+        "preset: mnist28-fast --batch-size 4 --gamma 1.6 --augment ada --augment-target 0.6 --num-classes 0 (4 gray images of 28x28, no GPU"
     )
     assert "into runs/digits\n" in said and {path.name for path in here.iterdir()} == {"digits"}
 
@@ -175,7 +177,7 @@ def test_a_run_keeps_its_settings(here: Path, capsys: pytest.CaptureFixture[str]
     draw(here / "photos", 4, (20, 20), channels=1)  # others by now, under the same names
     capsys.readouterr()
     again = chosen("--data", "photos", "--batch-size", "2")
-    assert capsys.readouterr().out == "preset: fewshot, with the settings of the run runs/photos\n"
+    assert capsys.readouterr().out == "preset: faces128-fast, with the settings of the run runs/photos\n"
     assert again.differences(kept) == ["batch_size: 2, not 4"] and again.run.minutes is None
     assert chosen("--data", "photos", "--run-dir", "other").preset == "mnist28-fast"
     assert chosen("--data", "photos", "--preset", "debug").objective.gamma is None
@@ -188,7 +190,7 @@ def test_a_run_resumes(here: Path, capsys: pytest.CaptureFixture[str], monkeypat
     command = ["--data", "digits", "--health-every", "0", "--eval-every", "0"]
     assert train.main([*command, "--width", "0.1", "--images", "8"]) == 0
     assert capsys.readouterr().out.startswith(
-        "preset: mnist28-fast --batch-size 8 --gamma 0.8 --num-classes 0 (8 gray images of 28x28, no GPU"
+        "preset: mnist28-fast --batch-size 8 --gamma 0.8 --augment ada --augment-target 0.6 --num-classes 0 (8 gray images of 28x28, no GPU"
     )
     monkeypatch.setattr(preset_choice, "choose", lambda seen: ("fewshot", ""))
     assert train.main([*command, "--images", "16"]) == 0
@@ -251,7 +253,7 @@ def test_a_sweep_chooses_too(here: Path) -> None:
     """A sweep's runs have the preset that suits the images, in a folder of the sweep's own."""
     draw(here / "photos", 40, (40, 50))
     runs = sweep.runs_of(["--data", "photos", "--images", "64"])
-    assert [run.config.preset for run in runs] == ["fewshot"] * 3
+    assert [run.config.preset for run in runs] == ["faces128-fast"] * 3
     assert {run.folder.parent for run in runs} == {Path("runs/sweep-photos")}
     assert all(parse_config(run.args) == run.config for run in runs)
 
@@ -260,6 +262,8 @@ def test_docs_have_the_table() -> None:
     """docs/training.md names each preset of the table, in its order."""
     page = (Path(__file__).parents[1] / "docs" / "training.md").read_text()
     table = page.split("## Which preset\n")[1].split("\n## ")[0]
-    for before, after in itertools.pairwise(("mnist28-fast", "fewshot", "cifar10", "stacked-mnist-fast", "ffhq64")):
+    for before, after in itertools.pairwise(
+        ("mnist28-fast", "fewshot", "cifar10", "stacked-mnist-fast", "faces128-fast", "ffhq64")
+    ):
         assert table.index(f"`{before}`") < table.index(f"`{after}`")
     assert {rule.preset for rule in RULES} - {"stacked-mnist"} <= {*re.findall(r"`([a-z0-9-]+)`", table)}

@@ -21,7 +21,7 @@ from fastgan.data.survey import sample
 from fastgan.runs.run_folder import RunFolder
 
 FEW_IMAGES = 2_000  # below it D memorises the images where it sees them unchanged (ADA, 2006.06676)
-SOONER = "on a CPU --preset faces128-fast --augment ada --augment-target 0.6 is quicker"
+ADA = ("--augment", "ada", "--augment-target", "0.6")
 MIN_WIDTH = 16  # channels of a stage that a preset hasn't
 NAMED = {"mnist": (28, 1, 10), "fashion-mnist": (28, 1, 10), "toy": (28, 1, 2), "stacked-mnist": (32, 3, 0)}
 
@@ -55,7 +55,6 @@ class Rule(NamedTuple):
 RULES = (
     Rule(lambda it: it.channels == 1 and min(it.size) <= 32, "mnist28-fast", "made for small gray images"),
     Rule(lambda it: it.images < FEW_IMAGES and it.on_gpu, "fewshot", f"made for fewer than {FEW_IMAGES:,}"),
-    Rule(lambda it: it.images < FEW_IMAGES, "fewshot", f"made for fewer than {FEW_IMAGES:,}; {SOONER}"),
     Rule(lambda it: it.name == "stacked-mnist" and it.on_gpu, "stacked-mnist", "R3GAN's for this set"),
     Rule(lambda it: min(it.size) <= 32 and it.on_gpu, "cifar10", "R3GAN's for 32x32"),
     Rule(lambda it: min(it.size) <= 32, "stacked-mnist-fast", "made for small images on a CPU"),
@@ -74,7 +73,8 @@ def choose(facts: Facts) -> tuple[str, str]:
 def adapt(name: str, facts: Facts) -> list[str]:
     """Return the flags by which the preset takes such images. Raises UserError for a size that no network makes.
 
-    Stages are left out or added at the highest resolution, and gamma goes with pixels and batches by its rule.
+    Stages are left out or added at the highest resolution, gamma goes with pixels and batches by its rule, and D sees
+    few images augmented.
     """
     from fastgan.networks.r3gan import stages_for
 
@@ -94,6 +94,8 @@ def adapt(name: str, facts: Facts) -> list[str]:
     for field, gamma in (("gamma", preset.objective.gamma), ("gamma-end", preset.objective.gamma_end)):
         if gamma is not None and factor != 1:
             flags += [f"--{field}", f"{gamma * factor:.3g}"]
+    if facts.images < FEW_IMAGES and preset.objective.augment == "none":
+        flags += ADA
     if facts.channels != preset.data.channels:
         flags += ["--channels", str(facts.channels)]
     if networks.num_classes and facts.classes != networks.num_classes:
