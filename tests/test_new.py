@@ -15,6 +15,7 @@ from fastgan.commands.new import FIRST_SAMPLES, Timed
 from fastgan.planning.preset_choice import with_preset
 from fastgan.presets import get, parse_config
 
+PRESET = "preset: mnist28-fast --augment ada --augment-target 0.6 --num-classes 2, made for small gray images"
 pytestmark = pytest.mark.usefixtures("keep_signal_handlers", "here", "no_gpu")
 
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
@@ -61,10 +62,7 @@ def test_folder(digits: Path, quick: None, capsys: pytest.CaptureFixture[str]) -
         "left out: 1 of no known image format (ones/notes.txt)",
         "skipped files: 1: 1 link that leads nowhere or in a circle (twos/linked.png)",
     ]
-    assert (
-        lines[4]
-        == "preset: mnist28-fast --augment ada --augment-target 0.6 --num-classes 2, made for small gray images"
-    )
+    assert lines[4] == PRESET
     assert commands == [["fastgan", "train", "--data", "my digits"]]
     config = parse_config(with_preset(commands[0][2:]))
     assert (config.preset, config.networks.num_classes) == ("mnist28-fast", 2)
@@ -85,9 +83,7 @@ def test_archive(digits: Path, quick: None, here: Path, capsys: pytest.CaptureFi
     shutil.make_archive("my digits", "zip", digits)
     shutil.rmtree(digits)
     lines, commands = said(capsys, "my digits.zip")
-    assert (
-        "preset: mnist28-fast --augment ada --augment-target 0.6 --num-classes 2, made for small gray images" in lines
-    )
+    assert PRESET in lines
     prepare, train = commands
     assert cli.main([*prepare[1:], "--workers", "1"]) == 0
     config = parse_config(with_preset(train[2:]))

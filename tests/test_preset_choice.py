@@ -141,7 +141,8 @@ def test_dry_run(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert train.main(["--data", "digits", "--dry-run"]) == 0
     said = capsys.readouterr().out
     assert said.startswith(
-        "preset: mnist28-fast --batch-size 4 --gamma 1.6 --augment ada --augment-target 0.6 --num-classes 0 (4 gray images of 28x28, no GPU"
+        "preset: mnist28-fast --batch-size 4 --gamma 1.6 "
+        "--augment ada --augment-target 0.6 --num-classes 0 (4 gray images of 28x28, no GPU"
     )
     assert "into runs/digits\n" in said and {path.name for path in here.iterdir()} == {"digits"}
 
@@ -190,7 +191,8 @@ def test_a_run_resumes(here: Path, capsys: pytest.CaptureFixture[str], monkeypat
     command = ["--data", "digits", "--health-every", "0", "--eval-every", "0"]
     assert train.main([*command, "--width", "0.1", "--images", "8"]) == 0
     assert capsys.readouterr().out.startswith(
-        "preset: mnist28-fast --batch-size 8 --gamma 0.8 --augment ada --augment-target 0.6 --num-classes 0 (8 gray images of 28x28, no GPU"
+        "preset: mnist28-fast --batch-size 8 --gamma 0.8 "
+        "--augment ada --augment-target 0.6 --num-classes 0 (8 gray images of 28x28, no GPU"
     )
     monkeypatch.setattr(preset_choice, "choose", lambda seen: ("fewshot", ""))
     assert train.main([*command, "--images", "16"]) == 0
