@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastgan.config import Config
-from fastgan.presets import configure
+from fastgan.presets import configure, flags_of, parse_config
 
 if TYPE_CHECKING:
     from fastgan.evaluation.generator import Generator
@@ -33,18 +33,20 @@ def load(run: str | Path, which: "CheckpointSelector | str" = "newest") -> "Gene
     return Generator.open(Path(run), _selector(which))
 
 
-def train(config: Config | str, **changes: Any) -> Path:
+def train(config: Config | str | None = None, **changes: Any) -> Path:
     """Train a run, or resume it where its folder says so; return the folder.
 
-    `config` is a preset's name, or a config of `fastgan.presets` or `fastgan.configure`; `changes` are settings by the
-    names of the command line's options: `train("mnist28-fast", data="photos", run_dir="runs/x", minutes=5)`. Raises
-    UserError for wrong settings, Diverged, and Stopped (after a checkpoint) where Ctrl-C or a signal asked for it.
+    `config` is a preset's name, or a config of `fastgan.presets` or `fastgan.configure`; without it the preset is the
+    one that suits the images. `changes` are settings by the names of the command line's options:
+    `train("mnist28-fast", run_dir="runs/x", minutes=5)`, `train(data="photos")`. Raises UserError for wrong settings,
+    Diverged, and Stopped (after a checkpoint) where Ctrl-C or a signal asked for it.
     """
     from fastgan.commands.train import train as train_run
     from fastgan.errors import Stopped
+    from fastgan.planning.preset_choice import with_preset
     from fastgan.utils.stop import StopRequest
 
-    config = configure(config, **changes)
+    config = parse_config(with_preset(flags_of(changes))) if config is None else configure(config, **changes)
     with StopRequest() as stop:
         try:
             train_run(config, stop)

@@ -1,6 +1,6 @@
 """The recipes, one function each: it takes nothing and returns a whole config."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -323,7 +323,7 @@ def configure(preset: Config | str, **changes: Any) -> Config:
     unknown names and wrong values.
     """
     config = get(preset) if isinstance(preset, str) else preset
-    return _parse([word for name, value in changes.items() for word in _flag(name, value)], "configure", config)
+    return _parse(flags_of(changes), "configure", config)
 
 
 def parse_config(args: Sequence[str], prog: str = "fastgan train") -> Config:
@@ -347,15 +347,17 @@ def _parse(flags: Sequence[str], prog: str, default: Config) -> Config:
 
 def as_flags(config: Config) -> list[str]:
     """Return the arguments of which `parse_config` makes the config: its preset, and what differs from that."""
-    flags, base = ["--preset", config.preset], flat(get(config.preset))
-    for name, value in flat(config).items():
-        if value != base[name]:
-            flags += _flag(name, value)
-    return flags
+    base = flat(get(config.preset))
+    changes = {name: value for name, value in flat(config).items() if value != base[name]}
+    return ["--preset", config.preset, *flags_of(changes)]
+
+
+def flags_of(changes: Mapping[str, Any]) -> list[str]:
+    """Return settings by their names as words on a command line."""
+    return [word for name, value in changes.items() for word in _flag(name, value)]
 
 
 def _flag(name: str, value: Any) -> list[str]:
-    """The words on a command line that give the setting this value."""
     flag = name.replace("_", "-")
     if isinstance(value, bool):
         return [f"--{flag}" if value else f"--no-{flag}"]

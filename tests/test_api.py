@@ -143,6 +143,19 @@ def test_configure() -> None:
     assert "batch_size" in refusal(lambda: fastgan.configure("debug", batch_size=0))
 
 
+@pytest.mark.usefixtures("keep_signal_handlers", "here")
+def test_train_on_a_folder() -> None:
+    """Without a preset the images decide; the same call goes on with the run."""
+    Path("digits").mkdir()
+    for number in range(8):
+        Image.fromarray(np.full((28, 28), 30 * number, np.uint8)).save(f"digits/{number}.png")
+    settings = {"data": "digits", "health_every": 0, "eval_every": 0, "width": 0.1}
+    for images in (8, 16):
+        run = fastgan.train(**settings, images=images)
+        assert (run, fastgan.load(run).images_seen) == (Path("runs/digits"), images)
+    assert fastgan.load(run).config.preset == "mnist28-fast"
+
+
 @pytest.mark.usefixtures("here")
 def test_train_in_a_thread() -> None:
     """Training works outside the main thread, where no signal can be handled."""
