@@ -45,7 +45,7 @@ def _multiply(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     batch, channels, height, width = x.shape
     last = x.permute(0, 2, 3, 1).reshape(batch, height, width * channels)
     last = torch.bmm(rows.expand(batch, -1, -1), last).view(-1, width, channels)
-    last = torch.bmm(columns.expand(len(last), -1, -1), last).view(batch, len(rows), len(columns), channels)
+    last = torch.bmm(columns.expand(last.shape[0], -1, -1), last).view(batch, len(rows), len(columns), channels)
     return last.permute(0, 3, 1, 2).contiguous(memory_format=layout(x))
 
 

@@ -56,7 +56,7 @@ class Generator(nn.Module):
         """Return images [B, C, H, W] in [-1, 1] of latents [B, z_dim]; labels as in `encode_condition`."""
         if self.condition_width:
             z = torch.cat([z, encode_condition(labels, self.condition_width, z.dtype)], dim=1)
-        x = self.dense(z).view(len(z), *self.base, -1).permute(0, 3, 1, 2)
+        x = self.dense(z).view(z.shape[0], *self.base, -1).permute(0, 3, 1, 2)
         x = F.leaky_relu(self.norms[0](x), SLOPE)  # [B, stages[0], *base]
         for up, norm in zip(self.ups, self.norms[1:], strict=True):
             x = F.leaky_relu(norm(up(x)), SLOPE)

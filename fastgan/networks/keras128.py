@@ -42,7 +42,7 @@ class Generator128(nn.Module):
 
     def forward(self, z: Tensor, labels: Tensor | None = None, keys: Tensor | None = None) -> Tensor:
         """Return images [B, C, 128, 128] in [-1, 1] of latents [B, z_dim]; labels and keys are not used."""
-        x = self.dense(z).view(len(z), 8, 8, -1).permute(0, 3, 1, 2)  # Keras's order of units is channels last
+        x = self.dense(z).view(z.shape[0], 8, 8, -1).permute(0, 3, 1, 2)  # Keras's order of units is channels last
         x = F.leaky_relu(self.norm8(x), SLOPE)  # [B, 256, 8, 8]
         x = F.leaky_relu(self.norm16(self.up16(x)), SLOPE)  # [B, 128, 16, 16]
         x = F.leaky_relu(self.norm32(self.up32(x)), SLOPE)  # [B, 64, 32, 32]

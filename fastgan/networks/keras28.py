@@ -52,7 +52,7 @@ class Generator28(nn.Module):
     def forward(self, z: Tensor, labels: Tensor | None = None, keys: Tensor | None = None) -> Tensor:
         """Return images [B, C, 28, 28] in [-1, 1] of latents [B, z_dim]; labels and keys are not used."""
         x = F.leaky_relu(self.norm_dense(self.dense(z)), SLOPE)
-        x = x.view(len(z), *self.start, -1).permute(0, 3, 1, 2)  # Keras's order of units is channels last
+        x = x.view(z.shape[0], *self.start, -1).permute(0, 3, 1, 2)  # Keras's order of units is channels last
         x = F.leaky_relu(self.norm7(self.conv7(x)), SLOPE)  # [B, 128, 7, 7]
         x = F.leaky_relu(self.norm14(self.up14(x)), SLOPE)  # [B, 64, 14, 14]
         return torch.tanh(self.up28(x))  # [B, C, 28, 28]

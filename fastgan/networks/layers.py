@@ -171,7 +171,7 @@ def encode_condition(labels: Tensor | None, width: int, dtype: torch.dtype) -> T
     if labels.ndim == 2:
         if labels.shape[1] != width - 1:
             raise UserError(f"labels are vectors of {labels.shape[1]} numbers: the network takes {width - 1}")
-        return torch.cat([labels.to(dtype), labels.new_ones(len(labels), 1, dtype=dtype)], dim=1)
+        return torch.cat([labels.to(dtype), labels.new_ones(labels.shape[0], 1, dtype=dtype)], dim=1)
     # F.one_hot looks at the labels' values, for which the host would wait; who reads labels checks them.
     return (labels[:, None] == torch.arange(width, device=labels.device)).to(dtype)
 
