@@ -23,7 +23,7 @@ def _selector(which: "CheckpointSelector | str") -> "CheckpointSelector":
 
 
 def load(run: str | Path, which: "CheckpointSelector | str" = "newest") -> "Generator":
-    """Return the generator of a run folder.
+    """Return the generator of a run folder, an export's folder, or an export's OWNER/NAME on the Hugging Face hub.
 
     `which` is "newest", "best" (of a run with --best-by), or a CheckpointSelector, for an average of another length
     say. Raises UserError where there is none.

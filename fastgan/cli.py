@@ -38,6 +38,8 @@ Reproduce a paper or a course: R3GAN's cifar10, ffhq64, imagenet32, ...; mnist28
   sweep gamma      three short runs at a quarter, once and four times gamma, and a table: takes train's options
   ema RUN          make averages of lengths chosen after a run with --ema-stds: --length 0.08
   import FILE RUN  make a run of published weights: R3GAN's snapshots, state dicts
+  export RUN       write the generator for others: a folder with a model card, --to onnx, --to torch
+  push RUN NAME    upload it, with its card, to the Hugging Face hub as OWNER/NAME
 
   --version        print the version"""
 
@@ -60,6 +62,8 @@ VERBS = {  # where each one's work is: a function of its options, or of the word
     "report": "fastgan.commands.report.page:report",
     "ema": "fastgan.commands.ema:ema",
     "import": "fastgan.commands.import_run:main",
+    "export": "fastgan.commands.export:export",
+    "push": "fastgan.commands.push:push",
     "data": "fastgan.cli:data",
 }
 DATA_VERBS = {

@@ -34,7 +34,6 @@ from fastgan.evaluation.sampling import (
     to_device,
     vectors_of,
 )
-from fastgan.runs.run_folder import RunFolder
 from fastgan.utils.pngs import PARTIAL, grid, has_mark, save_png
 
 LEFT_OVER = re.compile(rf"\.(class-\d+-)?seed-\d+\.png{re.escape(PARTIAL)}")
@@ -45,7 +44,7 @@ class SampleOptions:
     """Make images from a run's averaged generator. The same command goes on after a stop: what is there stays."""
 
     run: Annotated[Path, tyro.conf.Positional]
-    """The run folder."""
+    """The run folder, an export, or its OWNER/NAME on the hub."""
     seeds: str = "0-63"
     """Which images, as numbers and ranges: 0-63 or 1,5,8-11."""
     out: Path = Path("samples")
@@ -89,14 +88,14 @@ class Images:
         return f"seed {self.seeds[place]}{label}, G {self.weights}"
 
 
-def _resolve(options: SampleOptions, config: Config, weights: str) -> Images:
+def _resolve(options: SampleOptions, config: Config, names: list[str], weights: str) -> Images:
     """The images in the order in which they are asked for; as files each of them once."""
     if options.truncation is not None:
         raise UserError(f"truncation is {options.truncation:g}: this run's G has no mapping to truncate; leave it out")
     seeds = parse_seeds(options.seeds)
     classes = []
     if options.class_number is not None:
-        classes = parse_classes(options.class_number, config, RunFolder(options.run).read_classes())
+        classes = parse_classes(options.class_number, config, names)
     if not options.grid:
         seeds, classes = list(dict.fromkeys(seeds)), list(dict.fromkeys(classes))
     labels = vectors_of(config, options.vector, torch.tensor(seeds))
@@ -126,8 +125,8 @@ def sample(options: SampleOptions) -> None:
 
 def _sample(options: SampleOptions, device: torch.device) -> None:
     is_main = rank_and_world_size()[0] == 0
-    _, config, checkpoint, G = open_run(options.run, options.which)
-    images = _resolve(options, config, _hash(G, config))
+    folder, config, checkpoint, G = open_run(options.run, options.which)
+    images = _resolve(options, config, folder.read_classes(), _hash(G, config))
     G, z_dim = G.to(device), config.networks.z_dim
     with _writing("--out", options.out):
         if options.grid and is_main:

@@ -20,7 +20,6 @@ from fastgan.config import MAX_SEED, Config
 from fastgan.errors import UserError
 from fastgan.evaluation.interpolation import Walk, pictures
 from fastgan.evaluation.sampling import CheckpointSelector, open_run, parse_classes, parse_seeds, to_device, vectors_of
-from fastgan.runs.run_folder import RunFolder
 from fastgan.utils.fields import require_positive
 from fastgan.utils.memory import require_free
 from fastgan.utils.pictures import enlarge, to_image
@@ -37,7 +36,7 @@ class WalkOptions:
     """Walk through a run's latents: from seed to seed and back to the first."""
 
     run: Annotated[Path, tyro.conf.Positional]
-    """The run folder."""
+    """The run folder, an export, or its OWNER/NAME on the hub."""
     seeds: str = "0-7"
     """Which latents to pass, as numbers and ranges: 0-7 or 1,5,8-11."""
     frames: int = 30
@@ -96,7 +95,7 @@ def save_video(path: Path, images: Iterator[Image.Image], fps: int) -> None:
         side.replace(path)
 
 
-def walk_of(options: WalkOptions, config: Config) -> Walk:
+def walk_of(options: WalkOptions, config: Config, names: list[str]) -> Walk:
     """Return the walk that is asked for.
 
     Raises UserError for one that has nowhere to go, or for wrong seeds or classes.
@@ -109,7 +108,7 @@ def walk_of(options: WalkOptions, config: Config) -> Walk:
         raise UserError(f"seeds is {options.seeds!r}: {count} walks need larger ones than there are")
     classes = list(range(num_classes))
     if options.class_number is not None:
-        classes = parse_classes(options.class_number, config, RunFolder(options.run).read_classes())
+        classes = parse_classes(options.class_number, config, names)
     vectors = vectors_of(config, options.vector, torch.arange(max(count, len(seeds))))
     return Walk(seeds, options.frames, classes, count, vectors)
 
@@ -118,8 +117,8 @@ def walk(options: WalkOptions) -> Path:
     """Write the walk to `out`. Raises UserError for a folder without a run or checkpoint, or a file that can't be."""
     if not options.is_gif:
         _require_video()
-    _, config, checkpoint, G = open_run(options.run, options.which)
-    path, device = walk_of(options, config), to_device()
+    folder, config, checkpoint, G = open_run(options.run, options.which)
+    path, device = walk_of(options, config, folder.read_classes()), to_device()
     _require_room(options, path, config)
     made = pictures(path, G.to(device), config.networks.z_dim, device)
     images = map(functools.partial(enlarge, side=SIDE), map(to_image, made))

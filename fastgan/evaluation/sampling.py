@@ -17,6 +17,7 @@ from fastgan.data.loaders import check, open_dataset
 from fastgan.data.summary import name_classes
 from fastgan.errors import UserError
 from fastgan.evaluation.fidelity import conditions_for, latents
+from fastgan.runs import exported
 from fastgan.runs.checkpoint import BEST, Checkpoint, Checkpoints
 from fastgan.runs.ema_snapshots import EmaSnapshots, read
 from fastgan.runs.run_folder import RunFolder
@@ -47,6 +48,16 @@ class CheckpointSelector:
         if self.best and self.length is not None:
             raise UserError(f"length is {self.length:g}: give either it or --best")
 
+    def name(self, config: Config) -> str:
+        """Return what a checkpoint calls the average. Raises UserError where it isn't one of the run's."""
+        number, names = self.average or 0, config.optimizer.ema_names
+        if self.length is not None:
+            return f"length {self.length:g}"
+        if not 0 <= number < len(names):
+            numbers = "0" if len(names) == 1 else f"a number from 0 to {len(names) - 1}"
+            raise UserError(f"average is {number}: the run has {len(names)} of them, give {numbers}")
+        return names[number]
+
 
 def parse_seeds(text: str, name: str = "seeds", example: str = "0-63 or 1,5,8-11") -> list[int]:
     """Return the numbers of a list like `1,5,8-11`. Raises UserError, which bears `name`, for anything else."""
@@ -70,24 +81,42 @@ def to_device() -> torch.device:
 def open_run(path: Path, which: CheckpointSelector | None = None) -> tuple[RunFolder, Config, Checkpoint, nn.Module]:
     """Return a run's folder, settings, what G is read from, and G.
 
-    G is an average in the newest whole checkpoint or the best, or one of a length. Raises UserError where something of
-    it is missing.
+    G is an average in the newest whole checkpoint or the best, or one of a length. `path` may also be an export's, or
+    its name on the hub. Raises UserError where something of it is missing.
     """
-    which = which or CheckpointSelector()
+    which, path = which or CheckpointSelector(), exported.locate(path)
     folder = RunFolder(path)
+    snapshot = _exported(path, which) if exported.is_export(path) else None
     config = folder.read_config()
-    if which.length is not None:
-        made = EmaSnapshots(folder.averages, config.optimizer.ema_stds).reconstruct(which.length, which.at)
-        name = f"length {which.length:g}"
-        snapshot: Checkpoint | None = Checkpoint(made.path, {name: read(made.path)}, {"images_seen": made.images_seen})
-    else:
-        name = _name(which.average or 0, config.optimizer.ema_names)
-        snapshot = _best(path) if which.best else Checkpoints(folder.checkpoints).latest()
+    snapshot = snapshot or _checkpoint(folder, config, which)
     if snapshot is None:
         raise UserError(f"{path} has no checkpoint yet: let it train on")
     G, _ = networks.build(config)
-    G.load_state_dict(snapshot.tensors[name])
+    try:
+        G.load_state_dict(snapshot.tensors[average_name(snapshot, config, which)])
+    except RuntimeError as error:
+        raise UserError(f"{path} holds no weights of its networks ({str(error).splitlines()[1].strip()})") from None
     return folder, config, snapshot, G.eval().requires_grad_(False)
+
+
+def average_name(checkpoint: Checkpoint, config: Config, which: CheckpointSelector) -> str:
+    """Return the name, in what `open_run` read, of the average that G is."""
+    return next(iter(checkpoint.tensors)) if exported.is_export(checkpoint.path) else which.name(config)
+
+
+def _exported(path: Path, which: CheckpointSelector) -> Checkpoint:
+    if which != CheckpointSelector():
+        raise UserError(f"{path} is an export, of one average: leave --best, --average, --length and --at out")
+    return exported.read_weights(path)
+
+
+def _checkpoint(folder: RunFolder, config: Config, which: CheckpointSelector) -> Checkpoint | None:
+    """What holds the average in a run; None where it has no checkpoint yet."""
+    name = which.name(config)
+    if which.length is not None:
+        made = EmaSnapshots(folder.averages, config.optimizer.ema_stds).reconstruct(which.length, which.at)
+        return Checkpoint(made.path, {name: read(made.path)}, {"images_seen": made.images_seen})
+    return _best(folder.path) if which.best else Checkpoints(folder.checkpoints).latest()
 
 
 def _best(run: Path) -> Checkpoint:
@@ -102,14 +131,6 @@ def _best(run: Path) -> Checkpoint:
             "to have one kept, or leave --best out for the newest"
         )
     return found
-
-
-def _name(average: int, names: list[str]) -> str:
-    """The average's name in a checkpoint. Raises UserError where it isn't one of the run's."""
-    if not 0 <= average < len(names):
-        numbers = "0" if len(names) == 1 else f"a number from 0 to {len(names) - 1}"
-        raise UserError(f"average is {average}: the run has {len(names)} of them, give {numbers}")
-    return names[average]
 
 
 def parse_classes(text: str, config: Config, names: Sequence[str] = ()) -> list[int]:
