@@ -85,7 +85,7 @@ def write_onnx(
         program,
         input_names=names,
         output_names=["images"],
-        dynamic_shapes=tuple({0: "batch"} for _ in names),  # its name alone
+        dynamic_shapes=({0: "batch"}, *({} for _ in names[1:])),  # its name, once, which all take
         opset_version=opset,
         dynamo=True,
         verbose=False,

@@ -11,6 +11,7 @@ real_and_fake.png, classes.png, walk.png           of the last grid; report.html
 micro_batch.json   see micro_batch.py        profile/            see recording.py
 data.json          its set: hash, classes      .lock               held by the session that trains it
 trackers/NAME      the run's number at --tracker NAME
+export/            what `fastgan export` made
 """
 
 import json
