@@ -146,6 +146,8 @@ def test_only_these_weights_metrics(debug_run: Path, tmp_path: Path) -> None:
         (2, {"num_fakes": 10, "data": "photos"}),
     ]
     assert "| fid | 2 |" in (folder / "README.md").read_text() and "/home" not in str(found)
+    (run / "evaluation.jsonl").write_text("{}\n")
+    assert "evaluation.jsonl or metrics.jsonl is damaged" in refusal(lambda: export(ExportOptions(run)))
 
 
 @pytest.mark.parametrize(

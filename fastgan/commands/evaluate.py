@@ -30,7 +30,7 @@ class EvaluateOptions:
     """Compare a run's images with the real ones."""
 
     run: Annotated[Path, tyro.conf.Positional]
-    """The run folder."""
+    """The run folder; or an export of it, with --data."""
     images: int = 50_000
     """How many images to generate."""
     extractor: Literal["auto", "inception", "efficientnet", "dinov2", "digits"] = "auto"

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import fastgan
 from fastgan.config import Config
 from fastgan.data.record import DatasetRecord, read_record
-from fastgan.errors import UserError
+from fastgan.errors import UserError, first_line
 from fastgan.evaluation.fidelity import labels_for, latents
 from fastgan.evaluation.model_card import card
 from fastgan.evaluation.sampling import CheckpointSelector, average_name, images_of, open_run, vectors_of
@@ -56,14 +56,20 @@ def open_source(path: Path, which: CheckpointSelector) -> Source:
     return Source(folder, config, G, checkpoint.state["images_seen"], average_name(checkpoint, config, which))
 
 
-def labels_of(config: Config, seeds: Tensor) -> Tensor | None:
-    """Return what G is told of the seeds [B] in pictures: classes in turn, vectors of the data or else normal ones."""
-    if config.networks.condition != "vector":
-        return labels_for(seeds, config.networks.num_classes)
-    try:
-        return vectors_of(config, None, seeds)
-    except UserError:  # the data isn't here
+def any_labels(config: Config, seeds: Tensor) -> Tensor | None:
+    """Return something to tell G of the seeds [B], without the data: classes in turn, or normal vectors."""
+    if config.networks.condition == "vector":
         return latents(seeds + len(seeds), config.networks.vector_dim)
+    return labels_for(seeds, config.networks.num_classes)
+
+
+def _labels(config: Config, seeds: Tensor) -> Tensor | None:
+    """The same, but vectors of the data where that is here."""
+    try:
+        found = vectors_of(config, None, seeds)
+    except UserError:
+        found = None
+    return any_labels(config, seeds) if found is None else found
 
 
 def write_folder(
@@ -79,10 +85,14 @@ def write_folder(
     if record is not None:
         record = DatasetRecord(**vars(record) | {"name": Path(record.name).name})
         (out / "data.json").write_bytes(record.to_json())
-    rows = _measured(source, which)
+    try:
+        rows = _measured(source, which)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        raise UserError(f"{folder.evaluation} or {folder.metrics.name} is damaged ({reason}): mend it") from None
     (out / METRICS).write_text(json.dumps(rows, indent=1))
     seeds = list(range(64 if max(config.data.image_size) <= SMALL else 16))
-    labels = labels_of(config, torch.tensor(seeds))
+    labels = _labels(config, torch.tensor(seeds))
     save_png(out / SAMPLES, grid(images_of(source.G, seeds, config.networks.z_dim, torch.device("cpu"), labels)))
     text = card(name, config, source.about, record, rows, len(seeds), license_name)
     (out / CARD).write_text(text, encoding="utf-8")
