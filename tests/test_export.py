@@ -92,7 +92,8 @@ def test_folder_is_the_run(debug_run: Path, exported: Path, tmp_path: Path) -> N
 
 def test_folder_names_no_path(tmp_path: Path) -> None:
     """No file of an export says where the run, its data or another run lay."""
-    make_run(tmp_path / "run", transfer=tmp_path / "other", labels="/home/me/secret/labels.csv")
+    elsewhere = {"transfer": tmp_path / "other", "labels": "/home/me/secret/labels.csv"}
+    make_run(tmp_path / "run", **elsewhere, tracker_project="my-secret")
     folder = export(ExportOptions(tmp_path / "run"))
     assert folder == tmp_path / "run" / "export" / "model"
     content = b"".join(path.read_bytes() for path in folder.iterdir())

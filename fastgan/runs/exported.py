@@ -14,6 +14,7 @@ import safetensors
 import fastgan
 from fastgan.config import Config
 from fastgan.errors import Stopped, UserError, first_line
+from fastgan.run_config import RunConfig
 from fastgan.runs.checkpoint import Checkpoint
 
 WEIGHTS, METRICS, SAMPLES, CARD = "model.safetensors", "metrics.json", "samples.png", "README.md"
@@ -68,8 +69,12 @@ def read_weights(folder: Path) -> Checkpoint:
 
 
 def portable(config: Config) -> Config:
-    """Return the settings with the names alone of files and folders, which are elsewhere on other machines."""
+    """Return the settings with the names alone of files and folders, which are elsewhere on other machines.
+
+    Trackers aren't named at all.
+    """
     data, run = config.data, config.run
+    run = replace(run, tracker=(), tracker_project=RunConfig.tracker_project)
     return replace(
         config,
         transfer=_name(config.transfer),
