@@ -53,3 +53,7 @@ def test_train_load_sample(run: Run) -> None:
     assert "4 images" in run("-m", "fastgan.cli", "sample", "run", "--seeds", "0-3", "--npz", "samples.npz")
     assert "fd_digits" in run("-m", "fastgan.cli", "evaluate", "run", "--images", "64")
     assert "report.html" in run("-m", "fastgan.cli", "report", "run")
+    run("-m", "fastgan.cli", "export", "run", "--to", "onnx", "--out", "g.onnx")
+    program = "import numpy, onnxruntime; g = onnxruntime.InferenceSession('g.onnx')\n"
+    program += "print(g.run(None, {'z': numpy.zeros((3, 100), 'float32')})[0].shape)"
+    assert run("-c", program).strip() == "(3, 1, 28, 28)"
