@@ -25,12 +25,14 @@ API = Path(__file__).parents[1] / "docs" / "api.md"
 
 
 def make_run(path: Path, **settings: object) -> fastgan.Config:
-    """A run that wasn't trained, with the settings; G's first weights stand for its average."""
+    """A run that wasn't trained, with the settings; G's first weights, so large that images differ well, stand for its
+    average."""
     config = fastgan.configure("debug", run_dir=path, **settings)
     folder = RunFolder(path)
     folder.open(config, b'{"classes": ["cat", "dog", "owl"]}' if config.networks.num_classes else None)
     G, _ = networks.build(config)
-    Checkpoints(folder.checkpoints).save({config.optimizer.ema_names[0]: G.state_dict()}, {"images_seen": 7})
+    weights = {name: value * 50 if value.ndim > 1 else value for name, value in G.state_dict().items()}
+    Checkpoints(folder.checkpoints).save({config.optimizer.ema_names[0]: weights}, {"images_seen": 7})
     folder.close()
     return config
 
@@ -86,13 +88,18 @@ def test_classes(with_classes: Generator) -> None:
 
 
 def test_vectors(tmp_path: Path) -> None:
-    """Vectors are one for all, or one a seed."""
+    """Vectors are one for all, or one a seed, of a walk too."""
     make_run(tmp_path, network="dcgan", stages=(8, 8), condition="vector", vector_dim=2, data="nowhere")
     G = fastgan.load(tmp_path)
     same = G.sample([1, 2], vectors=[0.5, 1])
     assert np.array_equal(same, G.sample([1, 2], vectors=np.array([[0.5, 1], [0.5, 1]])))
     assert not np.array_equal(same, G.sample([1, 2], vectors=[0.5, -1]))
     assert "give --vector" in refusal(lambda: G.sample([1]))
+    for vectors in ([0.5, 1], [[0.5, 1], [0, 1]]):
+        at_seeds = list(G.walk([1, 2], 2, vectors=vectors, truncation=0.7))[::2]
+        wanted = G.sample([1, 2], vectors=np.zeros((2, 2)) + vectors, truncation=0.7).astype(int)
+        assert np.abs([image[1:-1, 1:-1] for image in at_seeds] - wanted).max() <= 1
+    assert "this G is told vectors: give [1, 2]" in refusal(lambda: G.walk([1, 2], vectors=[1, 2, 3]))
 
 
 @pytest.mark.parametrize(
@@ -107,6 +114,7 @@ def test_vectors(tmp_path: Path) -> None:
         (lambda G: G.sample([-1]), "seeds is [-1]"),
         (lambda G: G.sample([]), "seeds is []"),
         (lambda G: G.walk([1]), "a walk of 1 seeds"),
+        (lambda G: G.walk([1, 2], classes=[0, 3]), "labels has 0 to 3: this G is told 3 classes"),
     ],
 )
 def test_mistakes(with_classes: Generator, action: Callable[[Generator], object], words: str) -> None:

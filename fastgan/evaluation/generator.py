@@ -118,18 +118,29 @@ class Generator:
         return [to_image(pixels) for pixels in self.sample(seeds, classes, vectors, truncation)]
 
     def walk(
-        self, seeds: Iterable[int] = range(8), frames: int = 30, classes: Class | Sequence[Class] | None = None
+        self,
+        seeds: Iterable[int] = range(8),
+        frames: int = 30,
+        classes: Class | Sequence[Class] | None = None,
+        vectors: Vectors | None = None,
+        truncation: float = 1.0,
     ) -> Iterator[np.ndarray]:
         """Yield uint8 frames [H, W, C] from seed to seed along arcs and back to the first, `frames` between two.
 
-        `classes` is one for all, or several, which take turns at the seeds. Raises UserError.
+        `classes`, or `vectors`, is one for all, or several, which take turns at the seeds; `truncation` as in `sample`.
+        Raises UserError.
         """
         passed = _seeds(seeds)
         if len(passed) < 2 or frames < 1:
             raise UserError(f"a walk of {len(passed)} seeds and {frames} frames: it needs two and one at least")
-        told = range(self.num_classes) if classes is None else self._class_numbers(classes)
-        vectors = vectors_of(self.config, None, torch.arange(len(passed)))
-        return pictures(Walk(passed, frames, [*told], 1, vectors), self.module, self.z_dim, self.device)
+        numbers = [*range(self.num_classes)] if classes is None else self._class_numbers(classes)
+        if vectors is None:
+            told = vectors_of(self.config, None, torch.arange(len(passed)))
+        else:
+            told = torch.atleast_2d(torch.as_tensor(vectors, dtype=torch.float32))
+        self._labels(numbers or None if told is None else told, len(numbers if told is None else told))
+        walk = Walk(passed, frames, numbers, 1, told, truncation)
+        return pictures(walk, self.module, self.z_dim, self.device)
 
     def _labels_of(
         self,
