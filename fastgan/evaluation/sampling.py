@@ -59,16 +59,18 @@ class CheckpointSelector:
         return names[number]
 
 
-def parse_seeds(text: str, name: str = "seeds", example: str = "0-63 or 1,5,8-11") -> list[int]:
+def parse_seeds(
+    text: str, name: str = "seeds", example: str = "0-63 or 1,5,8-11", at_most: int = MAX_SEEDS
+) -> list[int]:
     """Return the numbers of a list like `1,5,8-11`. Raises UserError, which bears `name`, for anything else."""
     seeds: list[int] = []
     for part in text.split(","):
-        match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
+        match = re.fullmatch(r"\s*(\d{1,19})(?:-(\d{1,19}))?\s*", part)
         first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
         if first > last or last > MAX_SEED:
             raise UserError(f"{name} is {text!r}: give numbers and rising ranges, like {example}")
-        if len(seeds) + last - first >= MAX_SEEDS:
-            raise UserError(f"{name} is {text!r}: give at most {MAX_SEEDS:,} of them at once")
+        if len(seeds) + last - first >= at_most:
+            raise UserError(f"{name} is {text!r}: give at most {at_most:,} of them at once")
         seeds += range(first, last + 1)
     return seeds
 
