@@ -32,6 +32,7 @@ Reproduce a paper or a course: R3GAN's cifar10, ffhq64, imagenet32, ...; mnist28
   evaluate RUN     measure a run's images against the real ones
   sample RUN       make images of chosen seeds
   walk RUN         walk from seed to seed, as a GIF or a video
+  demo RUN         a page in the browser to play with a run's generator
   report RUN ...   one page of a run, or of several side by side: curves, metrics, pictures
   doctor [RUN]     what a run's log says of its health, and the remedy; without a run: check the installation
   plan             what a run would need on other GPUs, and how long it would take: --gpus 8 --gpu h100
@@ -59,6 +60,7 @@ VERBS = {  # where each one's work is: a function of its options, or of the word
     "evaluate": "fastgan.commands.evaluate:evaluate",
     "sample": "fastgan.commands.sample:sample",
     "walk": "fastgan.commands.walk:walk",
+    "demo": "fastgan.commands.demo.serve:demo",
     "report": "fastgan.commands.report.page:report",
     "ema": "fastgan.commands.ema:ema",
     "import": "fastgan.commands.import_run:main",

@@ -15,9 +15,14 @@ def to_image(pixels: np.ndarray) -> Image.Image:
     return Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels)
 
 
+def enlargement(size: tuple[int, int], side: int = SIDE) -> int:
+    """Return how many times as wide and high `enlarge` makes an image of this size."""
+    return max(1, round(side / max(size)))
+
+
 def enlarge(image: Image.Image, side: int = SIDE) -> Image.Image:
     """Return a small image enlarged to about `side` pixels without blur; a large one as it is."""
-    scale = max(1, round(side / max(image.size)))
+    scale = enlargement(image.size, side)
     return image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)
 
 
