@@ -16,6 +16,7 @@ from torch import Tensor
 from fastgan.errors import UserError
 
 IDX_UBYTE = 0x08
+HASHED_IMAGES = 1000  # at a time: a set may be a file that is larger than the memory
 
 
 class ImageDataset(Protocol):
@@ -74,7 +75,8 @@ class ArrayDataset:
     @cached_property
     def _content_hash(self) -> str:
         digest = sha256(repr(tuple(self.images.shape)).encode())
-        digest.update(self.images.contiguous().numpy().tobytes())
+        for part in self.images.split(HASHED_IMAGES):
+            digest.update(part.contiguous().numpy().data)
         return digest.hexdigest()[:16]
 
 
