@@ -15,6 +15,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from fastgan.data.named import cache_dir
+from fastgan.data.tones import Tones
 from fastgan.utils.files import write_atomically
 
 WHOLE_BYTES = 4 * 2**30
@@ -47,6 +48,15 @@ def hash_files(folder: Path, paths: Sequence[Path], num_threads: int = 1) -> str
         with contextlib.suppress(OSError):  # without a cache the next start is slower, no more
             write_atomically(kept, json.dumps(lasting).encode())
     return sha256("\n".join(hashes).encode()).hexdigest()
+
+
+def hash_set(folder: Path, paths: Sequence[Path], shape: Sequence[object], tones: Tones, num_threads: int = 1) -> str:
+    """Return the hash of what the files hold and of what becomes of it, images of (size, channels) = `shape`."""
+    digest = sha256(repr(tuple(shape)).encode())
+    if tones != Tones():  # as earlier versions had them
+        digest.update(repr(tones).encode())
+    digest.update(hash_files(folder, paths, num_threads).encode())
+    return digest.hexdigest()[:16]
 
 
 def _stat(path: Path) -> os.stat_result | None:

@@ -2,14 +2,13 @@
 
 from collections.abc import Iterator
 from functools import cached_property
-from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fastgan.data.content import hash_files
+from fastgan.data.content import hash_set
 from fastgan.data.images import decoded
 from fastgan.data.labels import NO_LABEL, LabelOptions, label_entries
 from fastgan.data.local_folder import list_folder
@@ -17,7 +16,6 @@ from fastgan.data.pixels import BadImage, Transform, pixels_of
 from fastgan.data.skipped import few
 from fastgan.data.summary import describe_source
 from fastgan.data.survey import survey
-from fastgan.data.tones import Tones
 from fastgan.errors import UserError
 
 
@@ -120,8 +118,4 @@ class FolderDataset:
     @cached_property
     def _content_hash(self) -> str:
         paths = [entry.path or self.folder / entry.name for entry in self._entries]
-        digest = sha256(repr((self.image_size, self.channels)).encode())
-        if self.tones != Tones():  # as earlier versions had them
-            digest.update(repr(self.tones).encode())
-        digest.update(hash_files(self.folder, paths, torch.get_num_threads()).encode())
-        return digest.hexdigest()[:16]
+        return hash_set(self.folder, paths, (self.image_size, self.channels), self.tones, torch.get_num_threads())
