@@ -41,6 +41,8 @@ UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 
+TURNED = {UPRIGHT[number] for number in (5, 6, 7, 8)}
+
 Size = tuple[int, int]  # height, width
 
 
@@ -176,16 +178,27 @@ def bytes_of(raw: bytes | Path) -> bytes:
 
 
 def _count_channels(raw: RawImage) -> int:
-    if isinstance(raw, BadImage):
+    try:
+        return shape_of(raw)[2]
+    except BadImage:  # its reason is told when it is decoded
         return 0
+
+
+def shape_of(raw: RawImage) -> tuple[int, int, int]:
+    """Return the image's height, width, both as it is shown, and the channels that it needs. Raises BadImage."""
+    if isinstance(raw, BadImage):
+        raise raw
     if isinstance(raw, np.ndarray):
-        return raw.shape[2]
+        return raw.shape
     try:
         with Image.open(io.BytesIO(raw) if isinstance(raw, bytes) else raw, formats=FORMATS) as image:
             _check_size(image)
-            return _natural_channels(image)  # which decodes where there is transparency
-    except Exception:  # its reason is told when it is decoded
-        return 0
+            width, height = image.size[::-1] if _upright_method(image) in TURNED else image.size
+            return height, width, _natural_channels(image)  # which decodes where there is transparency
+    except BadImage:
+        raise
+    except Exception as error:  # decoders raise anything where they are fed with garbage
+        raise _reason(error) from None
 
 
 def _natural_channels(image: Image.Image) -> int:
