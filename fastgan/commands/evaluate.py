@@ -1,27 +1,22 @@
 """`fastgan evaluate RUN`: how far the run's images are from the real ones."""
 
 import os
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
 import tyro
 
-from fastgan.config import Config
-from fastgan.data.images import ImageDataset
-from fastgan.data.loaders import locate, open_dataset
-from fastgan.data.record import find_change
 from fastgan.distributed.collectives import rank_and_world_size
 from fastgan.distributed.processes import Processes
 from fastgan.errors import UserError
 from fastgan.evaluation import extractors
 from fastgan.evaluation.evaluator import Evaluator
-from fastgan.evaluation.sampling import CheckpointSelector, open_run, to_device
+from fastgan.evaluation.sampling import CheckpointSelector, open_run, open_training_set, to_device
 from fastgan.run_config import MAX_EVAL_IMAGES
 from fastgan.runs.rows import append_row
-from fastgan.runs.run_folder import RunFolder, session
+from fastgan.runs.run_folder import session
 from fastgan.utils.fields import require_positive
 
 
@@ -63,23 +58,12 @@ def evaluate(options: EvaluateOptions) -> dict[str, float]:
     return metrics
 
 
-def _open_reals(config: Config, folder: RunFolder, data: str | None, say: Callable[[str], None]) -> ImageDataset:
-    """The images that the run was trained on. Raises UserError where there are others, or none."""
-    config = locate(replace(config, data=replace(config.data, data=data or config.data.data)))
-    dataset, remedy = open_dataset(config), "give --data the folder where the run's images are now"
-    if (dataset.channels, dataset.image_size) != (config.data.channels, config.data.image_size):
-        raise UserError(f"the images of {config.data.data} are of another size than the run's: {remedy}")
-    if change := find_change(folder.data, dataset, config.data.data, config.networks.is_conditional, say):
-        raise UserError(f"{change}: {remedy}")
-    return dataset
-
-
 def _evaluate(options: EvaluateOptions, device: torch.device) -> dict[str, float]:
     folder, config, checkpoint, G = open_run(options.run, options.which)
     torch.backends.cudnn.allow_tf32 = config.run.tf32  # as in training, whose figures it repeats
     name = extractors.choose(options.extractor, config, options.inception_weights)
     extractor = extractors.load(name, device, options.inception_weights)
-    dataset = _open_reals(config, folder, options.data, print if rank_and_world_size()[0] == 0 else lambda text: None)
+    dataset = open_training_set(config, folder, options.data)
     evaluator = Evaluator(config, dataset, extractor, device)
     evaluator.require_enough(options.images)
     if options.per_class:

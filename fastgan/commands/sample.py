@@ -1,14 +1,11 @@
 """`fastgan sample RUN`: images of chosen seeds, the same for the same seeds on every run."""
 
 import contextlib
-import dataclasses
-import json
 import os
 import re
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from hashlib import sha256
 from pathlib import Path
 from typing import Annotated
 
@@ -33,6 +30,7 @@ from fastgan.evaluation.sampling import (
     parse_seeds,
     to_device,
     vectors_of,
+    weights_hash,
 )
 from fastgan.utils.pngs import PARTIAL, grid, has_mark, save_png
 
@@ -126,7 +124,7 @@ def sample(options: SampleOptions) -> None:
 def _sample(options: SampleOptions, device: torch.device) -> None:
     is_main = rank_and_world_size()[0] == 0
     folder, config, checkpoint, G = open_run(options.run, options.which)
-    images = _resolve(options, config, folder.read_classes(), _hash(G, config))
+    images = _resolve(options, config, folder.read_classes(), weights_hash(G, config))
     G, z_dim = G.to(device), config.networks.z_dim
     with _writing("--out", options.out):
         if options.grid and is_main:
@@ -153,14 +151,6 @@ def _writing(option: str, path: Path) -> Iterator[None]:
     except OSError as error:
         reason = f"cannot write into {path} ({error.strerror or error})"
         raise UserError(f"{reason}: mend that and the same command goes on, or give another {option}") from None
-
-
-def _hash(G: nn.Module, config: Config) -> str:
-    """What images depend on besides their seeds and classes."""
-    found = sha256(json.dumps(dataclasses.asdict(config.networks), sort_keys=True, default=str).encode())
-    for name, tensor in sorted(G.state_dict().items()):
-        found.update(f"{name} {tensor.dtype}".encode() + tensor.contiguous().flatten().view(torch.uint8).numpy().data)
-    return found.hexdigest()[:16]
 
 
 def _write_files(images: Images, G: nn.Module, z_dim: int, device: torch.device) -> None:

@@ -1,8 +1,10 @@
 """A run's generator, and the images it makes of seeds."""
 
+import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Annotated
 
@@ -12,9 +14,11 @@ from torch import Tensor, nn
 
 from fastgan import networks
 from fastgan.config import MAX_SEED, Config
-from fastgan.data.images import to_bytes
-from fastgan.data.loaders import check, open_dataset
+from fastgan.data.images import ImageDataset, to_bytes
+from fastgan.data.loaders import check, locate, open_dataset
+from fastgan.data.record import find_change
 from fastgan.data.summary import name_classes
+from fastgan.distributed.collectives import rank_and_world_size
 from fastgan.errors import UserError
 from fastgan.evaluation.fidelity import conditions_for, latents
 from fastgan.runs import exported
@@ -119,6 +123,34 @@ def _checkpoint(folder: RunFolder, config: Config, which: CheckpointSelector) ->
         made = EmaSnapshots(folder.averages, config.optimizer.ema_stds).reconstruct(which.length, which.at)
         return Checkpoint(made.path, {name: read(made.path)}, {"images_seen": made.images_seen})
     return _best(folder.path) if which.best else Checkpoints(folder.checkpoints).latest()
+
+
+def open_training_set(config: Config, folder: RunFolder, data: str | None = None) -> ImageDataset:
+    """Return the images that the run was trained on, which are at `data` where they have moved.
+
+    Raises UserError where there are others, or none.
+    """
+    config = locate(replace(config, data=replace(config.data, data=data or config.data.data)))
+    dataset, remedy = open_dataset(config), "give --data the folder where the run's images are now"
+    if (dataset.channels, dataset.image_size) != (config.data.channels, config.data.image_size):
+        raise UserError(f"the images of {config.data.data} are of another size than the run's: {remedy}")
+    if change := find_change(folder.data, dataset, config.data.data, config.networks.is_conditional, print_on_main):
+        raise UserError(f"{change}: {remedy}")
+    return dataset
+
+
+def print_on_main(text: str) -> None:
+    """Print the line, on the main process alone."""
+    if rank_and_world_size()[0] == 0:
+        print(text)
+
+
+def weights_hash(G: nn.Module, config: Config) -> str:
+    """Return a hash of what images depend on besides their seeds and what G is told."""
+    found = sha256(json.dumps(asdict(config.networks), sort_keys=True, default=str).encode())
+    for name, tensor in sorted(G.state_dict().items()):
+        found.update(f"{name} {tensor.dtype}".encode() + tensor.contiguous().flatten().view(torch.uint8).numpy().data)
+    return found.hexdigest()[:16]
 
 
 def _best(run: Path) -> Checkpoint:
