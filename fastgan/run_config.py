@@ -87,7 +87,7 @@ class RunConfig:
     """A metric by which the best checkpoint of all evaluations is kept, in best/: fd_digits, say."""
     patience: int | None = None
     """Stop after so many evaluations in a row none of which is the best by best_by."""
-    extractor: Literal["auto", "inception", "efficientnet", "dinov2", "digits"] = "auto"
+    extractor: Literal["auto", "inception", "inception_clean", "efficientnet", "dinov2", "digits"] = "auto"
     """Features that evaluation compares; auto: digits for gray 28x28 images and stacked-mnist, else inception where its
     weights are available, else efficientnet where it is installed."""
     inception_weights: Path | None = None

@@ -2,9 +2,11 @@
 
 from importlib import resources
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from PIL import Image
 from test_metrics import CPU, strokes
 
 from fastgan import presets
@@ -80,8 +82,9 @@ def test_inception_weights_are_never_unpickled(tmp_path):
     assert not trap.exists()
 
 
-def test_inception_sees_gray_as_rgb(tmp_path):
-    """From a file of the right tensors, gray images and the same as RGB have equal features, 2048 of them."""
+@pytest.fixture(scope="module")
+def inception_weights(tmp_path_factory):
+    """A file of the right tensors, with random numbers."""
     from torch_fidelity import feature_extractor_inceptionv3 as inception
 
     net = inception.FeatureExtractorInceptionV3.__new__(inception.FeatureExtractorInceptionV3)
@@ -94,19 +97,53 @@ def test_inception_sees_gray_as_rgb(tmp_path):
         patch.setattr(inception, "load_state_dict_from_url", lambda *_, **__: {})
         patch.setattr(inception.FeatureExtractorInceptionV3, "load_state_dict", keep)
         inception.FeatureExtractorInceptionV3.__init__(net, "inception-v3-compat", ["2048"], verbose=False)
-    path = tmp_path / "weights.pth"
+    path = tmp_path_factory.mktemp("inception") / "weights.pth"
     torch.save(weights, path)
-    extractor = extractors.load("inception", CPU, path)
+    return path
+
+
+def test_inception_sees_gray_as_rgb(inception_weights):
+    """From a file of the right tensors, gray images and the same as RGB have equal features, 2048 of them."""
+    extractor = extractors.load("inception", CPU, inception_weights)
     gray = strokes(2, seed=1)
     features, logits = extractor(gray)
     assert features.shape == (2, 2048) and logits.shape == (2, 1008)
     assert torch.equal(features, extractor(gray.expand(-1, 3, -1, -1))[0])
 
 
+@pytest.mark.parametrize("size", [(64, 64), (300, 400)])
+def test_clean_fids_resizing(size):
+    """Images are resized as clean-fid does it: each channel by Pillow in floating point, clipped and not rounded."""
+    images = torch.randint(0, 256, (2, 3, *size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    found = extractors.resize_clean(images.float(), (299, 299))
+    for image, resized in zip(images.numpy(), found.numpy(), strict=True):
+        for channel, mine in zip(image, resized, strict=True):
+            wanted = Image.fromarray(channel.astype(np.float32)).resize((299, 299), Image.Resampling.BICUBIC)
+            np.testing.assert_allclose(mine, np.asarray(wanted).clip(0, 255), atol=1e-4)
+            assert np.asarray(wanted).min() < 0 and not np.array_equal(mine, mine.round())
+
+
+def test_clean_inception_is_inception_of_clean_images(inception_weights):
+    """What it sees is (x - 128) / 128 of the images that are resized so, by the same weights; its FID has a name."""
+    clean = extractors.load("inception_clean", CPU, inception_weights)
+    plain = extractors.load("inception", CPU, inception_weights)
+    assert clean.version == plain.version and clean.transform != plain.transform
+    assert fidelity.names(clean)[0] == "fid_inception_clean"
+    seen = []
+    (first,) = [module for name, module in clean.net.named_modules() if name.endswith("Conv2d_1a_3x3")]
+    first.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    images = strokes(1, seed=1)
+    features, _ = clean(images)
+    wanted = (extractors.resize_clean(images.float(), (299, 299)) - 128) / 128
+    assert torch.equal(seen[0], wanted.expand(-1, 3, -1, -1)) and features.shape == (1, 2048)
+    assert not torch.equal(features, plain(images)[0])
+
+
 def test_unknown_extractor_is_one_line():
     """An extractor that isn't there is refused with those that are."""
     with pytest.raises(
-        UserError, match="unknown extractor 'clip': choose from digits, inception, efficientnet, dinov2"
+        UserError,
+        match="unknown extractor 'clip': choose from digits, inception, inception_clean, efficientnet, dinov2",
     ):
         extractors.load("clip", CPU)
 

@@ -28,9 +28,9 @@ class EvaluateOptions:
     """The run folder; or an export of it, with --data."""
     images: int = 50_000
     """How many images to generate."""
-    extractor: Literal["auto", "inception", "efficientnet", "dinov2", "digits"] = "auto"
-    """Features to compare; auto: digits for gray 28x28 images and stacked-mnist, else inception where its weights are
-    available, else efficientnet where it is installed."""
+    extractor: Literal["auto", "inception", "inception_clean", "efficientnet", "dinov2", "digits"] = "auto"
+    """Features to compare; inception_clean: inception behind clean-fid's resizing; auto: digits for gray 28x28 images
+    and stacked-mnist, else inception where its weights are available, else efficientnet where it is installed."""
     data: str | None = None
     """Where the run's data set is now, if it has moved."""
     per_class: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False

@@ -22,7 +22,8 @@ from fastgan.errors import UserError
 from fastgan.evaluation.digits import NUM_FEATURES, DigitsNet, for_inference
 from fastgan.utils.memory import in_smaller_parts
 
-NAMES = ("digits", "inception", "efficientnet", "dinov2")
+CLEAN = "inception_clean"
+NAMES = ("digits", "inception", CLEAN, "efficientnet", "dinov2")
 
 DIGITS_SHA256 = "4e9a042243da179257d2d18886f1f6f35fbaafd001fe7c4f13713ef80013a6d4"
 INCEPTION_FEATURES, INCEPTION_CLASSES = 2048, 1008
@@ -89,8 +90,8 @@ def load(name: str, device: torch.device, inception_weights: Path | None = None)
     """Return the extractor, ready on the device. Raises UserError where its weights aren't to be had or are damaged."""
     if name == "digits":
         return _digits(device)
-    if name == "inception":
-        return _inception(device, inception_weights)
+    if name in ("inception", CLEAN):
+        return _inception(device, inception_weights, is_clean=name == CLEAN)
     if name == "efficientnet":
         return _efficientnet(device)
     if name == "dinov2":
@@ -158,7 +159,31 @@ def _as_rgb(images: Tensor) -> Tensor:
     return images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images
 
 
-def _inception(device: torch.device, path: Path | None) -> Extractor:
+class _ResizedAsCleanFid(nn.Module):
+    """torch-fidelity's Inception behind the resizing that clean-fid (2104.11222) has in the place of TensorFlow's."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        from torch_fidelity import feature_extractor_inceptionv3 as inception
+
+        with _replaced(inception, "interpolate_bilinear_2d_like_tensorflow1x", resize_clean):
+            found: tuple[Tensor, Tensor] = self.net(images)
+        return found
+
+
+def resize_clean(pixels: Tensor, size: tuple[int, int], align_corners: bool = False) -> Tensor:
+    """Return float images [B, C, H, W] at the size: bicubic with antialiasing as Pillow does it in floating point.
+
+    It is clipped to [0, 255], not rounded. `align_corners` is what the function that it stands in for is given.
+    """
+    # Weights in float32 would be up to 0.006 of 255 levels off.
+    return F.interpolate(pixels.double(), size, mode="bicubic", antialias=True).clamp_(0, 255).to(pixels.dtype)
+
+
+def _inception(device: torch.device, path: Path | None, is_clean: bool = False) -> Extractor:
     from torch_fidelity import feature_extractor_inceptionv3 as inception
 
     path = path or _find_inception(inception.URL_INCEPTION_V3)
@@ -172,10 +197,11 @@ def _inception(device: torch.device, path: Path | None) -> Extractor:
             )
     except Exception as error:  # whatever a wrong file makes them raise, the remedy is the same
         raise UserError(f"cannot use the Inception weights {path} ({_one_line(error)}): give another file") from None
-    transform = AS_RGB + "bilinear as TensorFlow 1 does to 299x299, (x - 128) / 128"
-    return Extractor(
-        "inception", version[:16], INCEPTION_FEATURES, _ready(_OfRgb(net), device), INCEPTION_CLASSES, transform
-    )
+    ready, name, resizing = _ready(_OfRgb(net), device), "inception", "bilinear as TensorFlow 1 does"
+    if is_clean:
+        ready, name, resizing = _ResizedAsCleanFid(ready), CLEAN, "bicubic with antialiasing as clean-fid does"
+    transform = f"{AS_RGB}{resizing} to 299x299, (x - 128) / 128"
+    return Extractor(name, version[:16], INCEPTION_FEATURES, ready, INCEPTION_CLASSES, transform)
 
 
 def _inception_path() -> Path:
