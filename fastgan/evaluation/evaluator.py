@@ -14,18 +14,17 @@ from fastgan.data.images import ImageDataset
 from fastgan.data.prepared import PreparedDataset
 from fastgan.data.stacked import StackedDataset
 from fastgan.data.tones import Tones
-from fastgan.distributed.collectives import all_reduce_min, all_reduce_sum
+from fastgan.distributed.collectives import all_reduce_min
 from fastgan.errors import UserError
-from fastgan.evaluation import distances, extractors, fidelity, modes
+from fastgan.evaluation import distances, extractors, fidelity
 from fastgan.evaluation.extractors import Extractor
-from fastgan.evaluation.features import FeatureStatistics, all_or_none, batches, collect
+from fastgan.evaluation.features import FeatureStatistics, collect
 from fastgan.evaluation.reference import RealStatistics, Subset, real_statistics
 from fastgan.evaluation.sampling import CheckpointSelector
 from fastgan.runs.run_folder import session
 
 CURVE_KID_SUBSETS = 10  # of the 2,000 images that a curve has, more tell little more, and cost the most
-MODE_METRICS = ("modes", "kl", "kl_floor")
-DIGIT_METRICS = ("confident_digits", "min_class_share_digits", "max_class_share_digits")
+NO_EVALUATION = "give more images, or --eval-every 0 to train without evaluations"
 
 
 @functools.cache
@@ -75,8 +74,8 @@ class Evaluator:
     def metrics(self) -> list[str]:
         """The names of what is measured."""
         if self.counts_modes:
-            return list(MODE_METRICS)
-        return fidelity.names(self.extractor) + (list(DIGIT_METRICS) if self.extractor.name == "digits" else [])
+            return list(fidelity.MODE_METRICS)
+        return fidelity.names(self.extractor)
 
     def __call__(self, G: nn.Module, num_images: int, kid_subsets: int | None = None) -> dict[str, float]:
         """The metrics of `num_images` images of the seeds 0, 1, 2 …, rounded to 8 bits as saved images are.
@@ -89,21 +88,17 @@ class Evaluator:
         if networks.is_conditional and self.dataset.labels is not None:
             labels = fidelity.labels_of_data(torch.arange(num_images), self.dataset.labels)
         if self.counts_modes:
-            return self._modes(G, num_images, labels)
+            return fidelity.count_modes(lambda numbers: self._images(G, numbers, labels), num_images, self.extractor)
         self.require_enough(num_images)
         if self._reals is None:
             self._reals = real_statistics(self.dataset, self.extractor, self.device)
         fakes = self._fakes(G, num_images, labels)
-        metrics = fidelity.measure(fakes, self._reals, self.extractor, kid_subsets)
-        if self.extractor.name == "digits":
-            confident, shares = modes.legibility_from(fakes.legible)
-            metrics |= dict(zip(DIGIT_METRICS, (confident, min(shares), max(shares)), strict=True))
-        return metrics
+        return fidelity.measure(fakes, self._reals, self.extractor, kid_subsets)
 
     def require_enough(self, num_images: int) -> None:
         """Raise UserError where metrics of so many generated images can't be: said before training, not after it."""
         if not self.counts_modes:
-            fidelity.require_enough(num_images, len(self.dataset))
+            fidelity.require_enough(num_images, len(self.dataset), NO_EVALUATION)
 
     def per_class(self, G: nn.Module, num_images: int) -> dict[str, float]:
         """Return the Frechet distance of each class by itself, of `num_images` over all classes, in equal numbers.
@@ -167,13 +162,6 @@ class Evaluator:
     def _fakes(self, G: nn.Module, num_images: int, labels: Tensor | None) -> FeatureStatistics:
         return collect(self.extractor, num_images, lambda numbers: self._images(G, numbers, labels), self.device)
 
-    def _modes(self, G: nn.Module, num_images: int, labels: Tensor | None) -> dict[str, float]:
-        mine = batches(num_images)
-        with all_or_none():
-            counts = modes.mode_counts((self._images(G, numbers, labels) for numbers in mine), self.extractor)
-        found = modes.score(all_reduce_sum(counts))
-        return dict(zip(MODE_METRICS, (found.modes, found.kl, found.floor), strict=True))
-
 
 def load_on_all(
     config: Config, dataset: ImageDataset, device: torch.device, say: Callable[[str], None]
@@ -183,7 +171,7 @@ def load_on_all(
     What `auto` chose for want of Inception's weights, and why there is none, is said.
     """
     # Where machines differ, `auto` is what comes last in the list: it is on all of them, or the loading tells.
-    ranked = ("efficientnet", "inception", "digits", "dinov2")
+    ranked = ("efficientnet", "inception", "digits", "dinov2", extractors.CLEAN)
     name = ranked[all_reduce_min(ranked.index(extractors.name_for(config)))]
     reason: str | None = None
     try:

@@ -156,12 +156,16 @@ def split_of(num_images: int) -> Tensor:
 
 
 def gaussian_of(num_images: int, total: Tensor, outer: Tensor) -> Gaussian:
-    """Return the Gaussian of features with the sum [F] and the sum of outer products [F, F], both float64.
+    """Return the Gaussian of features with the sum [F] and the sum of outer products [F, F], both float64."""
+    mean = total / num_images
+    return gaussian_with(mean, (outer - num_images * mean.outer(mean)) / max(1, num_images - 1))
+
+
+def gaussian_with(mean: Tensor, covariance: Tensor) -> Gaussian:
+    """Return the Gaussian of mean [F] and covariance [F, F], both float64.
 
     Directions in which the covariance is nothing but rounding are left out of the root.
     """
-    mean = total / num_images
-    covariance = (outer - num_images * mean.outer(mean)) / max(1, num_images - 1)
     variances, directions = torch.linalg.eigh(covariance)
     smallest = max(float(variances.max()), 0.0) * len(mean) * torch.finfo(torch.float64).eps
     real = variances > smallest

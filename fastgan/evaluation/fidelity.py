@@ -3,7 +3,7 @@
 A metric's name ends in its extractor's. Only Inception's Frechet distance is an FID; with other features it is an FD.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -11,14 +11,17 @@ from torch import Tensor, nn
 from fastgan.config import NetworkConfig
 from fastgan.data.images import to_bytes
 from fastgan.data.sampler import Sampler
+from fastgan.distributed.collectives import all_reduce_sum
 from fastgan.errors import UserError
-from fastgan.evaluation import distances
-from fastgan.evaluation.extractors import Extractor
-from fastgan.evaluation.features import NUM_NEIGHBOR_IMAGES, FeatureStatistics
+from fastgan.evaluation import distances, modes
+from fastgan.evaluation.extractors import CLEAN, Extractor
+from fastgan.evaluation.features import NUM_NEIGHBOR_IMAGES, FeatureStatistics, all_or_none, batches
 from fastgan.evaluation.reference import RealStatistics
 from fastgan.utils import rng
 from fastgan.utils.rng import RngStream
 
+MODE_METRICS = ("modes", "kl", "kl_floor")
+DIGIT_METRICS = ("confident_digits", "min_class_share_digits", "max_class_share_digits")
 KINDS = ("kid", "kid_std", "is", "is_std", "precision", "recall", "density", "coverage")
 MORE_IS_BETTER = ("is_", "precision_", "recall_", "density_", "coverage_", "confident_", "modes", "min_class")
 
@@ -73,13 +76,14 @@ def images_of(
 
 def distance_name(extractor_name: str) -> str:
     """Return what the Frechet distance of the extractor's features may be called."""
-    return f"{'fid' if extractor_name == 'inception' else 'fd'}_{extractor_name}"
+    return f"{'fid' if extractor_name in ('inception', CLEAN) else 'fd'}_{extractor_name}"
 
 
 def names(extractor: Extractor) -> list[str]:
     """Return the metrics that `measure` finds with the extractor."""
     kinds = [kind for kind in KINDS if extractor.num_classes or not kind.startswith("is")]
-    return [distance_name(extractor.name), *(f"{kind}_{extractor.name}" for kind in kinds)]
+    found = [distance_name(extractor.name), *(f"{kind}_{extractor.name}" for kind in kinds)]
+    return found + (list(DIGIT_METRICS) if extractor.name == "digits" else [])
 
 
 def more_is_better(metric: str) -> bool:
@@ -87,13 +91,10 @@ def more_is_better(metric: str) -> bool:
     return metric.startswith(MORE_IS_BETTER)
 
 
-def require_enough(num_fakes: int, num_reals: int) -> None:
+def require_enough(num_fakes: int, num_reals: int, remedy: str = "give more images") -> None:
     """Raise UserError for fewer than two images a side, of which there is no covariance and no pair."""
     if min(num_fakes, num_reals) < 2:
-        raise UserError(
-            f"{num_fakes:,} generated and {num_reals:,} real images: metrics need two of each; give more images, or "
-            "--eval-every 0 to train without evaluations"
-        )
+        raise UserError(f"{num_fakes:,} generated and {num_reals:,} real images: metrics need two of each; {remedy}")
 
 
 def measure(
@@ -103,7 +104,7 @@ def measure(
 
         `fid_` (`fd_` unless Inception's), `kid_` and `is_` with their standard deviations over subsets and splits, and
         `precision_`, `recall_`, `density_`, `coverage_`: see `distances`; all but the first and `is_` of at most 10,000
-    a side.
+    a side. Of the digits extractor, how legible the generated images are, too.
     """
     name = extractor.name
     kernel, kernel_std = distances.kernel(fakes.features, reals.features, kid_subsets)
@@ -115,14 +116,29 @@ def measure(
     if extractor.num_classes:
         found[f"is_{name}"], found[f"is_std_{name}"] = distances.inception_score(fakes.splits)
     near = distances.neighbors(fakes.features, reals.features, reals.radii)
-    return found | {f"{kind}_{name}": value for kind, value in near._asdict().items()}
+    found |= {f"{kind}_{name}": value for kind, value in near._asdict().items()}
+    if name == "digits":
+        confident, shares = modes.legibility_from(fakes.legible)
+        found |= dict(zip(DIGIT_METRICS, (confident, min(shares), max(shares)), strict=True))
+    return found
 
 
-def warnings(num_fakes: int, num_reals: int, extractor: Extractor) -> list[str]:
-    """Return what must be known of figures from so few images, a line each; none where there are enough."""
+def count_modes(images: Callable[[range], Tensor], num_images: int, digits: Extractor) -> dict[str, float]:
+    """Return how generated images spread over the modes of stacked-mnist; `images` as `features.collect` has them."""
+    with all_or_none():
+        counts = modes.mode_counts(map(images, batches(num_images)), digits)
+    found = modes.score(all_reduce_sum(counts))
+    return dict(zip(MODE_METRICS, (found.modes, found.kl, found.floor), strict=True))
+
+
+def warnings(num_fakes: int | None, num_reals: int | None, extractor: Extractor) -> list[str]:
+    """Return what must be known of figures from so few images, a line each; none where there are enough.
+
+    None: how many there are isn't known.
+    """
     found = []
     for kind, count in (("generated", num_fakes), ("real", num_reals)):
-        if count <= extractor.num_features:
+        if count is not None and count <= extractor.num_features:
             found.append(
                 f"{count:,} {kind} images for {extractor.num_features:,} features of {extractor.name}: their "
                 f"covariance is singular, {distance_name(extractor.name)} compares only with that of as many images"

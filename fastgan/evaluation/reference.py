@@ -14,7 +14,15 @@ from fastgan.data.sampler import Sampler
 from fastgan.distributed.collectives import all_reduce_min, rank_and_world_size
 from fastgan.evaluation.distances import radii
 from fastgan.evaluation.extractors import Extractor
-from fastgan.evaluation.features import BATCH_SIZE, Collector, Gaussian, ahead, all_or_none, batches
+from fastgan.evaluation.features import (
+    BATCH_SIZE,
+    Collector,
+    FeatureStatistics,
+    Gaussian,
+    ahead,
+    all_or_none,
+    batches,
+)
 from fastgan.utils.files import write_atomically
 
 STATISTICS_VERSION = 2
@@ -58,6 +66,30 @@ def key(dataset: ImageDataset, extractor: Extractor) -> str:
     return f"{dataset.content_hash()}-{extractor.name}-{seen}-v{STATISTICS_VERSION}"
 
 
+def collect_set(
+    dataset: ImageDataset,
+    extractor: Extractor,
+    device: torch.device,
+    *,
+    is_shuffled: bool,
+    batch_size: int = BATCH_SIZE,
+) -> FeatureStatistics:
+    """Return what metrics need of the set: as it lies, or in its order of seed 0, whose first ones are a random part.
+
+    All processes call it, each for its share; all have the same in the end.
+    """
+    order = Sampler(len(dataset), seed=0)
+
+    def read(numbers: range) -> Tensor:
+        return dataset.pixels(order.dataset_indices(numbers) if is_shuffled else torch.tensor(numbers))
+
+    collector = Collector(extractor, len(dataset), device)
+    with all_or_none():
+        for numbers, images in ahead(batches(len(dataset), batch_size), read):
+            collector.add(numbers, images.to(device))
+    return collector.finish()
+
+
 def real_statistics(
     dataset: ImageDataset,
     extractor: Extractor,
@@ -72,16 +104,7 @@ def real_statistics(
     kept = _read(path.read_bytes(), len(dataset)) if path.exists() else None
     if all_reduce_min(int(kept is not None)) and kept is not None:
         return kept
-    order = Sampler(len(dataset), seed=0)  # so that the first ones are a random part
-
-    def read(numbers: range) -> Tensor:
-        return dataset.pixels(order.dataset_indices(numbers))
-
-    collector = Collector(extractor, len(dataset), device)
-    with all_or_none():
-        for numbers, images in ahead(batches(len(dataset), batch_size), read):
-            collector.add(numbers, images.to(device))
-    found = collector.finish()
+    found = collect_set(dataset, extractor, device, is_shuffled=True, batch_size=batch_size)
     made = RealStatistics(found.gaussian, found.features, radii(found.features), len(dataset))
     if rank_and_world_size()[0] == 0:
         tensors = {"mean": made.gaussian.mean, "root": made.gaussian.root}
