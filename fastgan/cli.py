@@ -30,6 +30,7 @@ Reproduce a paper or a course: R3GAN's cifar10, ffhq64, imagenet32, ...; mnist28
   data ACTION      get a named data set, prepare any images, show what a data set has
   train            train a GAN on one process; on several: accelerate launch -m fastgan.train
   evaluate RUN     measure a run's images against the real ones
+  metrics A B      measure any images against any others: folders, archives, sets, runs, statistics
   sample RUN       make images of chosen seeds
   walk RUN         walk from seed to seed, as a GIF or a video
   demo RUN         a page in the browser to play with a run's generator
@@ -58,6 +59,7 @@ VERBS = {  # where each one's work is: a function of its options, or of the word
     "sweep": "fastgan.commands.sweep:main",
     "doctor": "fastgan.commands.doctor:doctor",
     "evaluate": "fastgan.commands.evaluate:evaluate",
+    "metrics": "fastgan.commands.metrics:metrics",
     "sample": "fastgan.commands.sample:sample",
     "walk": "fastgan.commands.walk:walk",
     "demo": "fastgan.commands.demo.serve:demo",

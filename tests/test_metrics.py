@@ -84,7 +84,7 @@ class Plain(torch.utils.data.Dataset):
         return self.images[item]
 
 
-def torch_fidelity_says(fakes, reals, registered=Registered, subsets=100):
+def torch_fidelity_says(fakes, reals, registered=Registered, subsets=100, subset_size=1000):
     """Its own figures, by our names; the reals in the order of which we take KID's subsets."""
     if registered.__name__ not in FEATURE_EXTRACTORS_REGISTRY:
         torch_fidelity.register_feature_extractor(registered.__name__, registered)
@@ -97,8 +97,10 @@ def torch_fidelity_says(fakes, reals, registered=Registered, subsets=100):
         fid=True,
         kid=True,
         kid_subsets=subsets,
+        kid_subset_size=subset_size,
         prc=True,
         cache=False,
+        save_cpu_ram=len(fakes) < 1000,  # of few images, whose reading by processes would take longer
         verbose=False,
     )
     return {ours: found[theirs] for ours, theirs in THEIR_NAMES.items()}
