@@ -3,6 +3,7 @@
 import io
 import json
 import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from fastgan.data import survey as survey_module
 from fastgan.data.archives import Entry
 from fastgan.data.folder import FolderDataset
 from fastgan.data.loaders import open_dataset
-from fastgan.data.pixels import decode
+from fastgan.data.pixels import count_channels, decode
 from fastgan.data.prepared import PreparedDataset
 from fastgan.data.survey import survey
 from fastgan.data.tones import Tones
@@ -30,23 +31,34 @@ from fastgan.runs.run_folder import RunFolder
 SIDE = 32
 
 
-def tiff(values: np.ndarray, order: str = "<", photometric: int = 1, kind: int = 1, extra: int | None = None) -> bytes:
-    """An uncompressed TIFF of numbers [H, W] or [H, W, C] written by hand: `kind` and `extra` as in its tags."""
+def tiff(
+    values: np.ndarray,
+    order: str = "<",
+    photometric: int = 1,
+    kind: int = 1,
+    extra: int | None = None,
+    apart: bool = False,
+    packed: bool = False,
+) -> bytes:
+    """A TIFF of numbers [H, W] or [H, W, C] written by hand: `kind` and `extra` as in its tags, its channels one after
+    the other where they are `apart`.
+    """
     height, width, *more = values.shape
-    samples, bits = (*more, 1)[0], values.dtype.itemsize * 8
-    data = values.astype(values.dtype.newbyteorder(order)).tobytes()
-    depth = (258, 3, samples, 8 if samples > 2 else None)
-    tags = [(256, 4, 1, width), (257, 4, 1, height), depth, (259, 4, 1, 1), (262, 4, 1, photometric)]
-    tags += [(273, 4, 1, 8 + 2 * samples), (277, 4, 1, samples), (278, 4, 1, height), (279, 4, 1, len(data))]
-    tags += [] if extra is None else [(338, 4, 1, extra)]
-    tags.append((339, 4, 1, kind))
-    head = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(f"{order}I", 8 + 2 * samples + len(data))
-    entries = b""
-    for tag, form, count, value in tags:
-        packed = struct.pack(f"{order}HH", bits, 0) if value is None else struct.pack(f"{order}I", value)
-        entries += struct.pack(f"{order}HHI", tag, form, count) + packed
-    depths = struct.pack(f"{order}{samples}H", *[bits] * samples)
-    return head + depths + data + struct.pack(f"{order}H", len(tags)) + entries + bytes(4)
+    samples = (*more, 1)[0]
+    planes = [values[..., channel] for channel in range(samples)] if apart else [values]
+    strips = [plane.astype(plane.dtype.newbyteorder(order)).tobytes() for plane in planes]
+    strips = [zlib.compress(strip) if packed else strip for strip in strips]
+    ends = [8 + sum(map(len, strips[:number])) for number in range(len(strips) + 1)]
+    tags = {256: [width], 257: [height], 258: [values.dtype.itemsize * 8] * samples, 259: [8 if packed else 1]}
+    tags |= {262: [photometric], 273: ends[:-1], 277: [samples], 278: [height], 279: [*map(len, strips)]}
+    tags |= {284: [2 if apart else 1]} | ({} if extra is None else {338: [extra]}) | {339: [kind]}
+    entries, arrays, place = b"", b"", ends[-1] + 2 + 12 * len(tags) + 4
+    for tag, found in tags.items():
+        value = found[0] if len(found) == 1 else place + len(arrays)
+        arrays += struct.pack(f"{order}{len(found)}I", *found) if len(found) > 1 else b""
+        entries += struct.pack(f"{order}HHII", tag, 4, len(found), value)
+    head = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(f"{order}I", ends[-1])
+    return head + b"".join(strips) + struct.pack(f"{order}H", len(tags)) + entries + bytes(4) + arrays
 
 
 def ramp(top: float, kind: str, bottom: float = 0.0) -> np.ndarray:
@@ -280,13 +292,88 @@ def test_little_of_the_range_is_told() -> None:
     assert not remarks([mask, mask, file_of(Image.new("L", (9, 9), 99))])
 
 
-def test_colours_of_16_bits(tmp_path: Path) -> None:
-    """12-bit colours in 16 bits aren't black, and it is said that their lower bits are lost."""
-    rows = np.repeat(ramp(4095, ">u2")[:, :, None], 3, axis=2).astype(">u2")
-    data = raw_png(SIDE, SIDE, 16, 2, b"".join(b"\0" + row.tobytes() for row in rows))
-    found = prepared(put(tmp_path / "set", {"a.png": data}), channels=3)
-    assert abs(found[0, :, :, 0] - RAMP).max() <= 17 and found.max() > 235
-    assert remarks([data])[0].endswith("white; 16-bit colours are read by their upper 8 bits")
+def deep_numbers() -> np.ndarray:
+    """Colours of 12 bits and an alpha of 16, 0, half or opaque, [H, W, 4]."""
+    grey = ramp(4095, "u2")
+    alpha = np.full_like(grey, 65535)
+    alpha[0], alpha[1] = 0, 32768
+    return np.stack([grey, grey.T, grey[::-1], alpha], axis=2)
+
+
+def deep_file(kind: int, numbers: np.ndarray, *chunks: bytes) -> bytes:
+    """A PNG of 16 bits."""
+    lines = b"".join(b"\0" + row.astype(">u2").tobytes() for row in numbers)
+    return raw_png(SIDE, SIDE, 16, kind, lines, *chunks)
+
+
+DEEP = deep_numbers()
+WEIGHTED = np.concatenate([np.rint(DEEP[..., :3] * (DEEP[..., 3:] / 65535)), DEEP[..., 3:]], axis=2).astype("u2")
+KEYED = np.where(DEEP[..., 3:] > 0, DEEP[..., :3], np.uint16([7, 9, 1023]))
+
+
+@pytest.mark.parametrize(
+    ("data", "wanted"),
+    [
+        (deep_file(2, DEEP[..., :3]), DEEP[..., :3]),
+        (deep_file(6, DEEP), DEEP),
+        (deep_file(4, DEEP[..., ::3]), DEEP[..., [0, 0, 0, 3]]),
+        (
+            deep_file(2, KEYED, chunk(b"tRNS", struct.pack(">HHH", 7, 9, 1023))),
+            np.concatenate([KEYED, np.where(DEEP[..., 3:] > 0, 65535, 0)], axis=2),
+        ),
+        (tiff(DEEP[..., :3], photometric=2), DEEP[..., :3]),
+        (tiff(DEEP[..., :3], ">", photometric=2), DEEP[..., :3]),
+        (tiff(DEEP[..., :3], ">", photometric=2, packed=True), DEEP[..., :3]),
+        (tiff(DEEP, photometric=2, extra=0), DEEP[..., :3]),
+        (tiff(DEEP, photometric=2, extra=2, packed=True), DEEP),
+        (tiff(WEIGHTED, ">", photometric=2, extra=1), DEEP),
+        (tiff(WEIGHTED, photometric=2, extra=1, apart=True), DEEP),
+        (tiff(DEEP[..., :3], ">", photometric=2, apart=True), DEEP[..., :3]),
+        (tiff(DEEP, photometric=2, extra=0, apart=True), DEEP[..., :3]),
+    ],
+    ids="rgb rgba la key tiff big packed rgbx rgba-packed weighted weighted-apart apart rgbx-apart".split(),  # noqa: SIM905
+)
+def test_all_bits_of_deep_colours(data: bytes, wanted: np.ndarray) -> None:
+    """Each kind of file with colours of 16 bits spans black to white by the range; opacity is that of 16 bits."""
+    tones = Tones(value_range=(0, 4095))
+    found = decode(data, None, "crop", wanted.shape[2], tones).astype(int)
+    seen = wanted[..., 3] > 0 if wanted.shape[2] == 4 else np.full((SIDE, SIDE), True)  # what is hidden may be any
+    assert abs(found[..., :3] - np.rint(wanted[..., :3] / 4095 * 255))[seen].max() <= 1
+    assert wanted.shape[2] < 4 or np.array_equal(found[..., 3], np.rint(wanted[..., 3] / 257))
+    assert count_channels([data]) == [
+        1 if np.array_equal(wanted[..., 0], wanted[..., 1]) and False else wanted.shape[2]
+    ]
+
+
+def test_deep_colours_of_a_set(tmp_path: Path) -> None:
+    """Colours of 12 bits in files of 16 have their range found; full is that of 16 bits, as of grey ones."""
+    files = {"a.png": deep_file(2, DEEP[..., :3]), "b.tif": tiff(DEEP[..., :3], photometric=2)}
+    source = put(tmp_path / "set", files)
+    (line,) = remarks([*files.values()])
+    assert line == "values: 0 to 4095; 0 becomes black, 4095 white"
+    for value_range, top in (("auto", 4095), ("full", 65535), ("100:2000", None)):
+        low, high = (100, 2000) if top is None else (0, top)
+        wanted = np.rint(np.clip((DEEP[..., :3] - float(low)) / (high - low), 0, 1) * 255)
+        for found in prepared(source, "--range", value_range, channels=3):
+            assert np.array_equal(found, wanted)
+
+
+def test_colours_that_lose_bits_are_counted() -> None:
+    """Kinds whose colours are read by their upper 8 bits are counted, with their names; those of 8 bits aren't."""
+    deep_jp2 = bytearray(file_of(Image.new("RGB", (9, 9), (9, 99, 200)), "JPEG2000"))
+    deep_jp2[deep_jp2.find(b"\xff\x4f\xff\x51") + 42] = 11  # as its header says it of 12 bits
+    cut = [
+        tiff(DEEP, photometric=5),
+        tiff(DEEP[..., :3], photometric=2, apart=True, packed=True),
+        b"P6 32 32 4095\n" + DEEP[..., :3].astype(">u2").tobytes(),
+        bytes(deep_jp2),
+    ]
+    whole = [
+        file_of(Image.new("RGB", (9, 9), (9, 99, 200)), kind) for kind in ("PNG", "JPEG2000", "AVIF", "TIFF", "PPM")
+    ]
+    lines = remarks([*cut, *whole], value_range="0:65535")
+    assert lines[0] == "deep colours: 4 of 9 images (JPEG2000, PPM, TIFF) are read by their upper 8 bits", lines
+    assert not [line for line in remarks([deep_file(2, DEEP[..., :3]), *whole], value_range="full") if "deep" in line]
 
 
 def test_kinds_of_numbers_that_no_range_fits_are_refused() -> None:

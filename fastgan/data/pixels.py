@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageCms, ImageColor, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageColor, ImageFile, UnidentifiedImageError
 
-from fastgan.data.tones import WIDE_MODES, Tones, to_8_bits, unit
+from fastgan.data.deep_colours import read_deep
+from fastgan.data.tones import WIDE_MODES, Tones, colours_to_8_bits, to_8_bits
 from fastgan.data.tones import BadImage as BadImage  # noqa: PLC0414  # others get it from here
 
 Image.init()
@@ -80,15 +81,16 @@ def decode(data: bytes, size: Size | None, fit: str, channels: int | None, tones
     with opened(data) as image:
         if image.format in ("JPEG", "MPO") and size is not None:
             image.draft(None, (DRAFT_GAP * max(size), DRAFT_GAP * max(size)))
-        level = unit(image)
+        deep = read_deep(image, data)
         image.load()  # which also knows the EXIF at the end of a file
-        shown, method = to_8_bits(image, tones.value_range, level), _upright_method(image)
-        shown = shown if method is None else shown.transpose(method)
+        narrow = to_8_bits(image, tones.value_range) if deep is None else colours_to_8_bits(deep, tones.value_range)
+        method = _upright_method(image)
+        shown = narrow if method is None else narrow.transpose(method)
         return _array(_with_channels(shown, channels, tones.background), size, fit, tones.background)
 
 
 @contextmanager
-def opened(data: bytes) -> Iterator[Image.Image]:
+def opened(data: bytes) -> Iterator[ImageFile.ImageFile]:
     """Open the image, of which nothing is decoded yet. Raises BadImage, also for what fails within."""
     if not data:
         raise BadImage("empty file")
@@ -194,7 +196,9 @@ def shape_of(raw: RawImage) -> tuple[int, int, int]:
         with Image.open(io.BytesIO(raw) if isinstance(raw, bytes) else raw, formats=FORMATS) as image:
             _check_size(image)
             width, height = image.size[::-1] if _upright_method(image) in TURNED else image.size
-            return height, width, _natural_channels(image)  # which decodes where there is transparency
+            # Whether a pixel is transparent takes decoding.
+            deep = read_deep(image, bytes_of(raw)) if image.has_transparency_data else None
+            return height, width, _natural_channels(image if deep is None else colours_to_8_bits(deep, None))
     except BadImage:
         raise
     except Exception as error:  # decoders raise anything where they are fed with garbage

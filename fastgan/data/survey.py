@@ -11,8 +11,18 @@ import numpy as np
 from PIL import Image
 
 from fastgan.data.archives import Entry
+from fastgan.data.deep_colours import has_more_bits, read_deep
 from fastgan.data.pixels import BadImage, bytes_of, is_transparent, opened
-from fastgan.data.tones import BLACK, SIXTEEN_BITS, WIDE_MODES, Tones, full_range, to_8_bits, unit, values_of
+from fastgan.data.tones import (
+    BLACK,
+    SIXTEEN_BITS,
+    WIDE_MODES,
+    Tones,
+    colours_to_8_bits,
+    full_range,
+    to_8_bits,
+    values_of,
+)
 from fastgan.errors import UserError
 from fastgan.utils.tone_options import AUTO, NAMED_COLOURS, parse_background, parse_range
 
@@ -33,10 +43,10 @@ class Look(NamedTuple):
     is_paged: bool  # it has more than one page or frame
     is_float: bool
     is_wide: bool  # it has more than 8 bits a channel
-    is_cut: bool  # and of these the upper 8 are read
     low: float  # in the file's own numbers
     high: float
     picture: np.ndarray | None  # [N, 2] of brightness and opacity, where it is transparent
+    cut: str  # its format, where it has colours of more than 8 bits, of which the upper 8 are read; else ""
 
 
 class Survey(NamedTuple):
@@ -56,6 +66,9 @@ def survey(entries: Sequence[Entry], background: str, value_range: str, keeps_al
     seen = f"{len(looks):,} images" if len(looks) == len(entries) else f"{len(looks):,} of {len(entries):,} images"
     paged = sum(look.is_paged for look in looks)
     lines = [f"pages: {paged:,} of {seen} have more than one; the first is taken"] if paged else []
+    if cut := [look.cut for look in looks if look.cut]:
+        kinds = ", ".join(sorted({*cut}))
+        lines.append(f"deep colours: {len(cut):,} of {seen} ({kinds}) are read by their upper 8 bits")
     resolved = asked or (_choose_range(looks) if value_range == AUTO else None)
     lines += _range_lines(looks, resolved, is_auto=value_range == AUTO)
     pictures = [look.picture for look in looks if look.picture is not None]
@@ -102,21 +115,26 @@ def look_at(data: bytes, measure: bool = True) -> Look:
         # A camera's second pictures (MPO) are previews.
         is_paged = image.format != "MPO" and getattr(image, "is_animated", False)
         image.draft(None, (POINTS, POINTS))
-        level, low, high, is_float = unit(image), 0.0, 255.0, False
-        is_wide = level > 1 or image.mode in WIDE_MODES
-        if image.mode in WIDE_MODES:
+        low, high, is_float, is_wide = 0.0, 255.0, False, image.mode in WIDE_MODES
+        shown: Image.Image = image
+        deep = read_deep(image, data)
+        cut = (image.format or "") * (deep is None and has_more_bits(image, data))
+        if deep is not None:
+            is_wide, shown, values = True, colours_to_8_bits(deep, None), deep[..., : 3 if deep.shape[2] > 2 else 1]
+            low, high = float(values.min()), float(values.max())
+        elif is_wide:
             values = values_of(image)
             is_float = values.dtype.kind == "f"
             low, high = float(values.min()), float(values.max())
             if not np.isfinite([low, high]).all():
                 raise BadImage("values out of range")
-        elif is_wide or measure:
-            extrema = np.array(image.convert("RGB").getextrema()) * level
+        elif measure:
+            extrema = np.array(image.convert("RGB").getextrema())
             low, high = float(extrema.min()), float(extrema.max())
-        picture = _picture(image) if is_transparent(image) else None
+        picture = _picture(shown) if is_transparent(shown) else None
         if picture is not None and not is_wide:
             low, high = 0.0, 255.0  # dark ink on nothing is no dark image
-        return Look(is_paged, is_float, is_wide, level > 1, low, high, picture)
+        return Look(is_paged, is_float, is_wide, low, high, picture, cut)
 
 
 def _picture(image: Image.Image) -> np.ndarray:
@@ -194,9 +212,8 @@ def _range_lines(looks: list[Look], resolved: tuple[float, float] | None, is_aut
         return []
     low, high = min(look.low for look in used), max(look.high for look in used)
     if is_auto and resolved is not None:
-        cut = "; 16-bit colours are read by their upper 8 bits" * any(look.is_cut for look in wide)
         first, last = map(_number, resolved)
-        return [f"values: {_number(low)} to {_number(high)}; {first} becomes black, {last} white{cut}"]
+        return [f"values: {_number(low)} to {_number(high)}; {first} becomes black, {last} white"]
     full = full_range(np.empty(0, np.float32 if wide and wide[0].is_float else np.uint16)) if wide else (0, 255)
     black, white = resolved or full
     if low < black or high - black >= (white - black) / USED:

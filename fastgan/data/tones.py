@@ -49,15 +49,6 @@ class Tones(NamedTuple):
         return Tones(plain.get("background", BLACK), value_range and (float(value_range[0]), float(value_range[1])))
 
 
-def unit(image: Image.Image) -> int:
-    """Return what a level of 8 bits stands for in the numbers of the file, which isn't loaded yet.
-
-    257 in colours of 16.
-    """
-    is_cut = image.mode not in WIDE_MODES and any(";16" in str(tile[3]) for tile in getattr(image, "tile", []))
-    return 257 if is_cut else 1
-
-
 def values_of(image: Image.Image) -> np.ndarray:
     """Return the numbers [H, W] that a file of one wide channel holds."""
     values = np.asarray(image)
@@ -75,19 +66,28 @@ def full_range(values: np.ndarray) -> tuple[float, float]:
     return (0, 1) if values.dtype.kind == "f" else (0, SIXTEEN_BITS)
 
 
-def to_8_bits(image: Image.Image, value_range: tuple[float, float] | None, level: int = 1) -> Image.Image:
+def to_8_bits(image: Image.Image, value_range: tuple[float, float] | None) -> Image.Image:
     """Return the image in 8 bits a channel, those of a wide one rounded to the nearest of 256 levels.
 
-    `value_range` is in the file's numbers, of which a level of its 8 bits is `level`: files whose largest number is
-    under the range's end are left as they are. Raises BadImage where no range is given and values are out of the full.
+    Files of 8 bits are left as they are where the range's end is above theirs. Raises BadImage where no range is given
+    and values are out of the full.
     """
     if image.mode in WIDE_MODES:
         return _narrow(image, value_range)
-    if value_range is None or value_range[1] > 255 * level or image.mode not in ("L", "LA", "RGB", "RGBA"):
+    if value_range is None or value_range[1] > 255 or image.mode not in ("L", "LA", "RGB", "RGBA"):
         return image
-    table = _scaled(np.arange(256) * level, value_range).tolist()
+    table = _scaled(np.arange(256), value_range).tolist()
     alpha = [*range(256)] * (image.mode in ("LA", "RGBA"))
     return image.point(table * (len(image.mode) - bool(alpha)) + alpha)
+
+
+def colours_to_8_bits(values: np.ndarray, value_range: tuple[float, float] | None) -> Image.Image:
+    """Return the image of numbers uint16 [H, W, C], alpha last where C is 2 or 4: its full range is that of 16 bits."""
+    full, every = (0.0, float(SIXTEEN_BITS)), np.arange(SIXTEEN_BITS + 1)
+    levels = _scaled(every, value_range or full)[values]
+    if values.shape[2] % 2 == 0:
+        levels[..., -1] = _scaled(every, full)[values[..., -1]]
+    return Image.fromarray(levels)
 
 
 def _narrow(image: Image.Image, value_range: tuple[float, float] | None) -> Image.Image:
