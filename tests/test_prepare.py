@@ -23,7 +23,7 @@ import fastgan
 from fastgan import cli
 from fastgan.data import archives, labels, named
 from fastgan.data.class_folders import by_folder
-from fastgan.data.pixels import BadImage, decode, digest
+from fastgan.data.pixels import BadImage, bytes_of, decode, digest
 from fastgan.data.preparation import inputs, pool, prepare, shard_writer
 from fastgan.data.preparation.prepare import PrepareOptions
 
@@ -757,12 +757,13 @@ def test_crashed_decoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     put(tmp_path / "in", FILES)
     victim = FILES["a/3.png"]
 
-    def fatal(data: bytes, *args: Any) -> np.ndarray:
+    def fatal(raw: bytes | Path) -> bytes:
+        data = bytes_of(raw)
         if data == victim:
             os.kill(os.getpid(), signal.SIGKILL)
-        return decode(data, *args)
+        return data
 
-    monkeypatch.setattr("fastgan.data.pixels.decode", fatal)
+    monkeypatch.setattr("fastgan.data.pixels.bytes_of", fatal)
     index = make(tmp_path / "in", tmp_path / "out", workers=2)
     assert index["num_images"] == 9
     assert index["skipped"] == [{"file": "a/3.png", "reason": "its decoder crashed"}]

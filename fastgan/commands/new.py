@@ -14,7 +14,7 @@ import tyro
 from fastgan.config import Config
 from fastgan.data.archives import Entry
 from fastgan.data.labels import Labelled
-from fastgan.data.pixels import BadImage, Transform, pixels_of
+from fastgan.data.pixels import BadImage, Transform, read
 from fastgan.data.preparation.inputs import open_archive
 from fastgan.data.skipped import few
 from fastgan.data.summary import describe_source
@@ -131,7 +131,7 @@ def _decode_s(entries: list[Entry], transform: Transform) -> float:
     began = time.perf_counter()
     for number in chosen:
         try:
-            pixels_of(transform, entries[number].read())
+            read(transform, entries[number].read())
         except BadImage:
             continue
     return (time.perf_counter() - began) / len(chosen)

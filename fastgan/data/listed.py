@@ -13,7 +13,7 @@ from torch import Tensor
 from fastgan.data.archives import ArchiveReader, Entry
 from fastgan.data.content import hash_set
 from fastgan.data.images import decoded
-from fastgan.data.pixels import BadImage, RawImage, Size, Transform, pixels_of, shape_of
+from fastgan.data.pixels import BadImage, RawImage, Size, Transform, read, shape_of
 from fastgan.data.skipped import Skipped, few
 from fastgan.data.survey import survey
 from fastgan.errors import UserError
@@ -48,7 +48,7 @@ class ListedDataset:
         self._entries = [entry for entry, _ in found]
         self.image_size = size or _one_size(name, [shape[:2] for _, shape in found])
         self.channels = max(shape[2] for _, shape in found)
-        self.tones, self.summary = survey(self._entries, background, AUTO, keeps_alpha=self.channels == 4)
+        self.tones, self.summary, _ = survey(self._entries, background, AUTO, keeps_alpha=self.channels == 4)
         if left_out:
             self.summary.append(f"left out: {few(left_out)}")
         self._transform = Transform(self.image_size, "crop", self.channels, tones=self.tones)
@@ -63,7 +63,7 @@ class ListedDataset:
 
         def decode(place: int) -> np.ndarray:
             try:
-                return pixels_of(self._transform, raws[place])
+                return read(self._transform, raws[place])[0]
             except BadImage as bad:
                 raise UserError(f"{entries[place].name} in {self.name}: {bad}; mend it, or take it away") from None
 

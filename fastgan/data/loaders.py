@@ -59,6 +59,7 @@ def open_dataset(config: Config) -> ImageDataset:
         label_options(config),
         background=data.background,
         value_range=data.range,
+        run_dir=config.run_dir,
     )
 
 
@@ -195,6 +196,11 @@ def summary(config: Config, dataset: ImageDataset) -> list[str]:
         return []
     counts = labels.bincount(minlength=len(dataset.classes)).tolist()
     return [classes_line(dataset.classes, counts, networks.num_classes)]
+
+
+def missed(dataset: ImageDataset) -> list[str]:
+    """Return what has shown since the last time of images while they were read, in lines."""
+    return dataset.missed() if isinstance(dataset, FolderDataset) else []
 
 
 def choose_loader(config: Config, dataset: ImageDataset) -> tuple[str, str]:

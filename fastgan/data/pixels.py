@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image, ImageCms, ImageColor, ImageFile, UnidentifiedImageError
 
 from fastgan.data.deep_colours import read_deep
-from fastgan.data.tones import WIDE_MODES, Tones, colours_to_8_bits, to_8_bits
+from fastgan.data.tones import WIDE_MODES, Tones, colours_to_8_bits, is_clipped, to_8_bits
 from fastgan.data.tones import BadImage as BadImage  # noqa: PLC0414  # others get it from here
 
 Image.init()
@@ -30,6 +30,7 @@ PNG_COLOR_TYPES = {1: 0, 3: 2, 4: 6}  # by channels: grey, RGB, RGBA
 PNG_FILTER_UP = 2
 GREY_MODES = ("1", "L", "LA", "La", *WIDE_MODES)
 PLAIN = Tones()
+TRANSPARENT, CLIPPED = "transparent", "clipped"  # what a sample of a set may miss
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 ORIENTATION = 0x0112
 UPRIGHT = {
@@ -62,6 +63,7 @@ class Transform:
     encoding: str = "png"
     quality: int = 95
     tones: Tones = PLAIN
+    watch: tuple[str, ...] = ()  # of TRANSPARENT and CLIPPED what the sample that decided the tones hasn't
 
 
 class EncodedImage(NamedTuple):
@@ -69,6 +71,7 @@ class EncodedImage(NamedTuple):
 
     data: bytes
     digest: bytes  # of the pixels that decoding `data` gives
+    seen: tuple[str, ...] = ()  # what is to be watched for that it has
 
 
 def decode(data: bytes, size: Size | None, fit: str, channels: int | None, tones: Tones = PLAIN) -> np.ndarray:
@@ -78,15 +81,27 @@ def decode(data: bytes, size: Size | None, fit: str, channels: int | None, tones
     image that has the size isn't resampled. `fit` crop cuts the centre out, pad adds the background (transparency where
     there are 4 channels), stretch bends. What is transparent lies on the background where it must go. Raises BadImage.
     """
+    return _decode(data, size, fit, channels, tones)[0]
+
+
+def _decode(
+    data: bytes, size: Size | None, fit: str, channels: int | None, tones: Tones, watch: tuple[str, ...] = ()
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """The pixels, and which of `watch` the image has."""
     with opened(data) as image:
         if image.format in ("JPEG", "MPO") and size is not None:
             image.draft(None, (DRAFT_GAP * max(size), DRAFT_GAP * max(size)))
         deep = read_deep(image, data)
         image.load()  # which also knows the EXIF at the end of a file
         narrow = to_8_bits(image, tones.value_range) if deep is None else colours_to_8_bits(deep, tones.value_range)
+        has = {
+            TRANSPARENT: TRANSPARENT in watch and is_transparent(narrow),
+            CLIPPED: CLIPPED in watch and is_clipped(image if deep is None else deep, tones.value_range),
+        }
         method = _upright_method(image)
         shown = narrow if method is None else narrow.transpose(method)
-        return _array(_with_channels(shown, channels, tones.background), size, fit, tones.background)
+        pixels = _array(_with_channels(shown, channels, tones.background), size, fit, tones.background)
+        return pixels, tuple(kind for kind in watch if has[kind])
 
 
 @contextmanager
@@ -150,23 +165,26 @@ def count_channels(raws: list[RawImage]) -> list[int]:
 
 def _encode(recipe: Transform, raw: RawImage) -> EncodedImage | BadImage:
     try:
-        pixels = pixels_of(recipe, raw)
+        pixels, seen = read(recipe, raw)
     except BadImage as bad:
         return bad
     stored = encode_array(pixels, recipe.encoding, recipe.quality)
     if recipe.encoding != "png":  # the digest is of what a reader will see
         pixels = decode(stored, None, recipe.fit, recipe.channels)
-    return EncodedImage(stored, digest(pixels))
+    return EncodedImage(stored, digest(pixels), seen)
 
 
-def pixels_of(recipe: Transform, raw: RawImage) -> np.ndarray:
-    """Return the image as the recipe wants it, uint8 [H, W, C]. Raises BadImage."""
+def read(recipe: Transform, raw: RawImage) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Return the image as the recipe wants it, uint8 [H, W, C], and what it has of what is watched for.
+
+    Raises BadImage.
+    """
     if isinstance(raw, BadImage):
         raise raw
     if isinstance(raw, np.ndarray):
         background = recipe.tones.background
-        return _array(_with_channels(_image(raw), recipe.channels, background), recipe.size, recipe.fit, background)
-    return decode(bytes_of(raw), recipe.size, recipe.fit, recipe.channels, recipe.tones)
+        return _array(_with_channels(_image(raw), recipe.channels, background), recipe.size, recipe.fit, background), ()
+    return _decode(bytes_of(raw), recipe.size, recipe.fit, recipe.channels, recipe.tones, recipe.watch)
 
 
 def bytes_of(raw: bytes | Path) -> bytes:

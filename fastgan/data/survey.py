@@ -3,7 +3,7 @@
 `train` on a folder and `data prepare` look at the same images, so they choose the same and say the same.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
@@ -12,7 +12,7 @@ from PIL import Image
 
 from fastgan.data.archives import Entry
 from fastgan.data.deep_colours import has_more_bits, read_deep
-from fastgan.data.pixels import BadImage, bytes_of, is_transparent, opened
+from fastgan.data.pixels import CLIPPED, TRANSPARENT, BadImage, bytes_of, is_transparent, opened
 from fastgan.data.tones import (
     BLACK,
     SIXTEEN_BITS,
@@ -54,6 +54,7 @@ class Survey(NamedTuple):
 
     tones: Tones
     lines: list[str]
+    watch: tuple[str, ...]  # what would make others of the tones, and none of the sample has
 
 
 def survey(entries: Sequence[Entry], background: str, value_range: str, keeps_alpha: bool = False) -> Survey:
@@ -71,12 +72,27 @@ def survey(entries: Sequence[Entry], background: str, value_range: str, keeps_al
         lines.append(f"deep colours: {len(cut):,} of {seen} ({kinds}) are read by their upper 8 bits")
     resolved = asked or (_choose_range(looks) if value_range == AUTO else None)
     lines += _range_lines(looks, resolved, is_auto=value_range == AUTO)
+    watch = (CLIPPED,) if resolved is not None and asked is None else ()
     pictures = [look.picture for look in looks if look.picture is not None]
     if not pictures:
-        return Survey(Tones(chosen or BLACK, resolved), lines)
+        unseen = (TRANSPARENT,) if chosen is None and not keeps_alpha else ()
+        return Survey(Tones(chosen or BLACK, resolved), lines, watch + unseen)
     colour = chosen or _choose_background(pictures)
     lines.append(_background_line(pictures, seen, colour, keeps_alpha=keeps_alpha))
-    return Survey(Tones(colour, resolved), lines)
+    return Survey(Tones(colour, resolved), lines, watch)
+
+
+def missed_lines(counts: Mapping[str, int], num_images: int, tones: Tones) -> list[str]:
+    """Return what is to be said of images that have what none of the sample has, a line a kind."""
+    lines = []
+    if found := counts.get(TRANSPARENT):
+        done = f"laid on {_colour_name(tones.background)} (--background to change it)"
+        lines.append(f"transparency: {found:,} of {num_images:,} images have it, none of those looked at first; {done}")
+    if (found := counts.get(CLIPPED)) and tones.value_range is not None:
+        first, last = map(_number, tones.value_range)
+        beyond = f"{found:,} of {num_images:,} images go beyond {first} to {last}, none of those looked at first"
+        lines.append(f"values: {beyond}; they are clipped (--range LOW:HIGH to change it)")
+    return lines
 
 
 def sample(names: Sequence[str]) -> list[int]:
@@ -164,12 +180,16 @@ def _choose_background(pictures: list[np.ndarray]) -> str:
 
 
 def _background_line(pictures: list[np.ndarray], seen: str, colour: str, keeps_alpha: bool) -> str:
-    name = {WHITE: "white", BLACK: "black", GREY: "grey"}.get(colour, colour)
+    name = _colour_name(colour)
     done = f"kept, metrics see them laid on {name}" if keeps_alpha else f"laid on {name}"
     faint = int((_distances(pictures, colour) < FAINT).sum())
     return f"transparency: {len(pictures):,} of {seen} have it; {done}" + (
         f"; {faint:,} can hardly be seen on it: give another --background" if faint else " (--background to change it)"
     )
+
+
+def _colour_name(colour: str) -> str:
+    return {WHITE: "white", BLACK: "black", GREY: "grey"}.get(colour, colour)
 
 
 def _choose_range(looks: list[Look]) -> tuple[float, float] | None:

@@ -90,6 +90,17 @@ def colours_to_8_bits(values: np.ndarray, value_range: tuple[float, float] | Non
     return Image.fromarray(levels)
 
 
+def is_clipped(image: Image.Image | np.ndarray, value_range: tuple[float, float] | None) -> bool:
+    """Return whether numbers of a wide image, or of deep colours [H, W, C], are out of the range."""
+    if isinstance(image, np.ndarray):
+        values = image[..., : 3 if image.shape[2] > 2 else 1]
+    elif image.mode in WIDE_MODES:
+        values = values_of(image)
+    else:
+        return False
+    return value_range is not None and not value_range[0] <= values.min() <= values.max() <= value_range[1]
+
+
 def _narrow(image: Image.Image, value_range: tuple[float, float] | None) -> Image.Image:
     values = values_of(image)
     low, high = full_range(values)

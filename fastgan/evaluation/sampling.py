@@ -130,7 +130,8 @@ def open_training_set(config: Config, folder: RunFolder, data: str | None = None
 
     Raises UserError where there are others, or none.
     """
-    config = locate(replace(config, data=replace(config.data, data=data or config.data.data)))
+    data_config, run = replace(config.data, data=data or config.data.data), replace(config.run, run_dir=folder.path)
+    config = locate(replace(config, data=data_config, run=run))
     dataset, remedy = open_dataset(config), "give --data the folder where the run's images are now"
     if (dataset.channels, dataset.image_size) != (config.data.channels, config.data.image_size):
         raise UserError(f"the images of {config.data.data} are of another size than the run's: {remedy}")

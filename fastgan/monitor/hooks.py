@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 
 from fastgan.data.images import ImageDataset
+from fastgan.data.loaders import missed
 from fastgan.distributed.collectives import all_reduce_mean, all_reduce_min
 from fastgan.distributed.processes import Processes
 from fastgan.errors import Diverged, Stopped
@@ -46,7 +47,7 @@ class Hooks:
         self.config, self.folder, self.processes = trainer.config, folder, processes
         self.progress = _progress(trainer) if processes.is_main else None
         self.logger = RunLogger(folder, self.config, trainer.images_seen, self.say) if processes.is_main else None
-        self.data_labels = dataset.labels
+        self.dataset, self.data_labels = dataset, dataset.labels
         self.gallery = Gallery(self.logger, self.config, dataset, processes.device) if self.logger else None
         self.asides = Asides(processes, self.say)
         self.saving = Saving(self.config, folder, processes, self.asides, saved)
@@ -56,6 +57,7 @@ class Hooks:
         self.measure_health = health.Health(self.config, dataset, processes.device)
         self._loss_rows = read_rows(folder.log) if processes.is_main else []  # later: the epoch's
         self._last_log, self._last_time, self._last_wait = trainer.images_seen, time.monotonic(), 0.0
+        self._say_missed()
         self.begin_epoch(trainer)
 
     def say(self, text: str) -> None:
@@ -119,9 +121,14 @@ class Hooks:
             return
         if trainer.meter.count:
             self.log(trainer)
+        self._say_missed()
         if self.progress is not None:
             self.progress.end_epoch(*loss_plot.last_epoch(self._loss_rows, trainer.loader.num_images))
             del self._loss_rows[:-1]
+
+    def _say_missed(self) -> None:
+        for line in missed(self.dataset) if self.processes.is_main else []:
+            self.say(line)
 
     def grid(self, trainer: Trainer) -> None:
         """Draw G_ema's images of seeds 0, 1, 2 …, and of classes 0, 1, 2 … in turn if there are any."""
@@ -186,6 +193,7 @@ class Hooks:
         that says more, and the other is reported.
         """
         ending = sys.exception()
+        self._say_missed()
         failed = ending is not None and not isinstance(ending, Stopped)
         self.saving.close()
         if isinstance(ending, Stopped):

@@ -12,6 +12,7 @@ micro_batch.json   see micro_batch.py        profile/            see recording.p
 data.json          its set: hash, classes      .lock               held by the session that trains it
 trackers/NAME      the run's number at --tracker NAME
 export/            what `fastgan export` made
+files.jsonl        see data/findings.py
 """
 
 import json

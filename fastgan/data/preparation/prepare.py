@@ -27,7 +27,7 @@ from fastgan.data.preparation.pool import Pool
 from fastgan.data.preparation.shard_writer import INDEX, JOB, Shard, ShardWriter
 from fastgan.data.skipped import Skipped, few, in_order, name_bytes, show
 from fastgan.data.summary import describe_source, name_classes
-from fastgan.data.survey import survey
+from fastgan.data.survey import missed_lines, survey
 from fastgan.data.tones import Tones
 from fastgan.errors import UserError
 from fastgan.utils.cores import require_startable
@@ -147,8 +147,8 @@ def _prepare(options: PrepareOptions, size: Size, dest: Path, source: ArchiveRea
     if begun is None:
         begun = _resolve(options, labelled.entries, pool)
         shard_writer.begin(dest, job, *begun)
-    channels, tones = begun
-    recipe = Transform(size, options.fit, channels, options.format, options.quality, tones)
+    channels, tones, watch = begun
+    recipe = Transform(size, options.fit, channels, options.format, options.quality, tones, watch)
     shards, rest = _write_shards(dest, recipe, labelled, pool)
     skipped = in_order([*before, *rest, *(one for shard in shards for one in shard.skipped)])
     if not shards:
@@ -171,6 +171,9 @@ def _prepare(options: PrepareOptions, size: Size, dest: Path, source: ArchiveRea
     }
     whole = shard_writer.finish(dest, shards, index)
     shard_writer.clear(dest)
+    seen = sum((Counter(shard.seen) for shard in shards), Counter[str]())
+    for line in missed_lines(seen, whole["num_images"], tones):
+        print(line)
     print(describe(dest, whole))
     return whole
 
@@ -203,13 +206,13 @@ def _job(options: PrepareOptions, size: Size, labelled: Labelled) -> dict[str, A
     }
 
 
-def _resolve(options: PrepareOptions, entries: list[Entry], pool: Pool) -> tuple[int, Tones]:
-    """The channels and tones of the set, for which a line each is printed where that is of interest."""
+def _resolve(options: PrepareOptions, entries: list[Entry], pool: Pool) -> tuple[int, Tones, tuple[str, ...]]:
+    """The channels and tones of the set, and what to watch for; a line each is printed where that is of interest."""
     channels = _resolve_channels(options, entries, pool) if options.channels == "auto" else int(options.channels)
-    tones, remarks = survey(entries, options.background, options.range, keeps_alpha=channels == 4)
+    tones, remarks, watch = survey(entries, options.background, options.range, keeps_alpha=channels == 4)
     for remark in remarks:
         print(remark)
-    return channels, tones
+    return channels, tones, watch
 
 
 def _resolve_channels(options: PrepareOptions, entries: list[Entry], pool: Pool) -> int:

@@ -48,6 +48,7 @@ class Shard:
     labels: list[int | Vector] = field(default_factory=list)  # empty in a set without
     digests: list[str] = field(default_factory=list)
     skipped: list[Skipped] = field(default_factory=list)
+    seen: dict[str, int] = field(default_factory=dict)  # of how many images it was found that was watched for
 
 
 class ShardWriter:
@@ -72,6 +73,8 @@ class ShardWriter:
         self.shard.offsets.append(self._member(stem + self._ending, stored.data))
         self.shard.lengths.append(len(stored.data))
         self.shard.digests.append(stored.digest.hex())
+        for kind in stored.seen:
+            self.shard.seen[kind] = self.shard.seen.get(kind, 0) + 1
         if isinstance(label, tuple):
             self._member(f"{stem}.json", json.dumps({"label": label}).encode())
         elif label is not None:
@@ -155,16 +158,17 @@ def check_dest(dest: Path) -> None:
     dest.mkdir(parents=True, exist_ok=True)
 
 
-def resume_state(dest: Path, job: dict[str, Any]) -> tuple[int, Tones] | None:
-    """Return the channels and tones of the set that the same job began in DEST; None in an empty one.
+def resume_state(dest: Path, job: dict[str, Any]) -> tuple[int, Tones, tuple[str, ...]] | None:
+    """Return channels, tones and what is watched for of the set that the same job began in DEST; None in an empty one.
 
     Raises UserError after another job. One of before there were tones goes on with those that it had.
     """
     try:
-        old = {"background": "auto", "range": "auto", "resolved_tones": {}} | json.loads((dest / JOB).read_bytes())
+        before = {"background": "auto", "range": "auto", "resolved_tones": {}, "watch": []}
+        old = before | json.loads((dest / JOB).read_bytes())
         there = {key: old[key] for key in job}
         channels = int(old["resolved_channels"])
-        tones = Tones.from_plain(old["resolved_tones"])
+        tones, watch = Tones.from_plain(old["resolved_tones"]), tuple(map(str, old["watch"]))
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -173,12 +177,12 @@ def resume_state(dest: Path, job: dict[str, Any]) -> tuple[int, Tones] | None:
         if there[key] != value:
             what = "other files or labels in SRC" if key == "files" else f"{key} {there[key]}, not {value}"
             raise UserError(f"{dest} was begun with {what}: give another DEST, or delete it and prepare again")
-    return channels, tones
+    return channels, tones, watch
 
 
-def begin(dest: Path, job: dict[str, Any], channels: int, tones: Tones) -> None:
+def begin(dest: Path, job: dict[str, Any], channels: int, tones: Tones, watch: tuple[str, ...]) -> None:
     """Mark DEST as the job's."""
-    resolved = {"resolved_channels": channels, "resolved_tones": tones.to_plain()}
+    resolved = {"resolved_channels": channels, "resolved_tones": tones.to_plain(), "watch": watch}
     write_atomically(dest / JOB, json.dumps(job | resolved, indent=1).encode())
 
 
