@@ -1,13 +1,19 @@
 """The hash of files: it follows their bytes, and is fast the second time."""
 
+import json
 import os
 import time
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
-from fastgan.data import content
+from fastgan import cli
+from fastgan.commands import train
+from fastgan.data import content, loaders
 from fastgan.data.content import PART_BYTES, hash_files
+from fastgan.data.prepared import PreparedDataset
+from fastgan.presets import parse_config
 
 
 @pytest.fixture
@@ -62,7 +68,7 @@ def test_parts_of_a_large_set(files: list[Path], offset: int, is_seen: bool, mon
 def test_nothing_is_read_twice(files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     """Files that were hashed aren't read again, by the same or another process; new and changed ones are."""
     before, read, plain = hashed(files), list[Path](), content._hash
-    monkeypatch.setattr(content, "_hash", lambda path, is_whole: read.append(path) or plain(path, is_whole))
+    monkeypatch.setattr(content, "_hash", lambda path, kind: read.append(path) or plain(path, kind))
     assert hashed(files) == before and read == []
     write(files[0], 3)
     assert hashed(files) != before and read == [files[0]]
@@ -92,3 +98,31 @@ def test_order_and_absence(files: list[Path]) -> None:
     assert hash_files(files[0].parent, files[::-1]) != before
     files[0].unlink()
     assert hashed(files) != before
+
+
+@pytest.mark.usefixtures("keep_signal_handlers", "here")
+def test_shards_changed_in_place(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Another image of the same length in a prepared set's shard, its times put back, is another set: a run isn't
+    resumed on it, and a new one says it. A set that is as it was has the hash that it was prepared with.
+    """
+    (tmp_path / "set").mkdir()
+    for number in range(4):
+        Image.new("L", (28, 28), 60 * number).save(tmp_path / "set" / f"{number}.png")
+    dest = tmp_path / "made"
+    assert cli.main(["data", "prepare", str(tmp_path / "set"), str(dest), "--size", "28", "--workers", "1"]) == 0
+    args = ["--preset", "debug", "--width", "0.03125", "--data", str(dest), "--batch-size", "2", "--images"]
+    assert train.main([*args, "2", "--run-dir", str(tmp_path / "run")]) == 0
+    prepared = PreparedDataset(dest)
+    assert prepared.content_hash() == json.loads((dest / "index.json").read_bytes())["content_hash"]
+    shard = dest / "shard-000000.tar"
+    data, first, other = shard.read_bytes(), prepared.encoded(1).tobytes(), prepared.encoded(3).tobytes()
+    assert len(first) == len(other) and not prepared.changes()
+    before = shard.stat()
+    with shard.open("r+b") as file:
+        file.write(data.replace(first, other))
+    os.utime(shard, ns=(before.st_atime_ns, before.st_mtime_ns))
+    capsys.readouterr()
+    assert train.main([*args, "4", "--run-dir", str(tmp_path / "run")]) == 2
+    assert "4 images as then, others" in capsys.readouterr().err
+    (line,) = loaders.summary(parse_config(args + ["2"]), PreparedDataset(dest))
+    assert line == f"shard-000000.tar of {dest} changed after it was prepared: better prepare it again"

@@ -186,6 +186,10 @@ def summary(config: Config, dataset: ImageDataset) -> list[str]:
     """Return what the user should know of the set besides its images: its classes, and what is no part of it."""
     if isinstance(dataset, FolderDataset):
         return dataset.summary
+    return [*(dataset.changes() if isinstance(dataset, PreparedDataset) else ()), *_labels_found(config, dataset)]
+
+
+def _labels_found(config: Config, dataset: ImageDataset) -> list[str]:
     labels, networks = dataset.labels, config.networks
     if labels is None or (networks.condition == "vector" and networks.is_conditional):
         return []

@@ -3,6 +3,7 @@
 import io
 import json
 from functools import cached_property
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from fastgan.data.content import sha256_each
 from fastgan.data.images import decoded
 from fastgan.data.tones import Tones
 from fastgan.errors import UserError
@@ -34,7 +36,8 @@ class PreparedDataset:
         self.image_size: tuple[int, int] = (index["image_size"][0], index["image_size"][1])
         self.encoding: str = index["encoding"]
         self.tones = Tones.from_plain(index)
-        self._content_hash: str = index["content_hash"]
+        self._prepared_hash: str = index["content_hash"]
+        self._sha256s: list[str | None] = [shard.get("sha256") for shard in index["shards"]]
         self._shards = [folder / shard["name"] for shard in index["shards"]]
         self._places = torch.stack([members[name] for name in ("shard", "offset", "length")], dim=1).numpy()
         self.labels: Tensor | None = members.get("label", members.get("vector"))
@@ -74,7 +77,30 @@ class PreparedDataset:
         return decoded(self.decode, indices, (*self.image_size, self.channels))
 
     def content_hash(self) -> str:
-        return self._content_hash
+        """Return the hash of the pixels as they were prepared; another one where the shards aren't as they were."""
+        _, digests = self._changed
+        if not digests:
+            return self._prepared_hash
+        return sha256(" ".join([self._prepared_hash, *digests]).encode()).hexdigest()[:16]
+
+    def changes(self) -> list[str]:
+        """Return what is to be said of shards that have changed since, in lines."""
+        names, _ = self._changed
+        if not names:
+            return []
+        several = f" and {len(names) - 1:,} more" * (len(names) > 1)
+        return [f"{names[0]}{several} of {self.folder} changed after it was prepared: better prepare it again"]
+
+    @cached_property
+    def _changed(self) -> tuple[list[str], list[str]]:
+        """The names of the shards whose bytes are others than when they were prepared, and their hashes.
+
+        Sets of more than `content` reads whole are taken as they are.
+        """
+        found = sha256_each(self.folder, self._shards, torch.get_num_threads()) or self._sha256s
+        every = zip(self._shards, found, self._sha256s, strict=True)
+        changed = [(shard.name, str(now)) for shard, now, then in every if then is not None and now != then]
+        return [name for name, _ in changed], [digest for _, digest in changed]
 
 
 def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
