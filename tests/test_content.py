@@ -124,5 +124,5 @@ def test_shards_changed_in_place(tmp_path: Path, capsys: pytest.CaptureFixture[s
     capsys.readouterr()
     assert train.main([*args, "4", "--run-dir", str(tmp_path / "run")]) == 2
     assert "4 images as then, others" in capsys.readouterr().err
-    (line,) = loaders.summary(parse_config(args + ["2"]), PreparedDataset(dest))
+    (line,) = loaders.summary(parse_config([*args, "2"]), PreparedDataset(dest))
     assert line == f"shard-000000.tar of {dest} changed after it was prepared: better prepare it again"

@@ -204,10 +204,13 @@ def test_run_among_the_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, c
         assert run(Path("run"), ".", images, "--num-classes", "2") == EXIT_DONE
         said = capsys.readouterr().out
         assert "data: 8 images of photos" in said
+        for more in ((), ("--grid",)):
+            assert cli.main(["sample", "run", "--seeds", "0-1", "--out", "cat", *more]) == EXIT_DONE
     assert "1 folder of a run (run)" in said and "1 folder of a prepared set (small)" in said
+    assert "left out: 3 made by fastgan sample (cat/grid.png, cat/seed-000000.png, cat/seed-000001.png)" in said
     assert cli.main(["data", "prepare", ".", str(tmp_path / "all"), "--size", "8"]) == EXIT_DONE
     said = capsys.readouterr().out
-    assert "8 images" in said and "folder of a run" in said
+    assert "8 images" in said and "folder of a run" in said and "3 made by fastgan sample" in said
     assert run(Path(), ".", 8) == EXIT_USER_ERROR
     assert "run_dir is ., where the images are" in complaint(capsys)
     assert run(tmp_path / "new", tmp_path / "photos" / "run", 8) == EXIT_USER_ERROR

@@ -130,7 +130,7 @@ def _sample(options: SampleOptions, device: torch.device) -> None:
         if options.grid and is_main:
             columns = len(images) // images.num_classes if images.num_classes > 1 else None
             made = images_of(G, images.seeds, z_dim, device, images.labels)
-            save_png(options.out / "grid.png", grid(made, columns))
+            save_png(options.out / "grid.png", grid(made, columns), f"grid, G {images.weights}")
         elif not options.grid:
             _write_files(images, G, z_dim, device)
     all_reduce_min(0)  # all files are there

@@ -13,14 +13,17 @@ TOOL_FOLDERS = ("__macosx", "@eadir", "#recycle", "#snapshot", "@recycle", "$rec
 TOOL_NAMES = frozenset(
     (*TOOL_FOLDERS, "system volume information", "__pycache__", "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r")
 )
-HEAD_BYTES = 32
+HEAD_BYTES = 64
 # What is decoded: PNG, JPEG, WebP, GIF, BMP, TIFF (also of 64 bits), PPM and its kin, AVIF, JPEG 2000, also bare.
 IMAGE_HEAD = re.compile(
     rb"\x89PNG\r\n\x1a\n|\xff\xd8\xff|RIFF....WEBP|GIF8[79]a|BM....\0\0\0\0|II[*+]\0|MM\0[*+]"
     rb"|P[1-6Ff]\s+[-\d#]|....ftypavi[fs]|\0\0\0\x0cjP  \r\n\x87\n|\xff\x4f\xff\x51",
     re.DOTALL,
 )
+# A PNG whose first text is fastgan's mark (`pngs.save_png`): behind the signature and the header.
+OWN_HEAD = re.compile(rb"\x89PNG\r\n\x1a\n.{29}tEXtfastgan\0", re.DOTALL)
 HIDDEN = "hidden or of a tool"
+OWN = "made by fastgan sample"
 NO_IMAGE = "of no known image format"
 
 
@@ -49,3 +52,8 @@ def is_image(name: str) -> bool:
 def begins_as_image(head: bytes) -> bool:
     """Return whether a file with these first HEAD_BYTES is an image of a format that is decoded."""
     return IMAGE_HEAD.match(head) is not None
+
+
+def is_own(head: bytes) -> bool:
+    """Return whether a file with these first HEAD_BYTES is a picture that fastgan made."""
+    return OWN_HEAD.match(head) is not None

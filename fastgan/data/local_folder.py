@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from fastgan.data.archives import ArchiveReader
-from fastgan.data.file_kinds import HEAD_BYTES, HIDDEN, has_image_name, hidden_part
+from fastgan.data.file_kinds import HEAD_BYTES, HIDDEN, OWN, has_image_name, hidden_part, is_own
 from fastgan.data.pixels import BadImage
 from fastgan.data.skipped import Skipped
 
@@ -95,6 +95,9 @@ def list_folder(root: Path, without: Path | None) -> ArchiveReader:
             linked.add(identity)
         elif not has_image_name(name):
             unnamed[name] = identity
+        if name.lower().endswith(".png") and stat.S_ISREG(status.st_mode) and _is_own(path):
+            source.left_out.append(Skipped(name, OWN))
+            continue
         special = None if stat.S_ISREG(status.st_mode) else "no plain file"
         source.add(name, status.st_size, partial(_file_bytes, path), special, path, partial(_head, path))
     # A cache of downloads keeps them without endings, and links with names to them.
@@ -103,6 +106,13 @@ def list_folder(root: Path, without: Path | None) -> ArchiveReader:
     source.entries = [entry for entry in source.entries if entry.name not in twice]
     source.finish()
     return source
+
+
+def _is_own(path: Path) -> bool:
+    try:
+        return is_own(_head(path))
+    except OSError:  # which is told when it is read
+        return False
 
 
 def _head(path: Path) -> bytes:

@@ -36,7 +36,7 @@ def grid(images: Tensor, columns: int | None = None) -> np.ndarray:
 def save_png(path: Path, pixels: np.ndarray, mark: str | None = None) -> None:
     """Write uint8 pixels [H, W, C] of 1, 3 or 4 channels, or leave what was there. Raises OSError.
 
-    With a `mark` it says in a text of its own what it was made of, for `has_mark`.
+    With a `mark` it says in a text of its own what it was made of, for `has_mark`, and is no image of a data set.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     info = PngInfo()
