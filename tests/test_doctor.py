@@ -198,7 +198,7 @@ def diagnosis_of(folder: Path, *options: str) -> Diagnosis:
     """What the doctor says of a run with these options."""
     train.main([*SMALL, *QUIET, "--run-dir", str(folder), *options])
     run = RunFolder(folder)
-    return diagnose(RunHistory(run.read_config(), doctor.read_rows(run.log), doctor.read_rows(run.performance)))
+    return diagnose(RunHistory(run.read_config(), doctor.read_figures(run.log), doctor.read_figures(run.performance)))
 
 
 def put(folder: Path, images: Tensor, labels: list[int] | None = None) -> str:

@@ -243,16 +243,34 @@ def test_metric(run: Path, tmp_path: Path) -> None:
 
 
 def test_damaged(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A picture or a row that can't be read is named in one line; a last row that was cut off is left out."""
+    """Damaged rows are counted and passed over; a picture that can't be read is named; of a last row that was cut off
+    nothing is said.
+    """
     with (run / "log.jsonl").open("a") as file:
         file.write('{"images_seen": 3')
-    write_page(str(run), "--out", str(tmp_path / "page.html"))
-    (run / "log.jsonl").write_text("{half\n")
+    page = write_page(str(run), "--out", str(tmp_path / "page.html"))
     capsys.readouterr()
-    assert f"{run / 'log.jsonl'} can't be read" in complaint(capsys, str(run))
+    broken = [b"{half\n", b"7\n", b"\xff\n", b"[" * 10**5 + b"\n", b"null\n"]
+    for name in ("log", "performance", "evaluation", "metrics", "sessions"):
+        file = run / f"{name}.jsonl"
+        whole = file.read_bytes().rpartition(b"\n")[0] + b"\n" if file.exists() else b""
+        file.write_bytes(b"".join(broken) + whole)
+    assert write_page(str(run), "--out", str(tmp_path / "page.html")) == page
+    assert capsys.readouterr().out.count("5 damaged rows are passed over") == 5
+    odd = [{}, {"started": 3, "packages": [], "command": "a 'b"}, {"images_seen": "many", "metrics": 3}]
+    odd += [
+        {"images_seen": 32, "metrics": {"fd_digits": "low", "kid_digits": 1.0}, "protocol": 7, "which": 1, "session": 2}
+    ]
+    odd += [{"images_seen": 40, "loss/D": "low", "loss/G": None, "health/diversity": 1.0, "speed/images_per_s": [1]}]
+    for name in ("log", "performance", "evaluation", "metrics", "sessions"):
+        for row in odd:
+            append_row(run / f"{name}.jsonl", row)
+    write_page(str(run), "--out", str(tmp_path / "page.html"))
+    assert cli.main(["doctor", str(run)]) in (0, 1)
+    assert cli.main(["sample", str(run), "--seeds", "0", "--out", str(tmp_path)]) == 0
     (run / "log.jsonl").unlink()
     (run / "grids" / "000000000000.png").write_bytes(b"half")
-    assert "cannot read" in complaint(capsys, str(run))
+    assert cli.main(["report", str(run)]) == 2 and "error: cannot read" in capsys.readouterr().err
 
 
 def test_no_room(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,7 +15,7 @@ import tyro
 from fastgan.config import Config
 from fastgan.errors import EXIT_DONE
 from fastgan.monitor.health import EARLY_EVERY
-from fastgan.runs.rows import read_rows
+from fastgan.runs.rows import read_figures
 from fastgan.runs.run_folder import RunFolder
 from fastgan.training.schedules import preset_gamma_note
 
@@ -37,6 +37,8 @@ OFTEN = 20  # times that each image was seen: nothing is memorised at once
 LR_RATIO = 4.0  # between the players' learning rates: twofold ones are usual (TTUR, 1706.08500)
 WEAK_PAIRS = 0.5  # a D that does worse than chance, and has by far the smaller steps
 NO_USE = 0.6  # mean of label_real and label_fake: mixed-up classes have 0.50 to 0.53, healthy runs 0.70 and more
+HEALTH = {f"health/{name}" for name in ("diversity", "data_spread", "saturation", "nearest_real", "passes")}
+HEALTH |= {f"health/{name}" for name in ("d_accuracy_pairs", "logit_gap", "moved_gap")}  # of which a row has each
 LABEL_ROWS = 6  # of health at least: a row has few pairs
 
 
@@ -64,9 +66,9 @@ class RunHistory:
 
     def __init__(self, config: Config, log: Sequence[dict[str, Any]], performance: Sequence[dict[str, Any]]) -> None:
         self.config = config
-        self.log = [row for row in log if "loss/D" in row]
+        self.log = [row for row in log if "loss/D" in row and "loss/G" in row]
         # Runs of earlier versions have these in the log.
-        self.health = [row for row in (*log, *performance) if "health/diversity" in row]
+        self.health = [row for row in (*log, *performance) if row.keys() >= HEALTH and row["health/passes"] > 0]
         self.diverged_at = next((row["images_seen"] for row in performance if "health/diverged" in row), None)
         self.images_seen = max((row["images_seen"] for row in (*self.log, *self.health)), default=0)
 
@@ -327,7 +329,8 @@ def doctor(options: DoctorOptions) -> int:
 
         return installation.check()
     folder = RunFolder(options.run)
-    course = RunHistory(folder.read_config(), read_rows(folder.log), read_rows(folder.performance))
+    log, performance = (read_figures(path, print) for path in (folder.log, folder.performance))
+    course = RunHistory(folder.read_config(), log, performance)
     diagnosis = diagnose(course)
     print(text(str(options.run), course, diagnosis))
     if (note := preset_gamma_note(course.config)) is not None:

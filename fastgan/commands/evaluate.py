@@ -15,7 +15,7 @@ from fastgan.evaluation import extractors
 from fastgan.evaluation.evaluator import Evaluator
 from fastgan.evaluation.sampling import CheckpointSelector, open_run, open_training_set, to_device
 from fastgan.run_config import MAX_EVAL_IMAGES
-from fastgan.runs.rows import append_row
+from fastgan.runs.rows import put_row
 from fastgan.runs.run_folder import session
 from fastgan.utils.fields import require_positive
 
@@ -82,7 +82,7 @@ def _evaluate(options: EvaluateOptions, device: torch.device) -> dict[str, float
         for metric, value in metrics.items():
             print(f"  {metric:26} {value:10.4f}")
         try:
-            append_row(folder.evaluation, row | {"session": session()})
+            put_row(folder.evaluation, row | {"session": session()}, ("images_seen", "which", "protocol"))
         except OSError as error:
             raise UserError(f"these figures aren't kept: cannot write {folder.evaluation} ({error.strerror})") from None
     return metrics

@@ -216,10 +216,10 @@ def last_seen(run: Run) -> int:
 
 def figures(run: Run) -> dict[str, float]:
     """Return the run's means over its last quarter, and its last metrics, by their names in the log."""
-    from fastgan.runs.rows import read_rows
+    from fastgan.runs.rows import read_figures
     from fastgan.runs.run_folder import RunFolder
 
-    rows = read_rows(RunFolder(run.folder).log)
+    rows = read_figures(RunFolder(run.folder).log)
     values: dict[str, list[float]] = {}
     first = LAST * rows[-1]["images_seen"] if rows else 0.0
     for row in rows:

@@ -20,7 +20,7 @@ from fastgan.evaluation.features import BATCH_SIZE
 from fastgan.monitor.asides import Asides
 from fastgan.monitor.saving import Saving
 from fastgan.monitor.tensorboard import RunLogger
-from fastgan.runs.rows import append_row, read_rows
+from fastgan.runs.rows import append_row, read_figures
 from fastgan.runs.run_folder import RunFolder
 from fastgan.training.trainer import Trainer
 from fastgan.utils.memory import InParts
@@ -45,7 +45,7 @@ class Evaluations:
     ) -> None:
         self._run, self._folder, self._logger = config.run, folder, logger
         self._asides, self._saving, self._say = asides, saving, say
-        rows = read_rows(folder.log) if self._run.best_by and processes.is_main else []
+        rows = read_figures(folder.log) if self._run.best_by and processes.is_main else []
         values = [row.get(f"metrics/{self._run.best_by}") for row in rows]
         self._curve: list[float] = [value for value in values if value is not None]  # of best_by, all sessions'
         self.evaluator: Evaluator | None = None  # on all processes, where one of them can't evaluate or none is to

@@ -21,7 +21,7 @@ from fastgan.monitor.pictures import save_pictures
 from fastgan.monitor.progress import EpochProgress, Progress, RunProgress
 from fastgan.monitor.saving import Saving
 from fastgan.monitor.tensorboard import RunLogger
-from fastgan.runs.rows import read_rows
+from fastgan.runs.rows import read_figures
 from fastgan.runs.run_folder import RunFolder
 from fastgan.training.objectives import penalty_ratio
 from fastgan.training.trainer import Hook, Trainer
@@ -55,7 +55,7 @@ class Hooks:
             self.config, folder, dataset, processes, self.logger, self.asides, self.saving, self.say
         )
         self.measure_health = health.Health(self.config, dataset, processes.device)
-        self._loss_rows = read_rows(folder.log) if processes.is_main else []  # later: the epoch's
+        self._loss_rows = read_figures(folder.log) if processes.is_main else []  # later: the epoch's
         self._last_log, self._last_time, self._last_wait = trainer.images_seen, time.monotonic(), 0.0
         self._say_missed()
         self.begin_epoch(trainer)

@@ -3,7 +3,7 @@
 from fastgan.config import Config
 from fastgan.monitor import loss_plot
 from fastgan.runs.checkpoint import STATE, Checkpoints
-from fastgan.runs.rows import read_rows
+from fastgan.runs.rows import read_figures
 from fastgan.runs.run_folder import RunFolder
 from fastgan.utils.pngs import save_gif
 
@@ -16,7 +16,9 @@ def save_pictures(folder: RunFolder, config: Config, images_seen: int, num_image
     paths = [path for path in sorted(folder.grids.glob("[0-9]*.png")) if int(path.stem) <= images_seen]
     if paths:
         save_gif(folder.gif, paths)
-    loss_plot.save(folder.losses, read_rows(folder.log), num_images, f"{config.preset}: losses", config.objective.loss)
+    loss_plot.save(
+        folder.losses, read_figures(folder.log), num_images, f"{config.preset}: losses", config.objective.loss
+    )
 
 
 def are_pictures_missing(folder: RunFolder) -> bool:

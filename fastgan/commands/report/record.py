@@ -1,6 +1,6 @@
 """What a run folder tells, read once: figures, measurements with their protocol, sessions, pictures, commands."""
 
-import json
+import contextlib
 import math
 import shlex
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from fastgan import presets
 from fastgan.config import Config, flat
 from fastgan.errors import UserError
 from fastgan.runs.checkpoint import BEST, Checkpoints
-from fastgan.runs.rows import read_rows
+from fastgan.runs.rows import is_number, read_figures, read_rows
 from fastgan.runs.run_folder import RunFolder
 
 METRICS = "metrics/"
@@ -60,18 +60,12 @@ class Record:
         self.path, self.folder = path, RunFolder(path)
         self.name = path.resolve().name
         self.config = self.folder.read_config()
-        self.log, self.performance = (self._rows(file) for file in (self.folder.log, self.folder.performance))
-        self.evaluations, self.sessions = (self._rows(file) for file in (self.folder.evaluation, self.folder.sessions))
-        self.curve = self._rows(self.folder.metrics)
+        self.log, self.performance = (read_figures(file, print) for file in (self.folder.log, self.folder.performance))
+        self.evaluations, self.curve = (_measured(file) for file in (self.folder.evaluation, self.folder.metrics))
+        self.sessions = [_session(row) for row in read_rows(self.folder.sessions, print)]
         self.grids = sorted(self.folder.grids.glob("[0-9]*.png"))
         if not self.log and not self.grids:
             raise UserError(f"{path} has nothing to report yet: let it train on")
-
-    def _rows(self, path: Path) -> list[dict[str, Any]]:
-        try:
-            return read_rows(path)
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise UserError(f"{path} can't be read ({error}): fix or delete that line") from None
 
     @property
     def images_seen(self) -> int:
@@ -138,7 +132,7 @@ class Record:
             ("measure it against its data", f"fastgan evaluate {run}"),
             ("all figures, live", f"tensorboard --logdir {run}"),
         ]
-        if self.sessions:
+        with contextlib.suppress(ValueError, IndexError):  # there is none, or its command is damaged
             lines.insert(0, ("train on, from the newest checkpoint", self._train_on()))
         return lines
 
@@ -153,20 +147,44 @@ class Record:
         return shlex.join([*words[:number], "--run-dir", str(self.path), *rest])
 
 
+def _measured(path: Path) -> list[dict[str, Any]]:
+    """The rows of measurements; those that aren't whole are passed over, and it is said."""
+    found = read_rows(path, print)
+    rows = [row for row in found if isinstance(row.get("images_seen"), int) and isinstance(row.get("metrics"), dict)]
+    if len(rows) < len(found):
+        print(f"{path}: rows without images_seen and metrics are passed over: {len(found) - len(rows):,}")
+    return [
+        row | {"metrics": {name: value for name, value in row["metrics"].items() if is_number(value)}} for row in rows
+    ]
+
+
+def _session(row: dict[str, Any]) -> dict[str, Any]:
+    """The session with all that the page shows of one."""
+    names = ("started", "command", "fastgan", "commit", "python", "machine")
+    return {name: str(row.get(name) or "") for name in names} | {"packages": _part(row, "packages")}
+
+
+def _part(row: dict[str, Any], name: str) -> dict[str, Any]:
+    """What the row has by the name; nothing where that isn't what it should be."""
+    part = row.get(name)
+    return part if isinstance(part, dict) else {}
+
+
 def _measurement(row: dict[str, Any], measured: str) -> Measurement:
-    words = {name: PROTOCOL.get(name, name.replace("_", " ")) for name in row["protocol"]}
-    protocol = {"measured": measured} | {words[name]: shown(value) for name, value in row["protocol"].items()}
-    which = dict(row.get("which", {}))
+    found = _part(row, "protocol")
+    words = {name: PROTOCOL.get(name, name.replace("_", " ")) for name in found}
+    protocol = {"measured": measured} | {words[name]: shown(value) for name, value in found.items()}
+    which = dict(_part(row, "which"))
     if which.pop("best", False):
         protocol["checkpoint"] = "the best"
     if any(value is not None for value in which.values()):
         protocol["average"] = ", ".join(f"{name} {value}" for name, value in which.items() if value is not None)
-    made_by = row.get("session", {})
+    made_by = _part(row, "session")
     protocol["fastgan"] = f"{made_by.get('fastgan', '')} {str(made_by.get('commit') or '')[:10]}".strip()
-    packages = made_by.get("packages", {})
+    packages = _part(made_by, "packages")
     for package in ("torch", "torch-fidelity"):
         if packages.get(package):
-            protocol.setdefault(package, packages[package])
+            protocol.setdefault(package, str(packages[package]))
     return Measurement(row["images_seen"], row["metrics"], protocol)
 
 
