@@ -15,6 +15,7 @@ from fastgan.data.folder import FolderDataset
 from fastgan.data.labels import Labelled, LabelOptions, label_entries
 from fastgan.data.loaders import open_dataset
 from fastgan.data.local_folder import list_folder
+from fastgan.presets import parse_config
 
 NUM_IMAGES = 6
 PETS = ["cat", "dog", "cow", "cat", "dog", "cow"]
@@ -284,3 +285,22 @@ def test_vectors_as_stylegan_keeps_them(tmp_path: Path) -> None:
     found = FolderDataset(with_json(tmp_path, value), (8, 8), 3, LabelOptions(condition="vector"))
     assert found.labels is not None
     assert torch.equal(found.labels, torch.tensor([[n, 0.5] for n in range(4)])) and found.labels.dtype == torch.float32
+
+
+def test_columns_that_are_not_used_are_named(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Columns of labels, given for a named set, a prepared one, or no labels at all, are said not to be used."""
+    made = tmp_path / "made"
+    command = ["data", "prepare", str(folder), str(made), "--size", "8", "--labels", "none", "--file-column", "f"]
+    assert cli.main([*command, "--workers", "1"]) == 0
+    assert "--file-column not used: --labels is none" in capsys.readouterr().out
+    debug = ["--preset", "debug", "--label-column", "x", "--num-classes", "0", "--data"]
+    for args, line in (
+        (["toy"], "--label-column not used: toy has its own labels, or none"),
+        (
+            [str(made), "--file-column", "f"],
+            "--label-column and --file-column not used: made has its own labels, or none",
+        ),
+        ([str(folder), "--labels", "none"], "--label-column not used: --labels is none"),
+    ):
+        config = parse_config([*debug, *args])
+        assert line in loaders.summary(config, open_dataset(config)), args

@@ -24,6 +24,7 @@ from fastgan.data.label_table import (
 from fastgan.data.skipped import NAMED_FILES, Skipped, name_bytes, show
 
 AUTO, NO_LABELS = "auto", "none"
+FLAGS = {"--label-column": "label_column", "--file-column": "file_column"}
 FOLDERS = "folders"  # where labels are from
 NO_LABEL = "no label"  # why an image is skipped
 
@@ -49,6 +50,11 @@ class LabelOptions:
         if self.num_classes is None or not self.are_used:
             return "--labels none"
         return "--condition class --num-classes 0" if self.condition == "vector" else "--num-classes 0"
+
+    def unused_columns(self, reason: str) -> list[str]:
+        """Return a line that says that the columns which are asked for aren't used; none where none is."""
+        given = [flag for flag, name in FLAGS.items() if getattr(self, name) is not None]
+        return [f"{' and '.join(given)} not used: {reason}"] if given else []
 
     @property
     def columns(self) -> Columns:
@@ -94,7 +100,7 @@ def label_entries(source: ArchiveReader, options: LabelOptions | None = None) ->
     is_asked_for = options.labels != AUTO
     if not is_asked_for and (options.label_column or options.file_column):
         raise LabelFault("--label-column and --file-column are of a file of labels", "give --labels FILE.csv, too")
-    notes: list[str] = []
+    notes = options.unused_columns("--labels is none") if options.labels == NO_LABELS else []
     origin = "dataset.json"  # all else is asked for, or is right
     try:
         labels, origin = _find(source, options, notes)

@@ -186,7 +186,9 @@ def summary(config: Config, dataset: ImageDataset) -> list[str]:
     """Return what the user should know of the set besides its images: its classes, and what is no part of it."""
     if isinstance(dataset, FolderDataset):
         return dataset.summary
-    return [*(dataset.changes() if isinstance(dataset, PreparedDataset) else ()), *_labels_found(config, dataset)]
+    changes = dataset.changes() if isinstance(dataset, PreparedDataset) else []
+    unused = label_options(config).unused_columns(f"{dataset.name} has its own labels, or none")
+    return changes + unused + _labels_found(config, dataset)
 
 
 def _labels_found(config: Config, dataset: ImageDataset) -> list[str]:
