@@ -69,6 +69,15 @@ def test_curve_and_full_measure(told):
     assert full["full/fd_digits"] == rows[-1]["metrics"]["fd_digits"]
 
 
+def test_evaluation_at_the_end_only(tmp_path):
+    """Without an interval there is one evaluation, at the end, of all `eval_images`; it makes the best checkpoint."""
+    options = ("--eval-every", "None", "--images", "64", "--eval-curve-images", "100", "--best-by", "recall_digits")
+    assert run(tmp_path / "run", *options) == 0
+    (row,) = read_rows(tmp_path / "run" / "metrics.jsonl")
+    assert (row["images_seen"], row["kind"], row["protocol"]["num_fakes"]) == (64, "metrics", 120)
+    assert Checkpoints(tmp_path / "run" / BEST).latest().state["images_seen"] == 64
+
+
 def test_board_shows_the_share(told):
     """The share of the time that evaluation took is on the board, between 0 and 1, after each one."""
     shares = [row["speed/evaluation_share"] for row in read_rows(told / "performance.jsonl") if len(row) == 2]

@@ -49,11 +49,11 @@ class Evaluations:
         values = [row.get(f"metrics/{self._run.best_by}") for row in rows]
         self._curve: list[float] = [value for value in values if value is not None]  # of best_by, all sessions'
         self.evaluator: Evaluator | None = None  # on all processes, where one of them can't evaluate or none is to
-        if self._run.eval_every:
+        if self._run.eval_every != 0:  # None: at the end
             self.evaluator = load_on_all(config, dataset, processes.device, say)
             check_metric(self._run.best_by, self.evaluator)
             if self.evaluator is not None:
-                self.evaluator.require_enough(self.evaluator.curve_images)
+                self.evaluator.require_enough(self._num_images(self.evaluator))
             for warning in [] if self.evaluator is None else self.evaluator.warnings(self._run.eval_images):
                 say(warning)
 
@@ -65,7 +65,7 @@ class Evaluations:
         evaluator, run = self.evaluator, self._run
         if evaluator is None or self._asides.is_done("evaluation", trainer):
             return
-        number = evaluator.curve_images
+        number = self._num_images(evaluator)
         metrics = self._measure(trainer, evaluator, number, "metrics")
         if metrics is None:
             return
@@ -78,6 +78,10 @@ class Evaluations:
             self._measure(trainer, evaluator, run.eval_images, "full")
         if is_stale and not at_end:
             raise Stopped(f"no better {run.best_by} in {stale} evaluations: stopped at {trainer.images_seen:,} images")
+
+    def _num_images(self, evaluator: Evaluator) -> int:
+        """How many images an evaluation generates; the one at the end, where there is none before, all."""
+        return evaluator.curve_images if self._run.eval_every else self._run.eval_images
 
     def _measure(self, trainer: Trainer, evaluator: Evaluator, num_images: int, kind: str) -> dict[str, float] | None:
         """Return the metrics of G's average, the same on all processes, and log them with their protocol.
