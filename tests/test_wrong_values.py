@@ -11,9 +11,12 @@ from typing import Any
 
 import psutil
 import pytest
+import torch
+from conftest import refusal
 from PIL import Image
 
 from fastgan import cli
+from fastgan.commands import train
 from fastgan.commands.doctor import DoctorOptions
 from fastgan.commands.ema import EmaOptions
 from fastgan.commands.evaluate import EvaluateOptions
@@ -30,6 +33,7 @@ from fastgan.runs import resume_state
 from fastgan.runs.checkpoint import Checkpoints, _hash_json
 from fastgan.runs.run_folder import RunFolder
 from fastgan.training.schedules import preset_gamma_note
+from fastgan.utils.stop import StopRequest
 
 pytestmark = pytest.mark.usefixtures("keep_signal_handlers", "here")
 
@@ -149,6 +153,18 @@ def test_what_no_machine_holds(args: list[str], words: list[str], capsys: pytest
     text = capsys.readouterr().err
     assert text.count("\n") == 1 and all(word in text for word in words), text
     assert psutil.Process().memory_info().rss - before < 2**28
+
+
+@pytest.mark.parametrize(("free", "word"), [(1_450_000, "loader is in_memory"), (1_000_000, "adam's states")])
+def test_memory_that_processes_share(free: int, word: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU all processes of this machine take of its memory: what one has room for, two haven't."""
+    monkeypatch.setattr("fastgan.utils.memory.free_bytes", lambda device: free)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    config = parse_config([*TINY, "--loader", "in_memory", "--run-dir", "run"])
+    said = refusal(lambda: train.train(config, StopRequest()))
+    assert word in said and "in each of 2 processes of this machine" in said and "or start fewer" in said, said
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert train._sharers(torch.device("cpu")) == 0 and train._sharers(torch.device("cuda")) == 1
 
 
 @pytest.mark.parametrize("free", [700_000, 600_000, 1_000])

@@ -26,6 +26,8 @@ from fastgan.utils.exit_status import report
 from fastgan.utils.stop import StopRequest, die_with_parent
 
 if TYPE_CHECKING:  # torch is imported when training begins, not for a mistake on the command line
+    import torch
+
     from fastgan.data.images import ImageDataset
     from fastgan.distributed.consistency import ConsistencyCheck
     from fastgan.distributed.heartbeat import Watchdog
@@ -66,6 +68,15 @@ def _check_unchanged(config: Config, folder: "RunFolder", dataset: "ImageDataset
     say(f"{text}: going on with it")
 
 
+def _sharers(device: "torch.device") -> int:
+    """How many processes take of the device's memory; 0 where another process of this machine judges for all of them,
+    which it does before any of them takes some.
+    """
+    if device.type != "cpu":
+        return 1
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if os.environ.get("LOCAL_RANK", "0") == "0" else 0
+
+
 def _trainer(
     config: Config, processes: "Processes", folder: "RunFolder", agreement: "ConsistencyCheck", watchdog: "Watchdog"
 ) -> "tuple[Trainer, ImageDataset]":
@@ -84,8 +95,10 @@ def _trainer(
 
     checkpoints = Checkpoints(folder.checkpoints)
     start = None if checkpoints.paths() else warm_start.open_start(config)
-    require_room(config, processes.device, processes.world_size, processes.zero_stage)
-    nets = networks.build(config, processes.device)
+    device, sharers = processes.device, _sharers(processes.device)
+    room = device, processes.world_size, processes.zero_stage, sharers
+    agreement.run_on_all("memory", lambda: require_room(config, *room) if sharers else None)
+    nets = networks.build(config, device)
     taken = None if start is None else warm_start.compare(config, nets, start)
 
     def open_images() -> "tuple[Config, ImageDataset]":
@@ -100,8 +113,10 @@ def _trainer(
     config, dataset = agreement.run_on_all(  # one process gets a known set
         "data set", open_images, lambda opened: data_fingerprint(opened[1]), main_first=True
     )
+    keep = "images in memory"
+    agreement.run_on_all(keep, lambda: loaders.require_room(config, dataset, device, sharers) if sharers else None)
     checkpoint = _open_folder(config, dataset, processes, folder, agreement, fresh=start is not None)
-    loader = build_loader(config, dataset, processes.device, processes.rank, processes.world_size, processes.print)
+    loader = build_loader(config, dataset, device, processes.rank, processes.world_size, processes.print)
     note = functools.partial(micro_batch.note_shortage, config, folder, processes)
     trainer = Trainer(config, nets, loader, processes.make_engine, processes.world_size, None, watchdog.set_phase, note)
     if checkpoint is not None:

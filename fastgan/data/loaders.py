@@ -225,6 +225,17 @@ def choose_loader(config: Config, dataset: ImageDataset) -> tuple[str, str]:
     return "torch", f"{gib:.1f} GiB decoded are too much to keep, and DALI isn't installed"
 
 
+def require_room(config: Config, dataset: ImageDataset, device: torch.device, local_processes: int = 1) -> None:
+    """Raise UserError where the set is to be kept in memory, by each of this machine's processes, and that isn't free.
+
+    Before any of them takes it: what is free is less then.
+    """
+    if choose_loader(config, dataset)[0] == "in_memory":
+        decoded = len(dataset) * dataset.channels * math.prod(dataset.image_size)
+        what = f"loader is in_memory: the {len(dataset):,} images of {dataset.name}"
+        require_free(decoded, device, what, "give --loader torch", local_processes)
+
+
 def build_loader(
     config: Config,
     dataset: ImageDataset,
@@ -237,10 +248,7 @@ def build_loader(
     check(config, dataset, num_processes)
     require_startable("workers", config.run.workers or None)
     kind, reason = choose_loader(config, dataset)
-    if kind == "in_memory":
-        decoded = len(dataset) * dataset.channels * math.prod(dataset.image_size)
-        what = f"loader is in_memory: the {len(dataset):,} images of {dataset.name}"
-        require_free(decoded, device, what, "give --loader torch")
+    require_room(config, dataset, device)
     say(f"data: {len(dataset):,} images of {dataset.name}; loader {kind} ({reason})")
     for line in summary(config, dataset):
         say(line)

@@ -10,15 +10,19 @@ from fastgan.planning.op_counter import sizes_of
 from fastgan.utils.memory import require_free
 
 
-def require_room(config: Config, device: torch.device, world_size: int = 1, zero_stage: int = 0) -> None:
+def require_room(
+    config: Config, device: torch.device, world_size: int = 1, zero_stage: int = 0, local_processes: int = 1
+) -> None:
     """Raise UserError where what the run certainly takes of the device's memory is more than is free.
+
+    On a CPU all `local_processes`, those of this machine, take it of the same memory.
 
     Activations aren't counted: they depend on the micro-batch, which becomes smaller where memory runs out.
     """
     needed = _needed(config, device, world_size, zero_stage)
     most = ", ".join(f"{name} {size / 1e9:,.1f}" for name, size in sorted(needed.items(), key=lambda p: -p[1])[:3])
     what = f"{networks.in_words(config)}, batch_size {config.data.batch_size}, grid_side {config.run.grid_side}"
-    require_free(sum(needed.values()), device, what, f"give smaller numbers ({most})")
+    require_free(sum(needed.values()), device, what, f"give smaller numbers ({most})", local_processes)
 
 
 def _needed(config: Config, device: torch.device, world_size: int, zero_stage: int) -> dict[str, float]:

@@ -63,9 +63,16 @@ def peak_memory_gib(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
-def require_free(needed: float, device: torch.device | str, what: str, remedy: str) -> None:
-    """Raise UserError where so many bytes aren't free there: a machine goes down under what it hasn't."""
-    free = free_bytes(torch.device(device))
+def require_free(needed: float, device: torch.device | str, what: str, remedy: str, processes: int = 1) -> None:
+    """Raise UserError where so many bytes aren't free there: a machine goes down under what it hasn't.
+
+    `processes` of this machine take as many each, which share its memory, but no GPU.
+    """
+    device = torch.device(device)
+    free = free_bytes(device)
+    if device.type != "cuda" and processes > 1:
+        needed, what = needed * processes, f"{what}, in each of {processes} processes of this machine"
+        remedy += ", or start fewer"
     if needed > free:
         size = f"{needed / 1e9:,.1f} GB of memory at least, and {free / 1e9:,.1f} GB are free"
         raise UserError(f"{what}: that takes {size}; {remedy}")
