@@ -125,12 +125,18 @@ def test_an_evaluation_that_fails_is_left_out(
     assert "resuming" in capsys.readouterr().out
 
 
-def test_what_cannot_be_measured_is_said_at_the_start(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Before the first step, in one line; the run goes on without."""
-    assert train.main(command(write_set(tmp_path / "set"), tmp_path / "run", "--extractor", "digits")) == 0
+@pytest.mark.parametrize("channels", ["3", "4"])
+def test_what_cannot_be_measured_is_said_at_the_start(
+    tmp_path: Path, channels: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before the first step, in one line; the run goes on without. `fastgan evaluate` refuses it in the same words."""
+    more = ("--extractor", "digits", "--channels", channels)
+    assert train.main(command(write_set(tmp_path / "set"), tmp_path / "run", *more)) == 0
     said = capsys.readouterr().out
-    line = "training goes on without evaluation: extractor is digits, which sees gray images: these have 4 channels"
-    assert said.index(line) < said.index("done")
+    line = f"extractor is digits, which sees gray images: these have {channels} channels; give --extractor auto"
+    assert said.index(f"training goes on without evaluation: {line}\n") < said.index("done")
+    assert cli.main(["evaluate", str(tmp_path / "run"), "--extractor", "digits", "--images", "8"]) == 2
+    assert capsys.readouterr().err == f"fastgan: error: {line}\n"
 
 
 @pytest.mark.parametrize(("fails", "other"), [(False, 1), (True, 1), (False, 0)])

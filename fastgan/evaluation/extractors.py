@@ -146,7 +146,7 @@ def with_alpha(extractor: Extractor, channels: int, background: str, device: tor
     """
     if extractor.name == "digits" and channels > 2:
         raise UserError(
-            f"extractor is digits, which sees gray images: these have {channels} channels; take another one"
+            f"extractor is digits, which sees gray images: these have {channels} channels; give --extractor auto"
         )
     if channels not in (2, 4):
         return extractor
