@@ -18,7 +18,9 @@ from conftest import refusal
 
 from fastgan.commands import train
 from fastgan.errors import EXIT_USER_ERROR
+from fastgan.monitor.hooks import Hooks
 from fastgan.runs.run_folder import RunFolder
+from fastgan.training.trainer import Trainer
 from fastgan.utils import lock
 from fastgan.utils.lock import Lock
 
@@ -167,13 +169,64 @@ def test_taken_for_dead(tmp_path: Path) -> None:
     assert record.exists() and (tmp_path / ".lock").exists()
 
 
-@pytest.mark.parametrize("content", ["", "{", "[1]", '{"host": 3}'])
+@pytest.mark.parametrize("content", ["", "{", "[1]", "[" * 100_000, '{"host": 3}'])
 def test_damaged_record(tmp_path: Path, content: str) -> None:
     """A record that a full disk or a power cut damaged is no obstacle."""
     leave_record(tmp_path).write_text(content)
     one = lock_of(tmp_path)
     one.acquire()
     one.release()
+
+
+def test_a_moment_out_of_reach(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A record that its holder can't read, or that is gone, for a moment is touched again afterwards."""
+    monkeypatch.setattr(lock, "BEAT_S", 0.02)
+    one = lock_of(tmp_path)
+    one.acquire()
+    mine = one.record.read_bytes()
+    for damage in (lambda: one.record.write_bytes(b"{"), one.record.unlink):
+        damage()
+        time.sleep(0.2)
+        one.record.write_bytes(mine)
+        os.utime(one.record, (0, 0))
+        end = time.monotonic() + 10
+        while one.record.stat().st_mtime == 0 and time.monotonic() < end:
+            time.sleep(0.02)
+        assert one.record.stat().st_mtime > 0
+        one.require_held()
+    one.release()
+
+
+@pytest.mark.usefixtures("keep_signal_handlers")
+def test_a_session_that_slept_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where another host has taken its run over, a session ends with a line that names it, and saves nothing more."""
+    run, log = tmp_path / "run", Hooks.log
+    monkeypatch.setattr(lock, "BEAT_S", 0.01)
+
+    def sleep(hooks: Hooks, trainer: Trainer) -> None:
+        log(hooks, trainer)
+        leave_record(run)
+        time.sleep(0.5)
+
+    monkeypatch.setattr(Hooks, "log", sleep)
+    assert train.main([*DEBUG, "--run-dir", str(run), "--log-every", "16", "--batch-size", "16"]) == EXIT_USER_ERROR
+    said = capsys.readouterr().err
+    assert len(said.splitlines()) == 1 and "over (host elsewhere, pid 12, since 2026" in said, said
+    assert not list((run / "checkpoints").glob("[0-9]*")) and json.loads((run / ".lock.json").read_text())["pid"] == 12
+
+
+@pytest.mark.usefixtures("keep_signal_handlers")
+def test_read_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """A run folder on a file system that can only be read is named with the reason."""
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", str(tmp_path / "run" / ".lock"))
+
+    monkeypatch.setattr(Lock, "_lock", fail)
+    assert train.main([*DEBUG, "--run-dir", str(tmp_path / "run")]) == EXIT_USER_ERROR
+    assert "cannot write into the run folder" in (said := capsys.readouterr().err) and "Read-only" in said
 
 
 def test_no_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

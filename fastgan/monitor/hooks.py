@@ -84,7 +84,10 @@ class Hooks:
         return [*hooks, Hook(run.checkpoint_every or epoch, self.saving.checkpoint), Hook(epoch, self.begin_epoch)]
 
     def step(self, trainer: Trainer) -> None:
-        """Show the progress. Raises what a write in the background raised."""
+        """Show the progress. Raises what a write in the background raised, and UserError where another session has the
+        run folder.
+        """
+        self.folder.require_held()
         if self.progress is not None:
             self.progress.step(trainer.images_seen, trainer.epoch)
         self.saving.raise_if_failed()

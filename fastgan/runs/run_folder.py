@@ -120,6 +120,10 @@ class RunFolder:
             return []
         return [str(name) for name in names] if isinstance(names, list) else []
 
+    def require_held(self) -> None:
+        """Raise UserError where another session has taken the folder over."""
+        self._lock.require_held()
+
     def close(self) -> None:
         """Leave the folder to other sessions."""
         self._lock.release()

@@ -36,7 +36,7 @@ class Lock:
         self._file: IO[bytes] | None = None
         self._has_kernels = True  # whether the file system knows locks
         self._mine: dict[str, object] = {}
-        self._released = threading.Event()
+        self._released, self._taken_by = threading.Event(), ""
 
     def acquire(self) -> None:
         """Hold the lock until `release`. Raises UserError where another process holds it, OSError without room."""
@@ -72,6 +72,14 @@ class Lock:
                     self.path.unlink(missing_ok=True)
             self._close()
 
+    def require_held(self) -> None:
+        """Raise UserError where another host has taken this holder for dead: it may have slept."""
+        if self._taken_by:
+            raise UserError(
+                f"another process has taken {self.path.parent} over ({self._taken_by}), as this one gave no sign of "
+                f"life for {DEAD_S:g} s: it ends, and saves nothing more"
+            )
+
     def _lock(self) -> bool:
         """Whether this process has the kernel's lock, or the file system has none."""
         file = self.path.open("ab")
@@ -101,10 +109,10 @@ class Lock:
             self._file = None
 
     def _holder(self) -> dict[str, object]:
-        """What the record says; empty where there is none."""
+        """What the record says; empty where there is none, or none that can be read."""
         try:
             found = json.loads(self.record.read_bytes())
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return {}
         return found if isinstance(found, dict) else {}
 
@@ -132,11 +140,13 @@ class Lock:
             return None
 
     def _beat(self) -> None:
-        while not self._released.wait(BEAT_S) and self._holder() == self._mine:
-            try:
-                os.utime(self.record)
-            except OSError:  # a full disk or a lost mount, which training itself reports
-                continue
+        while not self._released.wait(BEAT_S):
+            if (holder := self._holder()) not in (self._mine, {}):
+                self._taken_by = self._holder_text()
+                return
+            if holder:  # else a network file system is out of reach for a moment
+                with contextlib.suppress(OSError):  # a full disk or a lost mount, which training itself reports
+                    os.utime(self.record)
 
     def _holder_text(self) -> str:
         holder = self._holder()
