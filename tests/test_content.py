@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from test_findings import DEBUG
 
 from fastgan import cli
 from fastgan.commands import train
@@ -107,10 +108,10 @@ def test_shards_changed_in_place(tmp_path: Path, capsys: pytest.CaptureFixture[s
     """
     (tmp_path / "set").mkdir()
     for number in range(4):
-        Image.new("L", (28, 28), 60 * number).save(tmp_path / "set" / f"{number}.png")
+        Image.new("L", (8, 8), 60 * number).save(tmp_path / "set" / f"{number}.png")
     dest = tmp_path / "made"
-    assert cli.main(["data", "prepare", str(tmp_path / "set"), str(dest), "--size", "28", "--workers", "1"]) == 0
-    args = ["--preset", "debug", "--width", "0.03125", "--data", str(dest), "--batch-size", "2", "--images"]
+    assert cli.main(["data", "prepare", str(tmp_path / "set"), str(dest), "--size", "8", "--workers", "1"]) == 0
+    args = [*DEBUG, "--channels", "1", "--data", str(dest), "--images"]
     assert train.main([*args, "2", "--run-dir", str(tmp_path / "run")]) == 0
     prepared = PreparedDataset(dest)
     assert prepared.content_hash() == json.loads((dest / "index.json").read_bytes())["content_hash"]

@@ -71,19 +71,6 @@ def test_findings_are_new_once(tmp_path: Path) -> None:
         assert findings.counts() == {"broken": 1}
 
 
-@pytest.mark.usefixtures("keep_signal_handlers")
-def test_a_broken_file_is_one_line_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A session that reads it again says nothing. The run's folder lists such files."""
-    args = [*DEBUG, "--data", str(broken_set(tmp_path / "set")), "--run-dir"]
-    said = []
-    for images in ("4", "8"):
-        assert train.main([*args, str(tmp_path / "run"), "--images", images]) == 0
-        said.append(capsys.readouterr().out.count("stands in for it"))
-    assert said == [2, 0]
-    rows = [json.loads(line) for line in (tmp_path / "run" / FILE).read_text().splitlines()]
-    assert {(row["kind"], row["file"]) for row in rows} == {("broken", "3.png"), ("broken", "6.png")}
-
-
 @pytest.mark.slow
 def test_ranks_and_loader_processes_tell_once(tmp_path: Path) -> None:
     """Two ranks that read the set by two processes each say one line a broken file."""
@@ -116,30 +103,46 @@ def odd_set(folder: Path, kind: int) -> Path:
     return put(folder, {f"{n}.tif": deep(4095 if n in (1, 2, 4) else 1000) for n in range(6)})
 
 
+def missed_in(text: str) -> list[str]:
+    return [line for line in text.splitlines() if "looked at first" in line]
+
+
 @pytest.mark.usefixtures("keep_signal_handlers", "small_sample")
+def test_a_run_is_told_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A broken file is one line in the first session, and none when a later one reads it again; what the sample of the
+    set missed is counted once all is read, and said again at a later session's start. The run's folder lists the files.
+    """
+    files = {f"{number}.png": clear(200) if number in (2, 5) else plain(number) for number in range(8)}
+    source, run = put(tmp_path / "set", files | {"3.png": plain(3)[:60], "6.png": b""}), tmp_path / "run"
+    args = [*DEBUG, "--data", str(source), "--run-dir", str(run), "--loader", "torch", "--workers", "0"]
+    assert train.main([*args, "--images", "16"]) == 0
+    said = capsys.readouterr().out
+    line = MISSED[0].replace("6 images", "8 images")
+    assert said.count("stands in for it") == 2 and missed_in(said) == [line]
+    later = FolderDataset(source, (SIZE, SIZE), 3, run_dir=run)
+    later.pixels(torch.arange(8))
+    assert line in later.summary and not later.missed() and not capsys.readouterr().out
+    rows = [json.loads(line) for line in (run / FILE).read_text().splitlines()]
+    found = {("broken", "3.png"), ("broken", "6.png"), ("transparent", "2.png"), ("transparent", "5.png")}
+    assert {(row["kind"], row["file"]) for row in rows} == found
+
+
+@pytest.mark.usefixtures("small_sample")
 @pytest.mark.parametrize("kind", [0, 1])
 def test_what_the_sample_missed_is_counted(tmp_path: Path, kind: int, capsys: pytest.CaptureFixture[str]) -> None:
-    """`prepare` and `train` say in the same line how many images are transparent, or out of the range that was found,
-    where none of the sample is: once when they have been read, and again at the start of a later session.
+    """`prepare` and a folder that is trained on say in the same line how many images are transparent, or out of the
+    range that was found, where none of the sample is; nothing where that was asked for.
     """
-    source, dest = odd_set(tmp_path / "set", kind), tmp_path / "made"
-    prepare = ["data", "prepare", str(source), "--size", str(SIZE), "--workers", "1"]
-    assert cli.main([*prepare[:3], str(dest), *prepare[3:], "--channels", "3"]) == 0
-    assert [line for line in capsys.readouterr().out.splitlines() if "looked at first" in line] == [MISSED[kind]]
-    run = tmp_path / "run"
-    if kind == 0:
-        args = [*DEBUG, "--data", str(source), "--run-dir", str(run), "--loader", "torch", "--workers", "0"]
-        assert train.main([*args, "--images", "12"]) == 0
-        assert [line for line in capsys.readouterr().out.splitlines() if "looked at first" in line] == [MISSED[kind]]
-    else:
-        run.mkdir()
-        dataset = FolderDataset(source, (SIZE, SIZE), 3, run_dir=run)
-        dataset.pixels(torch.arange(6))
-        assert (dataset.missed(), dataset.missed()) == ([MISSED[kind]], [])
-    assert MISSED[kind] in FolderDataset(source, (SIZE, SIZE), 3, run_dir=run).summary
+    source = odd_set(tmp_path / "set", kind)
+    prepare = ["data", "prepare", str(source)]
+    options = ["--size", str(SIZE), "--workers", "1", "--channels", "3"]
+    assert cli.main([*prepare, str(tmp_path / "made"), *options]) == 0
+    assert missed_in(capsys.readouterr().out) == [MISSED[kind]]
+    dataset = FolderDataset(source, (SIZE, SIZE), 3)
+    pixels = dataset.pixels(torch.arange(6))
+    assert (dataset.missed(), dataset.missed()) == ([MISSED[kind]], [])
     asked = ("--background", "black") if kind == 0 else ("--range", "0:1023")
-    assert cli.main([*prepare[:3], str(tmp_path / "asked"), *prepare[3:], "--channels", "3", *asked]) == 0
-    assert "looked at first" not in capsys.readouterr().out
-    pixels = [PreparedDataset(tmp_path / name).pixels(torch.arange(6)) for name in ("made", "asked")]
-    assert torch.equal(*pixels)
-    assert torch.equal(pixels[0], FolderDataset(source, (SIZE, SIZE), 3).pixels(torch.arange(6)))
+    assert cli.main([*prepare, str(tmp_path / "asked"), *options, *asked]) == 0
+    assert not missed_in(capsys.readouterr().out)
+    for name in ("made", "asked"):
+        assert torch.equal(PreparedDataset(tmp_path / name).pixels(torch.arange(6)), pixels)

@@ -208,10 +208,10 @@ def test_a_session_that_slept_ends(
     def sleep(hooks: Hooks, trainer: Trainer) -> None:
         log(hooks, trainer)
         leave_record(run)
-        time.sleep(0.5)
+        time.sleep(0.2)
 
     monkeypatch.setattr(Hooks, "log", sleep)
-    assert train.main([*DEBUG, "--run-dir", str(run), "--log-every", "16", "--batch-size", "16"]) == EXIT_USER_ERROR
+    assert train.main([*DEBUG, "--run-dir", str(run), "--log-every", "16", "--health-every", "0"]) == EXIT_USER_ERROR
     said = capsys.readouterr().err
     assert len(said.splitlines()) == 1 and "over (host elsewhere, pid 12, since 2026" in said, said
     assert not list((run / "checkpoints").glob("[0-9]*")) and json.loads((run / ".lock.json").read_text())["pid"] == 12

@@ -125,15 +125,12 @@ def test_an_evaluation_that_fails_is_left_out(
     assert "resuming" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("channels", ["3", "4"])
-def test_what_cannot_be_measured_is_said_at_the_start(
-    tmp_path: Path, channels: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_cannot_be_measured_is_said_at_the_start(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Before the first step, in one line; the run goes on without. `fastgan evaluate` refuses it in the same words."""
-    more = ("--extractor", "digits", "--channels", channels)
+    more = ("--extractor", "digits", "--channels", "3")
     assert train.main(command(write_set(tmp_path / "set"), tmp_path / "run", *more)) == 0
     said = capsys.readouterr().out
-    line = f"extractor is digits, which sees gray images: these have {channels} channels; give --extractor auto"
+    line = "extractor is digits, which sees gray images: these have 3 channels; give --extractor auto"
     assert said.index(f"training goes on without evaluation: {line}\n") < said.index("done")
     assert cli.main(["evaluate", str(tmp_path / "run"), "--extractor", "digits", "--images", "8"]) == 2
     assert capsys.readouterr().err == f"fastgan: error: {line}\n"

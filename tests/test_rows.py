@@ -26,7 +26,7 @@ def test_a_row_in_place_of_another(tmp_path: Path) -> None:
     for number in (1, 2):
         put_row(path, {"at": number, "which": (0.1, None), "found": number}, ("at", "which"))
     with path.open("a") as file:
-        file.write("damaged\n")
+        file.write("damaged\n{cut o")
     put_row(path, {"at": 1, "which": (0.1, None), "found": 3}, ("at", "which"))
     put_row(path, {"at": 1, "which": (0.2, None), "found": 4}, ("at", "which"))
     said: list[str] = []

@@ -196,7 +196,6 @@ class Hooks:
         that says more, and the other is reported.
         """
         ending = sys.exception()
-        self._say_missed()
         failed = ending is not None and not isinstance(ending, Stopped)
         self.saving.close()
         if isinstance(ending, Stopped):
@@ -217,6 +216,7 @@ class Hooks:
         """Write the last figures, the GIF and the picture of the losses; close console and board."""
         if self.progress is None or self.logger is None:
             return
+        self._say_missed()
         self.progress.close()
         if figures := self.saving.figures():
             self.logger.log_performance(trainer.images_seen, figures)

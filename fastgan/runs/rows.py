@@ -22,7 +22,7 @@ def append_row(path: Path, row: dict[str, Any]) -> None:
 def put_row(path: Path, row: dict[str, Any], key: Sequence[str]) -> None:
     """Append the row in place of those that have the same values of `key`: what was measured twice is kept once."""
     plain = json.loads(json.dumps(row))
-    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    lines = _whole_lines(path)
     kept = [line for line in lines if not _agree(_parsed(line), plain, key)]
     if len(kept) < len(lines):
         write_atomically(path, b"".join([*kept, json.dumps(row).encode() + b"\n"]))
@@ -35,14 +35,14 @@ def read_rows(path: Path, say: Callable[[str], None] = lambda text: None) -> lis
 
     A last one that was cut off isn't there. Damaged ones are passed over, and `say` hears of them in a line.
     """
-    return _whole(path, _parsed_rows(path), say)
+    return _whole(path, [_parsed(line) for line in _whole_lines(path)], say)
 
 
 def read_figures(path: Path, say: Callable[[str], None] = lambda text: None) -> list[dict[str, Any]]:
     """Return the numbers of each row at `images_seen`, as `read_rows` does: what is no number is passed over."""
     found: list[dict[str, Any] | None] = []
-    for row in _parsed_rows(path):
-        numbers = {name: value for name, value in (row or {}).items() if is_number(value)}
+    for line in _whole_lines(path):
+        numbers = {name: value for name, value in (_parsed(line) or {}).items() if is_number(value)}
         found.append(numbers if isinstance(numbers.get("images_seen"), int) else None)
     return _whole(path, found, say)
 
@@ -59,9 +59,9 @@ def cut_rows(path: Path, images_seen: int) -> None:
         write_atomically(path, "".join(json.dumps(row) + "\n" for row in kept).encode())
 
 
-def _parsed_rows(path: Path) -> list[dict[str, Any] | None]:
+def _whole_lines(path: Path) -> list[bytes]:
     lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
-    return [_parsed(line) for line in lines if line.endswith(b"\n")]
+    return [line for line in lines if line.endswith(b"\n")]
 
 
 def _parsed(line: bytes) -> dict[str, Any] | None:

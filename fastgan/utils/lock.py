@@ -60,6 +60,7 @@ class Lock:
             self._close()
             raise
         self._released.clear()
+        self._taken_by = ""
         threading.Thread(target=self._beat, name="lock", daemon=True).start()
 
     def release(self) -> None:
