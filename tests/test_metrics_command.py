@@ -139,7 +139,7 @@ def test_images_may_lie_anywhere(folder: Path, figures: dict[str, float], genera
 def test_a_run_has_the_figures_of_evaluate(
     debug_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A run against its own set, its export, its samples as an .npz: figures as of `evaluate`; --out keeps them."""
+    """A run against its own set, its export, its samples, also as .npz: figures as of `evaluate`; --out keeps them."""
     run = Path(shutil.copytree(debug_run, tmp_path / "run"))
     wanted = evaluate(EvaluateOptions(run, images=120))
     with monkeypatch.context() as patch:
@@ -152,7 +152,7 @@ def test_a_run_has_the_figures_of_evaluate(
     assert protocol["reals"]["data"] == "toy" and protocol["kid_subset_size"] == 120 and row["session"]["packages"]
     assert "real: toy, 1,000 images of 28x28, L" in said and "extractor digits; extractor_weights 4e9a" in said
     sample(SampleOptions(run, "0-119", tmp_path / "samples", npz=tmp_path / "samples.npz"))
-    for generated in (tmp_path / "samples.npz", export(ExportOptions(run))):
+    for generated in (tmp_path / "samples", tmp_path / "samples.npz", export(ExportOptions(run))):
         found = metrics(MetricsOptions(str(generated), "toy", images=120))
         assert found == pytest.approx(wanted, rel=1e-6), generated
 

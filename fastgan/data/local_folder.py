@@ -73,8 +73,8 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def list_folder(root: Path, without: Path | None) -> ArchiveReader:
-    """Return the images under a folder, those under `without` left out."""
+def list_folder(root: Path, without: Path | None, with_own: bool = False) -> ArchiveReader:
+    """Return the images under a folder, those under `without` left out, and those of `fastgan sample` unless asked."""
     source = ArchiveReader("folder")
     linked, unnamed = set[tuple[int, int]](), dict[str, tuple[int, int]]()
     for name, entry, fault in walk(root, without):
@@ -95,7 +95,7 @@ def list_folder(root: Path, without: Path | None) -> ArchiveReader:
             linked.add(identity)
         elif not has_image_name(name):
             unnamed[name] = identity
-        if name.lower().endswith(".png") and stat.S_ISREG(status.st_mode) and _is_own(path):
+        if not with_own and name.lower().endswith(".png") and stat.S_ISREG(status.st_mode) and _is_own(path):
             source.left_out.append(Skipped(name, OWN))
             continue
         special = None if stat.S_ISREG(status.st_mode) else "no plain file"

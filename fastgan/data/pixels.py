@@ -213,9 +213,9 @@ def shape_of(raw: RawImage) -> tuple[int, int, int]:
     try:
         with Image.open(io.BytesIO(raw) if isinstance(raw, bytes) else raw, formats=FORMATS) as image:
             _check_size(image)
-            width, height = image.size[::-1] if _upright_method(image) in TURNED else image.size
-            # Whether a pixel is transparent takes decoding.
+            # Whether a pixel is transparent takes decoding: before the EXIF is looked for, which decodes, too.
             deep = read_deep(image, bytes_of(raw)) if image.has_transparency_data else None
+            width, height = image.size[::-1] if _upright_method(image) in TURNED else image.size
             return height, width, _natural_channels(image if deep is None else colours_to_8_bits(deep, None))
     except BadImage:
         raise

@@ -90,7 +90,8 @@ def _open_side(text: str, request: Request, device: torch.device, handles: ExitS
     if path.suffix.lower() in PICKLES:
         raise UserError(f"{path} holds pickled objects, which are never loaded: save mu and sigma by np.savez")
     spool = Path(handles.enter_context(tempfile.TemporaryDirectory()))
-    return ListedDataset(text, handles.enter_context(open_archive(text, spool)), request.size, request.background)
+    archive = handles.enter_context(open_archive(text, spool, with_own=True))
+    return ListedDataset(text, archive, request.size, request.background)
 
 
 def choose_extractor(asked: str, sides: list[Side], inception_weights: Path | None) -> str:

@@ -24,8 +24,11 @@ from fastgan.errors import UserError
 TAR_ENDINGS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 
 
-def open_archive(text: str, dest: Path) -> ArchiveReader:
-    """Return the images that SRC names, DEST's own left out. Raises UserError where there is no such thing."""
+def open_archive(text: str, dest: Path, with_own: bool = False) -> ArchiveReader:
+    """Return the images that SRC names, DEST's own left out, and a folder's of `fastgan sample` unless asked for.
+
+    Raises UserError where there is no such thing.
+    """
     if text in NAMES:
         return _named(text)
     path = Path(text).expanduser()
@@ -35,7 +38,7 @@ def open_archive(text: str, dest: Path) -> ArchiveReader:
     except (OSError, RuntimeError):
         is_folder = is_file = False
     if is_folder:
-        return _open_folder(path, dest)
+        return _open_folder(path, dest, with_own)
     if is_file:
         return _open_file(path, dest)
     if "{" in text:
@@ -61,7 +64,7 @@ def _named(name: str) -> ArchiveReader:
     return source
 
 
-def _open_folder(path: Path, dest: Path) -> ArchiveReader:
+def _open_folder(path: Path, dest: Path, with_own: bool) -> ArchiveReader:
     """The shards or parquet files where the folder has as many of them as of images, else the images."""
     num_images, tars, tables = 0, [], []
     for name, entry, _ in walk(path, dest):
@@ -78,7 +81,7 @@ def _open_folder(path: Path, dest: Path) -> ArchiveReader:
         return source
     if tables and len(tables) >= num_images:
         return _open_tables(path, sorted(tables, key=name_bytes))
-    return list_folder(path, dest)
+    return list_folder(path, dest, with_own)
 
 
 def _open_tables(folder: Path, tables: list[str]) -> ArchiveReader:
