@@ -97,7 +97,7 @@ def test_best_checkpoint_is_kept(told):
 
 def test_evaluate_repeats_the_full_measure(told):
     """`fastgan evaluate` of the finished run has the figures of its full measure, under an equal protocol; given again,
-    as after a kill before its end, it keeps one row of them.
+    as after a kill before its end, it keeps one row of them. Of a truncation it has others, under its own.
     """
     for _ in range(2):
         assert cli.main(["evaluate", str(told), "--images", "120"]) == 0
@@ -106,6 +106,9 @@ def test_evaluate_repeats_the_full_measure(told):
     found, full = read_rows(told / "evaluation.jsonl")[-1], read_rows(told / "metrics.jsonl")[-1]
     assert found["metrics"] == pytest.approx(full["metrics"], rel=1e-6)
     assert found["protocol"] == full["protocol"] and found["which"] == full["which"]
+    assert cli.main(["evaluate", str(told), "--images", "120", "--truncation", "0.5"]) == 0
+    scaled = read_rows(told / "evaluation.jsonl")[-1]
+    assert scaled["protocol"] == full["protocol"] | {"truncation": 0.5} and scaled["metrics"] != found["metrics"]
 
 
 def test_evaluate_the_best_checkpoint(told, capsys):

@@ -14,6 +14,7 @@ import torch
 from conftest import _signal_handlers_kept
 from PIL import Image
 
+import fastgan
 from fastgan import cli, networks
 from fastgan.commands import sample as command
 from fastgan.commands import train
@@ -181,10 +182,24 @@ def test_grid_file(debug_run: Path, tmp_path: Path) -> None:
 
 
 def test_truncation(debug_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Networks without a mapping can't be truncated: said in one line, and nothing is made."""
-    text = complaint(capsys, str(debug_run), "--truncation", "0.7", "--out", str(tmp_path / "out"))
-    assert "truncation is 0.7: this run's G has no mapping to truncate; leave it out" in text
-    assert not (tmp_path / "out").exists()
+    """Truncated images are those of scaled latents, in files, npz and grid; a file of another truncation is made anew,
+    one without is of 1; nothing else than (0, 2] is taken.
+    """
+    out, flags = tmp_path / "out", ("--seeds", "4,9", "--truncation", "0.5")
+    whole = make(debug_run, out, "--seeds", "4,9")
+    assert make(debug_run, out, "--seeds", "4,9", "--truncation", "1") == whole
+    half = make(debug_run, out, *flags, "--npz", str(tmp_path / "half.npz"))
+    assert half != whole and make(debug_run, out, "--seeds", "4,9") == whole
+    G = fastgan.load(debug_run)
+    raw = G(0.5 * G.latents([4, 9])).cpu().permute(0, 2, 3, 1).numpy()
+    with np.load(tmp_path / "half.npz") as archive:
+        assert np.abs((raw + 1) * 127.5 - archive["arr_0"]).max() <= 1
+    make(debug_run, tmp_path / "grid", *flags, "--grid")
+    assert np.abs(pixels(tmp_path / "grid" / "grid.png")[1:29, 1:29] - (raw[0, :, :, 0] + 1) * 127.5).max() <= 1
+    for wrong in ("0", "-1", "2.1", "nan"):
+        text = complaint(capsys, str(debug_run), "--truncation", wrong, "--out", str(tmp_path / "none"))
+        assert "truncation is " in text and "give a number above 0, at most 2" in text
+    assert not (tmp_path / "none").exists()
 
 
 @pytest.fixture(scope="module")

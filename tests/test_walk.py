@@ -9,6 +9,7 @@ import torch
 from conftest import DEVICE, refusal
 from PIL import Image, ImageSequence
 
+import fastgan
 from fastgan import cli
 from fastgan.commands.walk import WalkOptions, gif_durations_ms
 from fastgan.evaluation import interpolation
@@ -113,6 +114,18 @@ def test_gif(debug_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     with Image.open(paths[0]) as image:
         assert image.info["loop"] == 0
         assert {frame.info["duration"] for frame in ImageSequence.Iterator(image)} == {40}
+
+
+def test_truncation(debug_run: Path, tmp_path: Path) -> None:
+    """A truncated walk passes its seeds' truncated images, as a file and from Python."""
+    flags = ["--seeds", "4,9", "--frames", "1", "--grid", "1", "--truncation", "0.5", "--out", str(tmp_path / "a.gif")]
+    assert cli.main(["walk", str(debug_run), *flags]) == 0
+    G = fastgan.load(debug_run)
+    wanted = np.pad(G.sample([4, 9], truncation=0.5)[:, :, :, 0], ((0, 0), (1, 1), (1, 1)))  # with a grid's lines
+    for frame, way, image in zip(frames(tmp_path / "a.gif"), G.walk([4, 9], 1, truncation=0.5), wanted, strict=True):
+        scale = frame.shape[0] // image.shape[0]
+        assert np.abs(frame[::scale, ::scale].astype(int) - image).max() <= 2
+        assert np.abs(way[:, :, 0].astype(int) - image).max() <= 1
 
 
 @pytest.mark.parametrize("per_batch", [1, 2, 3])

@@ -13,7 +13,14 @@ from fastgan.distributed.processes import Processes
 from fastgan.errors import UserError
 from fastgan.evaluation import extractors
 from fastgan.evaluation.evaluator import Evaluator
-from fastgan.evaluation.sampling import CheckpointSelector, open_run, open_training_set, to_device
+from fastgan.evaluation.sampling import (
+    MAX_TRUNCATION,
+    CheckpointSelector,
+    Truncated,
+    open_run,
+    open_training_set,
+    to_device,
+)
 from fastgan.run_config import MAX_EVAL_IMAGES
 from fastgan.runs.rows import put_row
 from fastgan.runs.run_folder import session
@@ -35,12 +42,15 @@ class EvaluateOptions:
     """Where the run's data set is now, if it has moved."""
     per_class: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Measure the distance of each class by itself, too, of a run with classes."""
+    truncation: float = 1.0
+    """Scales the latents: below 1 images are better and more alike, above 1 worse and less so."""
     inception_weights: Path | None = None
     """The Inception weights' file; without it, torch-fidelity's cache or its download."""
     which: CheckpointSelector = field(default_factory=CheckpointSelector)
 
     def __post_init__(self) -> None:
         require_positive(self, "images", at_most=MAX_EVAL_IMAGES)
+        require_positive(self, "truncation", at_most=MAX_TRUNCATION)
 
 
 def evaluate(options: EvaluateOptions) -> dict[str, float]:
@@ -68,8 +78,11 @@ def _evaluate(options: EvaluateOptions, device: torch.device) -> dict[str, float
     evaluator.require_enough(options.images)
     if options.per_class:
         evaluator.class_parts(options.images)  # raises
-    metrics = evaluator(G.to(device), options.images)
+    G = Truncated(G, options.truncation).to(device)
+    metrics = evaluator(G, options.images)
     protocol = evaluator.protocol(options.images)
+    if options.truncation != 1:
+        protocol["truncation"] = options.truncation
     if options.per_class:
         metrics |= evaluator.per_class(G, options.images)
         protocol["class_fakes"] = options.images // config.networks.num_classes

@@ -23,7 +23,9 @@ from fastgan.errors import UserError
 from fastgan.evaluation.fidelity import labels_for
 from fastgan.evaluation.sampling import (
     BATCH_SIZE,
+    MAX_TRUNCATION,
     CheckpointSelector,
+    Truncated,
     images_of,
     open_run,
     parse_classes,
@@ -32,6 +34,7 @@ from fastgan.evaluation.sampling import (
     vectors_of,
     weights_hash,
 )
+from fastgan.utils.fields import require_positive
 from fastgan.utils.pngs import PARTIAL, grid, has_mark, save_png
 
 LEFT_OVER = re.compile(rf"\.(class-\d+-)?seed-\d+\.png{re.escape(PARTIAL)}")
@@ -56,9 +59,12 @@ class SampleOptions:
     shown in each: in a grid, a row a class and a column a seed. Without it, classes take turns: seed % classes."""
     vector: str | None = None
     """The vector of all images, of a run with vectors: --vector=0.1,0.9. Without it, those of the run's data."""
-    truncation: float | None = None
-    """For networks with a mapping to truncate; fastgan's have none."""
+    truncation: float = 1.0
+    """Scales the latents: below 1 images are better and more alike, above 1 worse and less so."""
     which: CheckpointSelector = field(default_factory=CheckpointSelector)
+
+    def __post_init__(self) -> None:
+        require_positive(self, "truncation", at_most=MAX_TRUNCATION)
 
 
 @dataclass(frozen=True)
@@ -70,6 +76,7 @@ class Images:
     num_classes: int  # more than 1 where each seed is shown in each of them
     folder: Path
     weights: str  # a hash of G
+    truncation: float
 
     def __len__(self) -> int:
         return len(self.seeds)
@@ -83,13 +90,12 @@ class Images:
     def mark(self, place: int) -> str:
         """Return what the image is made of: a file that bears it needn't be made again."""
         label = "" if self.labels is None else f", class {self.labels[place].tolist()}"
-        return f"seed {self.seeds[place]}{label}, G {self.weights}"
+        scaled = "" if self.truncation == 1 else f", truncation {self.truncation!r}"
+        return f"seed {self.seeds[place]}{label}{scaled}, G {self.weights}"
 
 
 def _resolve(options: SampleOptions, config: Config, names: list[str], weights: str) -> Images:
     """The images in the order in which they are asked for; as files each of them once."""
-    if options.truncation is not None:
-        raise UserError(f"truncation is {options.truncation:g}: this run's G has no mapping to truncate; leave it out")
     seeds = parse_seeds(options.seeds)
     classes = []
     if options.class_number is not None:
@@ -102,7 +108,7 @@ def _resolve(options: SampleOptions, config: Config, names: list[str], weights: 
     if classes:
         labels = torch.tensor(classes).repeat_interleave(len(seeds))
         seeds = seeds * len(classes)
-    return Images(seeds, labels, len(classes), options.out, weights)
+    return Images(seeds, labels, len(classes), options.out, weights, options.truncation)
 
 
 def sample(options: SampleOptions) -> None:
@@ -125,7 +131,7 @@ def _sample(options: SampleOptions, device: torch.device) -> None:
     is_main = rank_and_world_size()[0] == 0
     folder, config, checkpoint, G = open_run(options.run, options.which)
     images = _resolve(options, config, folder.read_classes(), weights_hash(G, config))
-    G, z_dim = G.to(device), config.networks.z_dim
+    G, z_dim = Truncated(G, options.truncation).to(device), config.networks.z_dim
     with _writing("--out", options.out):
         if options.grid and is_main:
             columns = len(images) // images.num_classes if images.num_classes > 1 else None

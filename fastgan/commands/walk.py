@@ -19,7 +19,15 @@ from PIL import Image
 from fastgan.config import MAX_SEED, Config
 from fastgan.errors import UserError
 from fastgan.evaluation.interpolation import Walk, pictures
-from fastgan.evaluation.sampling import CheckpointSelector, open_run, parse_classes, parse_seeds, to_device, vectors_of
+from fastgan.evaluation.sampling import (
+    MAX_TRUNCATION,
+    CheckpointSelector,
+    open_run,
+    parse_classes,
+    parse_seeds,
+    to_device,
+    vectors_of,
+)
 from fastgan.utils.fields import require_positive
 from fastgan.utils.memory import require_free
 from fastgan.utils.pictures import enlarge, to_image
@@ -50,12 +58,15 @@ class WalkOptions:
     """The vector of all walks, of a run with vectors: --vector=0.1,0.9. Without it, each has one of the run's data."""
     fps: int = 30
     """Frames a second."""
+    truncation: float = 1.0
+    """Scales the latents: below 1 images are better and more alike, above 1 worse and less so."""
     out: Path = Path("walk.gif")
     """The file, .gif or .mp4 (extra `video`)."""
     which: CheckpointSelector = field(default_factory=CheckpointSelector)
 
     def __post_init__(self) -> None:
         require_positive(self, "frames", "grid", "fps", at_most=MAX_NUMBER)
+        require_positive(self, "truncation", at_most=MAX_TRUNCATION)
         if self.out.suffix.lower() not in ENDINGS:
             raise UserError(f"out is {self.out}: give a name that ends in {' or '.join(ENDINGS)}")
         if self.is_gif and self.fps > MAX_GIF_FPS:
@@ -110,7 +121,7 @@ def walk_of(options: WalkOptions, config: Config, names: list[str]) -> Walk:
     if options.class_number is not None:
         classes = parse_classes(options.class_number, config, names)
     vectors = vectors_of(config, options.vector, torch.arange(max(count, len(seeds))))
-    return Walk(seeds, options.frames, classes, count, vectors)
+    return Walk(seeds, options.frames, classes, count, vectors, options.truncation)
 
 
 def walk(options: WalkOptions) -> Path:

@@ -29,6 +29,7 @@ from fastgan.utils.memory import require_free
 
 BATCH_SIZE = 64
 MAX_SEEDS = 10_000_000  # of one command: their numbers are kept in memory
+MAX_TRUNCATION = 2.0
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,19 @@ class CheckpointSelector:
             numbers = "0" if len(names) == 1 else f"a number from 0 to {len(names) - 1}"
             raise UserError(f"average is {number}: the run has {len(names)} of them, give {numbers}")
         return names[number]
+
+
+class Truncated(nn.Module):
+    """G of latents scaled by `truncation`: below 1 images are more alike, above 1 less."""
+
+    def __init__(self, G: nn.Module, truncation: float) -> None:
+        super().__init__()
+        self.G, self.truncation = G, truncation
+
+    def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Return images [B, C, H, W] of latents [B, z_dim]."""
+        images: Tensor = self.G(self.truncation * z, labels)
+        return images
 
 
 def parse_seeds(
