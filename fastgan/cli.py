@@ -34,6 +34,7 @@ Reproduce a paper or a course: R3GAN's cifar10, ffhq64, imagenet32, ...; mnist28
   sample RUN       make images of chosen seeds
   walk RUN         walk from seed to seed, as a GIF or a video
   demo RUN         a page in the browser to play with a run's generator
+  invert RUN ...   find the latents whose images are nearest to photos
   report RUN ...   one page of a run, or of several side by side: curves, metrics, pictures
   doctor [RUN]     what a run's log says of its health, and the remedy; without a run: check the installation
   plan             what a run would need on other GPUs, and how long it would take: --gpus 8 --gpu h100
@@ -63,6 +64,7 @@ VERBS = {  # where each one's work is: a function of its options, or of the word
     "sample": "fastgan.commands.sample:sample",
     "walk": "fastgan.commands.walk:walk",
     "demo": "fastgan.commands.demo.serve:demo",
+    "invert": "fastgan.commands.invert:invert",
     "report": "fastgan.commands.report.page:report",
     "ema": "fastgan.commands.ema:ema",
     "import": "fastgan.commands.import_run:main",

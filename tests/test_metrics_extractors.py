@@ -82,6 +82,22 @@ def test_inception_weights_are_never_unpickled(tmp_path):
     assert not trap.exists()
 
 
+def check_floats(extractor, images):
+    """Floats have the features of equal bytes, and a gradient goes through to them."""
+    raw = images.float().requires_grad_()
+    features = extractor.net(raw)[0]
+    features.sum().backward()
+    assert torch.allclose(features, extractor(images)[0], rtol=1e-4, atol=1e-5) and raw.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+def test_digits_with_a_gradient(channels):
+    """Floats have digits' features, also laid on a background, with a gradient, to invert by."""
+    gray = strokes(2, seed=1)
+    images = gray if channels == 1 else torch.cat([gray, torch.full_like(gray, 255)], dim=1)
+    check_floats(extractors.with_alpha(extractors.load("digits", CPU), channels, "#808080", CPU), images)
+
+
 @pytest.fixture(scope="module")
 def inception_weights(tmp_path_factory):
     """A file of the right tensors, with random numbers."""
@@ -103,12 +119,15 @@ def inception_weights(tmp_path_factory):
 
 
 def test_inception_sees_gray_as_rgb(inception_weights):
-    """From a file of the right tensors, gray images and the same as RGB have equal features, 2048 of them."""
+    """From a file of the right tensors, gray images and the same as RGB have equal features, 2048 of them; pixels that
+    are floats have them too, with a gradient, to invert by.
+    """
     extractor = extractors.load("inception", CPU, inception_weights)
     gray = strokes(2, seed=1)
     features, logits = extractor(gray)
     assert features.shape == (2, 2048) and logits.shape == (2, 1008)
     assert torch.equal(features, extractor(gray.expand(-1, 3, -1, -1))[0])
+    check_floats(extractor, gray)
 
 
 @pytest.mark.parametrize("size", [(64, 64), (300, 400)])
@@ -182,6 +201,7 @@ def test_efficientnet_features(monkeypatch):
     features, logits = net(gray)
     assert features.shape == (2, 1280) and logits.shape == (2, net.num_classes) == (2, 1000)
     assert torch.equal(features, net(gray.expand(-1, 3, -1, -1))[0])
+    check_floats(net, gray)
     assert "fd_efficientnet" in fidelity.names(net) and not any("fid" in name for name in fidelity.names(net))
     whole = torch.randint(0, 256, (1, 3, 224, 224), dtype=torch.uint8)
     wanted = net.net.net((whole.float() - 127) / 128)

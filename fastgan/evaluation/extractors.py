@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.util
+import sys
 from collections.abc import Callable, Iterator
 from hashlib import sha256
 from importlib import resources
@@ -120,7 +121,10 @@ class _OfRgb(nn.Module):
         self.net = net
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        features, *logits = self.net(_as_rgb(images))
+        # It refuses pixels that aren't whole numbers, and passes a gradient through to such as well.
+        module = sys.modules[type(self.net).__module__]
+        with _replaced(module, "vassert", lambda *_: None) if images.is_floating_point() else contextlib.nullcontext():
+            features, *logits = self.net(_as_rgb(images))
         return features, logits[0] if logits else features[:, :0]
 
 
@@ -135,7 +139,7 @@ class _OnBackground(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         alpha = images[:, -1:] / 255
         laid = images[:, :-1] * alpha + self.colour * (1 - alpha)
-        found: tuple[Tensor, Tensor] = self.net(laid.round().to(torch.uint8))
+        found: tuple[Tensor, Tensor] = self.net(laid if images.is_floating_point() else laid.round().to(torch.uint8))
         return found
 
 

@@ -14,6 +14,7 @@ from fastgan.data.images import to_bytes
 from fastgan.errors import UserError
 from fastgan.evaluation import fidelity
 from fastgan.evaluation.interpolation import Walk, pictures
+from fastgan.evaluation.inversion import Inversion, Photo, Search, invert, load_extractor, read_photos, transform_of
 from fastgan.evaluation.sampling import BATCH_SIZE, CheckpointSelector, open_run, to_device, vectors_of
 from fastgan.utils.pictures import to_image
 
@@ -141,6 +142,35 @@ class Generator:
         self._labels(numbers or None if told is None else told, len(numbers if told is None else told))
         walk = Walk(passed, frames, numbers, 1, told, truncation)
         return pictures(walk, self.module, self.z_dim, self.device)
+
+    def invert(
+        self,
+        images: Sequence[Photo] | np.ndarray,
+        classes: Class | Sequence[Class] | None = None,
+        vectors: Vectors | None = None,
+        extractor: str = "auto",
+        inception_weights: Path | None = None,
+        *,
+        steps: int = Search.steps,
+        starts: int = Search.starts,
+        candidates: int = Search.candidates,
+    ) -> Inversion:
+        """Find the latents whose images are nearest to `images`: files, Pillow's, or uint8 [N, H, W, C].
+
+        They are cropped and resized as the run's own. The class is one of `classes`, without it any; `vectors` is one
+        for all, without it one of the run's data. `extractor` is one of `fastgan evaluate`, or "none": pixels alone;
+        `steps`, `starts` and `candidates` are as in `fastgan invert`. Raises UserError.
+        """
+        search, transform = Search(steps, starts, candidates), transform_of(self.config)
+        photos = read_photos(images, transform)
+        seeds = torch.arange(search.candidates)
+        told = None
+        if classes is not None:
+            numbers = self._class_numbers(classes)
+            told = [numbers[seed % len(numbers)] for seed in seeds.tolist()]
+        labels = self._labels(self._labels_of(seeds, told, vectors), len(seeds))
+        with_features = load_extractor(extractor, self.config, transform, self.device, inception_weights)
+        return invert(self.module, self.z_dim, photos, labels, with_features, search)
 
     def _labels_of(
         self,
