@@ -36,7 +36,7 @@ class InvertOptions:
     """The class by number or name, or several (0-9), of a run with classes. Without it, any of them is found."""
     vector: str | None = None
     """The vector, of a run with vectors: --vector=0.1,0.9. Without it, one of the run's data is found."""
-    extractor: Literal["auto", "none", "inception", "efficientnet", "dinov2", "digits"] = "auto"
+    extractor: Literal["auto", "none", "inception", "inception_clean", "efficientnet", "dinov2", "digits"] = "auto"
     """Features to compare beside pixels, as in `evaluate`; none: pixels alone."""
     inception_weights: Path | None = None
     """The Inception weights' file; without it, torch-fidelity's cache or its download."""
