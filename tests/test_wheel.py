@@ -1,5 +1,6 @@
-"""The wheel alone, without a checkout, does what a newcomer wants: train, load, sample."""
+"""The wheel alone, without a checkout, does what a newcomer wants: train, load, sample, measure, export, show."""
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -42,7 +43,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 def test_train_load_sample(run: Run) -> None:
-    """Commands and the API work from the wheel: `fastgan train`, `accelerate launch -m fastgan.train`, `load`."""
+    """Commands and the API work from the wheel, from training to an export that runs without it, and a page."""
     assert str(ROOT) not in run("-c", "import fastgan; print(fastgan.__file__)")
     run("-m", "fastgan.cli", "train", "--preset", "debug", "--images", "64", "--run-dir", "run")
     launch = ("-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1")
@@ -50,10 +51,17 @@ def test_train_load_sample(run: Run) -> None:
     assert "done: 96 images seen" in out
     shape = run("-c", "import fastgan; print(fastgan.load('run').sample([1, 2]).shape)")
     assert shape.strip() == "(2, 28, 28, 1)"
-    assert "4 images" in run("-m", "fastgan.cli", "sample", "run", "--seeds", "0-3", "--npz", "samples.npz")
+    assert "32 images" in run("-m", "fastgan.cli", "sample", "run", "--seeds", "0-31", "--npz", "samples.npz")
+    assert "fd_digits" in run("-m", "fastgan.cli", "metrics", "samples.npz", "toy")
     assert "fd_digits" in run("-m", "fastgan.cli", "evaluate", "run", "--images", "64")
     assert "report.html" in run("-m", "fastgan.cli", "report", "run")
     run("-m", "fastgan.cli", "export", "run", "--to", "onnx", "--out", "g.onnx")
     program = "import numpy, onnxruntime; g = onnxruntime.InferenceSession('g.onnx')\n"
     program += "print(g.run(None, {'z': numpy.zeros((3, 100), 'float32')})[0].shape)"
     assert run("-c", program).strip() == "(3, 1, 28, 28)"
+    if importlib.util.find_spec("gradio") is not None:
+        page = "import signal, subprocess, sys, urllib.request\n"
+        page += "demo = subprocess.Popen([sys.executable, '-m', 'fastgan.cli', 'demo', 'run'], stdout=-1, text=True)\n"
+        page += "assert '<title>' in urllib.request.urlopen(demo.stdout.readline().split()[1]).read().decode()\n"
+        page += "demo.send_signal(signal.SIGINT); assert demo.wait(60) == 75"
+        run("-c", page)
