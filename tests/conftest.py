@@ -52,9 +52,12 @@ def keep_signal_handlers() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def exact_convolutions() -> None:
-    """A GPU's convolutions are float32's, whatever a run in this process has set."""
+def what_runs_set() -> Iterator[None]:
+    """Whatever a run in this process sets, a GPU's convolutions are float32's, and no test has another's threads."""
     torch.backends.cudnn.allow_tf32 = False
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture
