@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from forks import ForkServer
 from hypothesis import settings
 
 from fastgan.commands import train
@@ -60,16 +61,24 @@ def what_runs_set() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-@pytest.fixture
-def no_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """There is no GPU, neither in this process nor in those that the test starts."""
+@contextlib.contextmanager
+def without_gpu() -> Iterator[None]:
+    """There is no GPU within, neither in this process nor in those that it starts."""
     if DEVICE.type == "cuda":
         torch.cuda.init()  # else it would never find the GPU again
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     AcceleratorState._reset_state(reset_partial_state=True)  # it remembers a device
-    yield
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CUDA_VISIBLE_DEVICES", "")
+        patch.setattr(torch.cuda, "is_available", lambda: False)
+        yield
     AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture
+def no_gpu() -> Iterator[None]:
+    """There is no GPU in the test."""
+    with without_gpu():
+        yield
 
 
 @pytest.fixture
@@ -89,6 +98,14 @@ def debug_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with _signal_handlers_kept():
         assert train.main(["--preset", "debug", "--images", "64", "--run-dir", str(folder)]) == 0
     return folder
+
+
+@pytest.fixture(scope="session")
+def fork_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
+    """Starts processes that have torch and fastgan imported already."""
+    server = ForkServer(tmp_path_factory.mktemp("forks"))
+    yield server
+    server.close()
 
 
 def refusal(action: Callable[[], object]) -> str:

@@ -1,9 +1,5 @@
-"""What each process of test_divergence.py does: the last one meets a loss that is no number, and all write their end.
+"""What each process of test_divergence.py does: the last one meets a loss that is no number, all write their end."""
 
-`python tests/divergence_worker.py FOLDER` by torchrun.
-"""
-
-import sys
 from pathlib import Path
 
 import torch
@@ -28,7 +24,3 @@ def main(folder: Path) -> None:
         end = str(error)
     (folder / str(processes.rank)).write_text(end)
     processes.close()
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

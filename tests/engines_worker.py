@@ -1,11 +1,6 @@
-"""What each process of tests/test_engines.py does: train small players by several engines, and keep their states.
+"""What each process of tests/test_engines.py does: train small players by several engines, and keep their states."""
 
-`python tests/engines_worker.py CASES.json FOLDER` in one process, or by torchrun in several.
-"""
-
-import json
 import math
-import sys
 from pathlib import Path
 
 import torch
@@ -122,14 +117,10 @@ def run(processes: Processes, case: dict, folder: Path) -> None:
     processes.barrier()
 
 
-def main(cases: Path, folder: Path) -> None:
+def main(cases: list[dict], folder: Path) -> None:
     processes = Processes(threads=1)
     if processes.world_size > 1:
         let_zero_compute_in_float64()
-    for case in json.loads(cases.read_text()):
+    for case in cases:
         run(processes, case, folder)
     processes.close()
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))

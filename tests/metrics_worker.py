@@ -1,10 +1,6 @@
-"""What each process of tests/test_metrics_distributed.py does: measure its share, and write down all figures.
-
-`python tests/metrics_worker.py FOLDER` in one process, or by torchrun in several; FASTGAN_CACHE is without statistics.
-"""
+"""What each process of tests/test_metrics_distributed.py does: measure its share, and write down all figures."""
 
 import json
-import sys
 from pathlib import Path
 
 import torch
@@ -23,6 +19,7 @@ CPU = torch.device("cpu")
 
 
 def main(folder: Path) -> None:
+    """Write WORLD_SIZE-RANK.json; FASTGAN_CACHE must be without statistics."""
     processes = Processes(threads=1)
     distances.KID_SUBSETS = 10
     extractor = extractors.load("digits", CPU)
@@ -54,7 +51,3 @@ def main(folder: Path) -> None:
     found["modes"] = Evaluator(config, stacked, extractor, CPU)(painter, 333)
     (folder / f"{processes.world_size}-{processes.rank}.json").write_text(json.dumps(found))
     processes.close()
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

@@ -4,12 +4,16 @@ import os
 import shutil
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import refusal
+import torch.distributed as dist
+from conftest import _signal_handlers_kept, refusal, without_gpu
+from forks import ForkServer
 
+from fastgan.commands import train
 from fastgan.distributed import launcher, processes, zero
 from fastgan.distributed.heartbeat import EVENT_S
 from fastgan.runs.checkpoint import Checkpoints
@@ -40,8 +44,8 @@ def launch(
 @pytest.fixture(scope="module")
 def one(tmp_path_factory) -> Path:
     run_dir = tmp_path_factory.mktemp("one") / "run"
-    answer = launch(run_dir, 1)
-    assert answer.returncode == 0, answer.stderr
+    with _signal_handlers_kept(), nullcontext() if torch.cuda.device_count() >= MOST_PROCESSES else without_gpu():
+        assert train.main([*OPTIONS, "--run-dir", str(run_dir)]) == 0
     return run_dir
 
 
@@ -58,14 +62,21 @@ def assert_same_run(run_dir: Path, one: Path) -> None:
                 torch.testing.assert_close(found.tensors[net][name], value, rtol=1e-3, atol=2e-4)
 
 
-@pytest.mark.parametrize("num_processes", [2, 3])
-def test_processes_learn_what_one_learns(tmp_path, one, num_processes):
-    """Two or three processes (whose shares of 32 images differ) have one's losses; BatchNorm and dropout included."""
+def test_processes_learn_what_one_learns(tmp_path, one):
+    """Two processes that Accelerate's launcher starts have one's losses; BatchNorm and dropout included."""
     run_dir = tmp_path / "run"
-    answer = launch(run_dir, num_processes)
+    answer = launch(run_dir, 2)
     assert answer.returncode == 0, answer.stderr
     assert_same_run(run_dir, one)
     assert answer.stdout.count("done: 320 images") == 1
+
+
+@pytest.mark.slow
+def test_uneven_shares_learn_what_one_learns(tmp_path, one, fork_server: ForkServer):
+    """Three processes, whose shares of 32 images differ, have one's losses, too."""
+    said = fork_server.launch(3, train.main, [*OPTIONS, "--run-dir", str(tmp_path / "run")])
+    assert_same_run(tmp_path / "run", one)
+    assert ["done: 320 images" in text for text in said] == [True, False, False]
 
 
 @pytest.mark.slow
@@ -95,11 +106,10 @@ def test_accelerates_own_precision_and_compiling_are_left_out(tmp_path, one):
 
 
 @pytest.mark.slow
-def test_whole_run_under_divided_weights(tmp_path, one):
+def test_whole_run_under_divided_weights(tmp_path, one, fork_server: ForkServer):
     """ZeRO 3, where no process holds whole weights: rows and weights are those of one, with histograms, too."""
     run_dir = tmp_path / "run"
-    answer = launch(run_dir, 2, "--engine", "zero3", "--histograms")
-    assert answer.returncode == 0, answer.stderr
+    fork_server.launch(2, train.main, [*OPTIONS, "--run-dir", str(run_dir), "--engine", "zero3", "--histograms"])
     assert_same_run(run_dir, one)
 
 
@@ -138,15 +148,15 @@ def test_threads_are_the_share_of_the_cores(monkeypatch, environment, wanted, th
 
 
 @pytest.mark.slow
-def test_resumed_processes_log_what_undisturbed_ones_do(tmp_path):
+def test_resumed_processes_log_what_undisturbed_ones_do(tmp_path, fork_server: ForkServer):
     """Resumed between two rows, two processes write the very rows that they wrote before."""
-    options = ("--log-every", "96", "--checkpoint-every", "64", "--keep-checkpoints", "9")
-    assert launch(tmp_path / "run", 2, *options).returncode == 0
+    options = [*OPTIONS, "--log-every", "96", "--checkpoint-every", "64", "--keep-checkpoints", "9"]
+    options += ["--run-dir", str(tmp_path / "run")]
+    fork_server.launch(2, train.main, options)
     rows = read_rows(tmp_path / "run" / "log.jsonl")
     for path in Checkpoints(tmp_path / "run" / "checkpoints").paths()[2:]:  # the second is of 128 images
         shutil.rmtree(path)
-    answer = launch(tmp_path / "run", 2, *options)
-    assert "at 128 of 320 images" in answer.stdout
+    assert "at 128 of 320 images" in fork_server.launch(2, train.main, options)[0]
     assert read_rows(tmp_path / "run" / "log.jsonl") == rows
 
 
@@ -202,29 +212,20 @@ def test_gradient_norm_of_zero_lies_where_the_weights_do(monkeypatch, norm):
     assert found.device.type == "meta" and found.shape == ()
 
 
-GROUPS = r"""
-import sys
-import torch
-import torch.distributed as dist
-from fastgan.distributed.processes import Processes
-
-processes = Processes(threads=1, limit_s=300.0)
-for group in (dist.group.WORLD, processes._cpu_group):
-    options = group._get_backend(torch.device("cpu")).options
-    sys.stdout.write(f"timeout {options._timeout.total_seconds()}\n")  # in one piece: both processes write
-processes.close()
-"""
+def say_timeouts() -> None:
+    """What each process of the next test does."""
+    here = processes.Processes(threads=1, limit_s=300.0)
+    for group in (dist.group.WORLD, here._cpu_group):
+        options = group._get_backend(torch.device("cpu")).options
+        print(f"timeout {options._timeout.total_seconds()}")
+    here.close()
 
 
 @pytest.mark.slow
-def test_every_process_group_outlasts_the_watchdog(tmp_path):
+def test_every_process_group_outlasts_the_watchdog(fork_server: ForkServer):
     """Votes, too, are waited for longer than any phase may take: gloo's own half hour would end an evaluation."""
-    (tmp_path / "groups.py").write_text(GROUPS)
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d"]
-    command += ["--rdzv-endpoint", "localhost:0", str(tmp_path / "groups.py")]
-    answer = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-    assert answer.returncode == 0, answer.stderr
-    found = [float(line.split()[1]) for line in answer.stdout.splitlines() if line.startswith("timeout")]
+    said = "".join(fork_server.launch(2, say_timeouts)).splitlines()
+    found = [float(line.split()[1]) for line in said if line.startswith("timeout")]
     assert len(found) == 4 and min(found) > EVENT_S
 
 

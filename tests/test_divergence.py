@@ -1,14 +1,13 @@
 """What ends a run as diverged: the first loss or any weight that isn't finite, seen at once and by all processes."""
 
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
+import divergence_worker
 import pytest
 import torch
 from conftest import DEVICE
+from forks import ForkServer
 
 from fastgan import networks, presets
 from fastgan.data import named
@@ -16,7 +15,6 @@ from fastgan.data.loaders import build_loader
 from fastgan.errors import Diverged
 from fastgan.training.trainer import MIN_SCALE, Trainer
 
-WORKER = Path(__file__).parent / "divergence_worker.py"
 READINGS = ("item", "tolist", "__float__", "__bool__", "__int__", "cpu", "numpy")
 
 
@@ -108,12 +106,8 @@ def test_scaled_run_that_overflows_for_ever_is_diverged() -> None:
 
 
 @pytest.mark.slow
-def test_all_processes_end_alike(tmp_path: Path) -> None:
+def test_all_processes_end_alike(tmp_path: Path, fork_server: ForkServer) -> None:
     """A loss that is no number on one of two processes ends both, and both name the step in which it was."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d"]
-    command += ["--rdzv-endpoint", "localhost:0", str(WORKER), str(tmp_path)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    answer = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=environment)
-    assert answer.returncode == 0, answer.stderr[-3000:]
+    fork_server.launch(2, divergence_worker.main, tmp_path)
     first, second = ((tmp_path / str(rank)).read_text() for rank in range(2))
     assert first == second and "since step 2 (" in first

@@ -1,19 +1,16 @@
 """Every engine, on one, two and three processes, with and without micro-batches, learns what one process learns."""
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
+import engines_worker
 import pytest
 import torch
+from forks import ForkServer
 
 from fastgan.runs.checkpoint import Checkpoints
 
 pytestmark = pytest.mark.slow
 
-WORKER = Path(__file__).parent / "engines_worker.py"
 STEPS = 20
 RIGHT = {
     False: (1, "ddp", None, False),
@@ -68,25 +65,13 @@ def taking_over(start: str, count: int) -> dict:
     return {"name": f"{start}-to-{count}", **whole}
 
 
-def run(count: int, chosen: list[dict], folder: Path) -> None:
-    path = folder / f"cases-{count}.json"
-    path.write_text(json.dumps(chosen))
-    several = ["-m", "torch.distributed.run", "--nproc-per-node", str(count), "--rdzv-backend", "c10d"]
-    several += ["--rdzv-endpoint", "localhost:0"]
-    command = [sys.executable, *(several if count > 1 else []), str(WORKER), str(path), str(folder)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    answer = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False, env=environment)
-    assert answer.returncode == 0, answer.stderr[-9000:]
-
-
 @pytest.fixture(scope="module")
-def states(tmp_path_factory) -> Path:
+def states(tmp_path_factory, fork_server: ForkServer) -> Path:
     """Where the states of all cases are."""
     pytest.importorskip("deepspeed")
     folder = tmp_path_factory.mktemp("states")
-    run(2, cases(2), folder)
-    run(1, cases(1), folder)
-    run(3, cases(3), folder)
+    for count in (2, 1, 3):
+        fork_server.launch(count, engines_worker.main, cases(count), folder)
     return folder
 
 
@@ -135,13 +120,14 @@ COMPILED = ("ddp", "zero1", "zero2")
 
 
 @pytest.fixture(scope="module")
-def compiled_states(tmp_path_factory) -> Path:
+def compiled_states(tmp_path_factory, fork_server: ForkServer) -> Path:
     """What two processes learn compiled, and one learns eagerly, from networks of 3 MB."""
     pytest.importorskip("deepspeed")
     folder = tmp_path_factory.mktemp("compiled")
     few = {"split_g": True, "wide": True, "double": True, "steps": 2}
-    run(2, [{"name": engine, "engine": engine, "compile": True, **few} for engine in COMPILED], folder)
-    run(1, [{"name": "eager", "engine": "ddp", **few}], folder)
+    compiled = [{"name": engine, "engine": engine, "compile": True, **few} for engine in COMPILED]
+    fork_server.launch(2, engines_worker.main, compiled, folder)
+    fork_server.launch(1, engines_worker.main, [{"name": "eager", "engine": "ddp", **few}], folder)
     return folder
 
 
@@ -152,12 +138,13 @@ def test_compiled_processes_learn_what_one_eager_process_learns(compiled_states,
 
 
 @pytest.fixture(scope="module")
-def float16_states(tmp_path_factory) -> Path:
+def float16_states(tmp_path_factory, fork_server: ForkServer) -> Path:
     """What one and two processes learn in float16; in the third of six steps D's gradient overflows on the last."""
     folder = tmp_path_factory.mktemp("float16")
     for count in (1, 2):
         whole = {"engine": "ddp", "split_g": True, "precision": "float16", "steps": 6, "every_rank": True}
-        run(count, [{"name": str(count), "overflow_in": 2, **whole}, {"name": f"{count}-smooth", **whole}], folder)
+        chosen = [{"name": str(count), "overflow_in": 2, **whole}, {"name": f"{count}-smooth", **whole}]
+        fork_server.launch(count, engines_worker.main, chosen, folder)
     return folder
 
 

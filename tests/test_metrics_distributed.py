@@ -1,26 +1,19 @@
 """What one process measures, two and three measure together: each its share, all with the same figures."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
+import metrics_worker
 import pytest
 import torch
+from forks import ForkServer
 from test_metrics import RegisteredInFloat64, strokes, torch_fidelity_says
 
-WORKER = Path(__file__).parent / "metrics_worker.py"
+from fastgan.evaluation import distances
 
 
-def run(count: int, folder: Path) -> list[dict]:
+def written(count: int, folder: Path) -> list[dict]:
     """The figures of each process."""
-    several = ["-m", "torch.distributed.run", "--nproc-per-node", str(count), "--rdzv-backend", "c10d"]
-    several += ["--rdzv-endpoint", "localhost:0"]
-    command = [sys.executable, *(several if count > 1 else []), str(WORKER), str(folder)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "FASTGAN_CACHE": str(folder / f"cache-{count}")}
-    answer = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False, env=environment)
-    assert answer.returncode == 0, answer.stderr[-9000:]
     return [json.loads((folder / f"{count}-{rank}.json").read_text()) for rank in range(count)]
 
 
@@ -34,7 +27,13 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def alone(folder) -> dict:
-    (found,) = run(1, folder)
+    threads = torch.get_num_threads()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(distances, "KID_SUBSETS", distances.KID_SUBSETS)  # the worker takes fewer
+        patch.setenv("FASTGAN_CACHE", str(folder / "cache-1"))
+        metrics_worker.main(folder)
+    torch.set_num_threads(threads)
+    (found,) = written(1, folder)
     return found
 
 
@@ -62,10 +61,11 @@ def test_one_process_is_torch_fidelity(alone, theirs):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("count", [2, 3])
-def test_several_processes_are_one(folder, alone, theirs, count):
+def test_several_processes_are_one(folder, alone, theirs, count, fork_server: ForkServer):
     """Every process has every figure of one process, and of torch-fidelity, in batches of 100 and of 77, neither of
     which divides the sets."""
-    found = run(count, folder)
+    fork_server.launch(count, metrics_worker.main, folder, FASTGAN_CACHE=str(folder / f"cache-{count}"))
+    found = written(count, folder)
     for mine in found:
         assert_theirs(mine, theirs)
         assert mine.keys() == alone.keys()

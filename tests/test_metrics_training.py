@@ -1,16 +1,14 @@
 """Evaluation during training: the curve, the full measure, the best checkpoint, patience, several processes."""
 
 import json
-import os
 import re
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import DEVICE, refusal
+from forks import ForkServer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from fastgan import cli, presets
@@ -215,18 +213,13 @@ def test_per_class(told):
 
 
 @pytest.mark.slow
-def test_two_processes_train_and_evaluate(tmp_path):
+def test_two_processes_train_and_evaluate(tmp_path, fork_server: ForkServer):
     """Two processes evaluate together: the same rows and best checkpoint as one process has."""
     folders = []
     for count in (1, 2):
         folder = tmp_path / str(count)
-        several = ["-m", "torch.distributed.run", "--nproc-per-node", str(count), "--rdzv-backend", "c10d"]
-        several += ["--rdzv-endpoint", "localhost:0"]
-        command = [sys.executable, *several, "-m", "fastgan.train", *DEBUG, "--run-dir", str(folder)]
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        command += ["--images", "128", "--best-by", "fd_digits"]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False, env=environment)
-        assert done.returncode == 0, done.stderr[-5000:]
+        options = ["--images", "128", "--best-by", "fd_digits", "--run-dir", str(folder)]
+        fork_server.launch(count, train.main, [*DEBUG, *options])
         folders.append(folder)
     one, two = (
         [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()] for folder in folders
@@ -261,14 +254,10 @@ def test_distances_of_classes():
 
 
 @pytest.mark.slow
-def test_two_processes_evaluate_a_run(told):
+def test_two_processes_evaluate_a_run(told, fork_server: ForkServer):
     """`fastgan evaluate` on two processes has one process's figures, and one row is kept."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d"]
-    command += ["--rdzv-endpoint", "localhost:0", "-m", "fastgan.cli", "evaluate", str(told), "--images", "120"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False, env=environment)
-    assert done.returncode == 0, done.stderr[-5000:]
+    said = fork_server.launch(2, cli.main, ["evaluate", str(told), "--images", "120"])
     rows = read_rows(told / "evaluation.jsonl")
     same = [row for row in rows if all(row[name] == rows[-1][name] for name in ("images_seen", "which", "protocol"))]
-    assert len(same) == 1 and done.stdout.count("fd_digits") == 1
+    assert len(same) == 1 and [text.count("fd_digits") for text in said] == [1, 0]
     assert rows[-1]["metrics"] == pytest.approx(read_rows(told / "metrics.jsonl")[-1]["metrics"], rel=1e-6)
