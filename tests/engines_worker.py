@@ -1,5 +1,6 @@
 """What each process of tests/test_engines.py does: train small players by several engines, and keep their states."""
 
+import json
 import math
 from pathlib import Path
 
@@ -115,6 +116,24 @@ def run(processes: Processes, case: dict, folder: Path) -> None:
         name = f"{case['name']}-{processes.rank}" if case.get("every_rank") else case["name"]
         Checkpoints(folder / name).save(tensors, state)
     processes.barrier()
+
+
+def say_memory(engine: str) -> None:
+    """Print how many bytes this process holds of states, of weights, and of ZeRO's own copy of these, after a step."""
+    processes = Processes(threads=1)
+    trainer = build(processes, {"engine": engine})
+    train(trainer, 1)
+    held = {"states": 0, "weights": 0, "copy": 0}
+    for player in (trainer.G, trainer.D):
+        states = player.optimizer.state.values()
+        held["states"] += sum(value.nbytes for state in states for value in state.values() if value.dim())
+        tensors = [*player.net.parameters(), *player.net.buffers()]
+        held["weights"] += sum(getattr(tensor, "ds_tensor", tensor).nbytes for tensor in tensors)
+        zero = player._deepspeed.optimizer
+        parts = zero.single_partition_of_fp32_groups if player.stage < 3 else zero.fp32_partitioned_groups_flat
+        held["copy"] += sum(part.nbytes for part in parts)
+    processes.close()
+    print(json.dumps(held))
 
 
 def main(cases: list[dict], folder: Path) -> None:

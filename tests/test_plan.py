@@ -1,14 +1,17 @@
 """The plan: work counted by hand, memory against what is really allocated, ZeRO's shares, messages, words."""
 
+import json
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import get_args
 
+import engines_worker
 import pytest
 import torch
 import torch.distributed as dist
 from conftest import DEVICE, refusal
+from forks import ForkServer
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.profiler import ProfilerActivity, profile, record_function
@@ -207,6 +210,20 @@ def test_zero_divides() -> None:
         assert memory["ZeRO's own copy of the weights"] == (0 if engine == "ddp" else learned / 4)
         assert memory.get("gradients, in DDP's buckets", 0) == (learned if engine == "ddp" else 0)
         assert ("gradients of one player" in memory) != ("gradients, in DDP's buckets" in memory)  # never twice
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["zero2", "zero3"])
+def test_zero_divides_as_planned(engine: EngineName, fork_server: ForkServer) -> None:
+    """What each of two processes really holds of states, weights and copies is the plan's, but for DeepSpeed's padding.
+
+    The buffers of both networks, which nobody divides, count with the weights.
+    """
+    pytest.importorskip("deepspeed")
+    memory = forecast(engines_worker.config(), Cluster(2, engine=engine), 0).memory
+    wanted = [memory[name] for name in ("adam's states", "weights", "ZeRO's own copy of the weights")]
+    for said in fork_server.launch(2, engines_worker.say_memory, engine):
+        assert list(json.loads(said.splitlines()[-1]).values()) == pytest.approx(wanted, rel=0.01)
 
 
 def test_rmsprop_has_one_state() -> None:
