@@ -26,6 +26,11 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+def train_here(_: object, args: Sequence[str]) -> int:
+    """Train for real, but in this process."""
+    return train.main(args)
+
+
 def ends(codes: Sequence[int], metrics: Sequence[float] = ()) -> tuple[list[list[str]], object]:
     """A stand-in for `Children.train` whose runs log a row and end with the codes; and what it was asked for."""
     asked: list[list[str]] = []
@@ -76,9 +81,14 @@ def test_length(args: list[str], images: int) -> None:
     assert sweep.runs_of(["--preset", "mnist28", "--penalty", "r1"])[0].config.run.images == 150_000
 
 
-def test_road(here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """Three trained runs, a table of their figures and a word on the metric; again: nothing is trained, same table."""
-    monkeypatch.setattr(sweep.Children, "train", lambda _, args: train.main(args))
+@pytest.mark.parametrize("processes", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_road(processes: bool, here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Three trained runs, a table of their figures and a word on the metric; again: nothing is trained, same table.
+
+    Nothing is a stand-in where each run is a process of its own.
+    """
+    if not processes:
+        monkeypatch.setattr(sweep.Children, "train", train_here)
     assert cli.main(["sweep", "gamma", *TINY, "--run-dir", "s"]) == 0
     shown = capsys.readouterr().out
     heads, *rows = (line.split() for line in shown.split("\n\n")[1].splitlines()[:4])
@@ -101,7 +111,10 @@ def test_road(here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
 
 
 def test_diverged_and_failed_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """A run that diverged or crashed is a row that says so, and the next ones are made; only the crashed one again."""
+    """A run that diverged or crashed is a row that says so, and the next ones are made; only the crashed one again.
+
+    The runs are stand-ins, which log two rows; the table and what is made again are the command's own.
+    """
     asked, stand_in = ends([3, -9, 0])
     monkeypatch.setattr(sweep.Children, "train", stand_in)
     assert cli.main(["sweep", "gamma", *TINY]) == 2
@@ -117,9 +130,11 @@ def test_diverged_and_failed_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytes
 
 def test_all_diverged(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Where every run diverged, so did the sweep."""
-    monkeypatch.setattr(sweep.Children, "train", ends([3, 3, 3])[1])
-    assert cli.main(["sweep", "gamma", *TINY]) == 3
-    assert "no run came to its end" in capsys.readouterr().out
+    monkeypatch.setattr(sweep.Children, "train", train_here)
+    assert cli.main(["sweep", "gamma", *TINY, "--d-lr", "1e30"]) == 3
+    shown = capsys.readouterr().out
+    assert "no run came to its end" in shown
+    assert [row.split()[-1] for row in shown.split("\n\n")[1].splitlines()[1:4]] == ["diverged"] * 3
 
 
 @pytest.mark.parametrize(
