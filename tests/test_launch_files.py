@@ -6,6 +6,7 @@ import re
 import runpy
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -136,14 +137,17 @@ def test_cpu2_trains_on_two_processes(tmp_path):
     assert answer.stdout.count("done: 64 images") == 1
 
 
-# The Slurm script, with stand-ins: `srun` runs its command here, once a node; `scancel` signals, as most clusters do,
-# the first process of each task only; `scontrol` notes what it is asked.
+# The Slurm script, with stand-ins that do what its #SBATCH lines ask for: `srun` runs its command here, once for each
+# task of each node; `scancel` signals, as most clusters do, the first process of each task only; `scontrol` notes what
+# it is asked, and refuses where the job may not be queued again.
 
 STAND_INS = {
     "srun": """#!/usr/bin/env bash
     while [[ $1 == --* ]]; do shift; done
     pids=() highest=0
-    for ((node = 0; node < SLURM_NNODES; node++)); do SLURM_NODEID=$node "$@" & pids+=($!); done
+    for ((task = 0; task < SLURM_NNODES * TASKS_A_NODE; task++)); do
+        SLURM_NODEID=$((task / TASKS_A_NODE)) "$@" & pids+=($!)
+    done
     echo "${pids[*]}" >"$NOTES/tasks"
     for pid in "${pids[@]}"; do wait "$pid"; code=$?; if ((code > highest)); then highest=$code; fi; done
     exit "$highest"
@@ -153,7 +157,8 @@ STAND_INS = {
     [[ $1 == --signal=* ]] && kill -"${1#--signal=}" $(cat "$NOTES/tasks")
     """,
     "scontrol": """#!/usr/bin/env bash
-    if [ "$1" = show ]; then printf '127.0.0.1\\nother\\n'; else echo "scontrol $*" >>"$NOTES/asked"; fi
+    if [ "$1" = show ]; then printf '127.0.0.1\\nother\\n'; exit; fi
+    [ -n "$MAY_REQUEUE" ] && echo "scontrol $*" >>"$NOTES/asked"
     """,
 }
 # As Accelerate's launcher: it hands SIGTERM on, waits, and makes 1 of every code but 0. Training is $TRAINING.
@@ -182,11 +187,21 @@ class Slurm:
         self.environment = os.environ | job | {"NOTES": str(self.notes), "PATH": path, "OMP_NUM_THREADS": "1"}
         self.environment |= {"CUDA_VISIBLE_DEVICES": ""}  # both nodes would take the same GPU
         self.environment.pop("SLURM_GPUS_ON_NODE", None)
+        lines = re.findall(r"^#SBATCH --([\w-]+)=?(\S*)", (LAUNCH / "slurm.sbatch").read_text(), flags=re.MULTILINE)
+        self.asked = dict(lines)
+        self.environment |= {"TASKS_A_NODE": self.asked["ntasks-per-node"]}
+        self.environment |= {"MAY_REQUEUE": "yes" if "requeue" in self.asked else ""}
 
     def start(self, *options: str, cwd: Path | None = None) -> subprocess.Popen:
         command = ["bash", str(LAUNCH / "slurm.sbatch"), *options]
-        with (self.folder / "log").open("a") as log:
+        with (self.folder / "log").open("a" if self.asked["open-mode"] == "append" else "w") as log:
             return subprocess.Popen(command, cwd=cwd or self.folder, env=self.environment, stdout=log, stderr=log)
+
+    def warn(self, job: subprocess.Popen) -> None:
+        """Signal before the limit as the job has asked for: the script itself, minutes before."""
+        number, seconds = self.asked["signal"].removeprefix("B:").split("@")
+        assert self.asked["signal"].startswith("B:") and int(seconds) > 240  # which torch's launcher has
+        job.send_signal(signal.Signals[f"SIG{number}"])
 
     def log(self) -> str:
         return (self.folder / "log").read_text()
@@ -223,7 +238,7 @@ def test_slurm_queues_a_stopped_job_again(slurm):
     job = slurm.start()
     slurm.wait_until(lambda: len(slurm.lines("launched")) == 2)
     time.sleep(0.5)
-    job.send_signal(10)
+    slurm.warn(job)
     assert job.wait(timeout=60) == EXIT_STOPPED, slurm.log()
     assert len(slurm.lines("saved")) == 2
     assert slurm.lines("asked") == ["scancel --signal=TERM 417", "scontrol requeue 417"]
@@ -279,7 +294,7 @@ def test_slurm_job_goes_on_after_a_requeue(tmp_path, monkeypatch):
     options += ["--threads", "1"]  # each "node" would take all cores
     job = slurm.start(*options, cwd=ROOT)
     slurm.wait_until((run / "log.jsonl").exists, 240)
-    job.send_signal(10)
+    slurm.warn(job)
     assert job.wait(timeout=120) == EXIT_STOPPED, slurm.log()
     assert slurm.lines("asked") == ["scancel --signal=TERM 417", "scontrol requeue 417"]
     stopped = Checkpoints(run / "checkpoints").latest()
@@ -287,16 +302,10 @@ def test_slurm_job_goes_on_after_a_requeue(tmp_path, monkeypatch):
     assert 0 < stopped.state["images_seen"] < 992
 
     assert slurm.start(*options, cwd=ROOT).wait(timeout=300) == 0, slurm.log()
-    assert slurm.log().count("done: 992 images") == 1
+    assert slurm.log().count("stopped on request") == slurm.log().count("done: 992 images") == 1  # in one log
     assert f"resuming {run} at {stopped.state['images_seen']} of 992" in slurm.log()
     assert [row["images_seen"] for row in read_rows(run / "log.jsonl")] == list(range(32, 993, 32))
     assert len(slurm.lines("asked")) == 2  # it wasn't queued a second time
-
-
-def test_slurm_asks_for_what_it_relies_on():
-    """The job is signalled early enough, may be queued again, keeps its log, and has one task a node."""
-    asked = re.findall(r"^#SBATCH (\S+)", (LAUNCH / "slurm.sbatch").read_text(), flags=re.MULTILINE)
-    assert {"--requeue", "--open-mode=append", "--signal=B:USR1@300", "--ntasks-per-node=1"} <= set(asked)
 
 
 @pytest.mark.parametrize("name", ["slurm.sbatch", "skypilot.yaml"])
