@@ -119,16 +119,17 @@ def test_small_last_batch(rest):
 
 def test_resumed_is_never_stopped():
     """A trainer that takes over another's state in mid-epoch ends with the same bits as one that went on."""
-    straight, first = make(lr_decay=0.1), make(lr_decay=0.1)
-    for _ in range(7):
+    settings = {"num_images": 20, "batch_size": 8, "lr_decay": 0.1}
+    straight, first = make(**settings), make(**settings)
+    for _ in range(6):
         step(straight)
     for _ in range(4):
         step(first)
     tensors, state = first.state()
     assert {name.rsplit("/", 1)[1] for name in tensors["optimizers"]} == {"step", "square_avg"}
-    resumed = make(lr_decay=0.1)
+    resumed = make(**settings)
     resumed.load_state(tensors, state)
-    for _ in range(3):
+    for _ in range(2):
         step(resumed)
     (wanted, wanted_state), (got, got_state) = straight.state(), resumed.state()
     assert got_state == wanted_state
@@ -147,18 +148,3 @@ def test_state_lies_as_its_parameters_do():
     for player in (resumed.G, resumed.D):
         for parameter, values in player.optimizer.state.items():
             assert values["square_avg"].stride() == parameter.stride()
-
-
-GOLDEN_STEPS = (0, 1, 4, 9)
-GOLDEN_TOLERANCE = (1e-4, 1e-4, 2e-3, 5e-3)  # RMSprop magnifies rounding, which differs between processors
-GOLDEN_D = (1.327866, 1.248299, 1.062629, 0.852056)
-GOLDEN_G = (0.668807, 0.825031, 0.813430, 1.012031)
-
-
-def test_golden_curve():
-    """Ten steps at a sixteenth of the width give the losses that they gave when this test was written."""
-    trainer = make(g_lr=1e-4, d_lr=1e-4, lr_decay=1e-3)
-    curve = [step(trainer) for _ in range(10)]
-    for name, golden in (("loss/D", GOLDEN_D), ("loss/G", GOLDEN_G)):
-        for place, wanted, tolerance in zip(GOLDEN_STEPS, golden, GOLDEN_TOLERANCE, strict=True):
-            assert curve[place][name].item() == pytest.approx(wanted, rel=tolerance)
