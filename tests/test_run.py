@@ -3,10 +3,12 @@
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
-from conftest import EAGER
+from conftest import EAGER, _signal_handlers_kept
 
 from fastgan import cli
 from fastgan.commands import train
@@ -23,6 +25,21 @@ def run(run_dir, *options):
     return train.main([*DEBUG, "--run-dir", str(run_dir), *options])
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """A finished run of 256 images, with a checkpoint and a row every 64."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    with _signal_handlers_kept():
+        assert run(folder, *EAGER) == 0
+    return folder
+
+
+@pytest.fixture
+def run_dir(finished, tmp_path) -> Path:
+    """A copy of the finished run, for the test to change."""
+    return shutil.copytree(finished, tmp_path / "run")
+
+
 def complaint(capsys) -> str:
     """What was said on standard error: one line."""
     lines = capsys.readouterr().err.splitlines()
@@ -30,10 +47,8 @@ def complaint(capsys) -> str:
     return lines[0]
 
 
-def test_run_leaves_what_it_promises(tmp_path):
+def test_run_leaves_what_it_promises(run_dir):
     """A finished run has its config, session, rows, grids, GIF, checkpoints and TensorBoard log."""
-    run_dir = tmp_path / "run"
-    assert run(run_dir) == 0
     assert json.loads((run_dir / "config.json").read_text())["preset"] == "debug"
     session = read_rows(run_dir / "sessions.jsonl")[0]
     assert session["packages"]["torch"] and session["command"] and "commit" in session
@@ -48,22 +63,30 @@ def test_run_leaves_what_it_promises(tmp_path):
     assert [path.name for path in Checkpoints(run_dir / "checkpoints").paths()][-1] == "000000000256"
 
 
-def test_complete_run_says_so(tmp_path, capsys):
+def test_complete_run_says_so(run_dir, capsys):
     """The same command on a finished run does nothing; more images go on from it."""
-    run_dir = tmp_path / "run"
-    run(run_dir)
-    capsys.readouterr()
-    assert run(run_dir) == 0
+    assert run(run_dir, *EAGER) == 0
     assert "is complete" in capsys.readouterr().out
-    assert run(run_dir, "--images", "320") == 0
+    assert run(run_dir, *EAGER, "--images", "320") == 0
     assert "resuming" in capsys.readouterr().out
 
 
+MEASURED = ("--eval-every", "128", "--eval-images", "64", "--health-every", "0")
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory) -> Iterator[Path]:
+    """A run that was evaluated twice, with the cache that it filled."""
+    folder = tmp_path_factory.mktemp("measured")
+    with pytest.MonkeyPatch.context() as patch, _signal_handlers_kept():
+        patch.setenv("FASTGAN_CACHE", str(folder / "cache"))
+        assert run(folder / "run", *MEASURED) == 0
+        yield folder / "run"
+
+
 @pytest.mark.parametrize("left", [None, b"of an earlier session"], ids=["none", "old"])
-def test_killed_after_the_last_checkpoint(tmp_path, left):
+def test_killed_after_the_last_checkpoint(run_dir, left):
     """The same command makes the pictures that a run killed at its very end lacks, as they would have been."""
-    run_dir = tmp_path / "run"
-    run(run_dir)
     pictures = [run_dir / "losses.png", run_dir / "training.gif"]
     wanted = [path.read_bytes() for path in pictures]
     for path in pictures:
@@ -71,16 +94,13 @@ def test_killed_after_the_last_checkpoint(tmp_path, left):
         if left is not None:
             path.write_bytes(left)
             os.utime(path, (1e9, 1e9))
-    assert run(run_dir) == 0
+    assert run(run_dir, *EAGER) == 0
     assert [path.read_bytes() for path in pictures] == wanted
 
 
-def test_rows_after_a_kill(tmp_path, monkeypatch):
+def test_rows_after_a_kill(tmp_path, measured):
     """Rows that a session wrote after its last checkpoint are cut off by the next: none is there twice, in any file."""
-    monkeypatch.setenv("FASTGAN_CACHE", str(tmp_path / "cache"))
-    run_dir = tmp_path / "run"
-    options = ("--eval-every", "128", "--eval-images", "64", "--health-every", "0")
-    assert run(run_dir, *options) == 0
+    run_dir = shutil.copytree(measured, tmp_path / "run")
     files = [run_dir / f"{name}.jsonl" for name in ("metrics", "performance", "log", "evaluation")]
     append_row(files[3], {"images_seen": 256})
     before = [read_rows(file) for file in files]
@@ -88,7 +108,7 @@ def test_rows_after_a_kill(tmp_path, monkeypatch):
         shutil.rmtree(path)
     with files[0].open("a") as file:
         file.write('{"images_seen": 256, "ki')
-    assert run(run_dir, *options) == 0
+    assert run(run_dir, *MEASURED) == 0
     seen = [[row["images_seen"] for row in read_rows(file)] for file in files]
     assert seen[0] == [row["images_seen"] for row in before[0]] == [128, 256]
     assert seen[2] == [row["images_seen"] for row in before[2]] and seen[3] == []
@@ -96,12 +116,9 @@ def test_rows_after_a_kill(tmp_path, monkeypatch):
         assert [row["images_seen"] for row in rows if "speed/images_per_s" in row] == [64, 128, 192, 256]
 
 
-def test_other_settings_are_refused(tmp_path, capsys):
+def test_other_settings_are_refused(run_dir, capsys):
     """A run folder of another config is refused by the fields that differ, and isn't touched; intervals may differ."""
-    run_dir = tmp_path / "run"
-    run(run_dir)
     before = (run_dir / "config.json").read_bytes()
-    capsys.readouterr()
     assert run(run_dir, "--batch-size", "16", "--seed", "3") == EXIT_USER_ERROR
     said = complaint(capsys)
     assert "seed: 3, not 0" in said and "batch_size: 16, not 32" in said
@@ -122,27 +139,21 @@ def test_batch_larger_than_the_set(tmp_path, capsys):
     assert "batch_size is 1001: the data set toy has only 1000 images" in complaint(capsys)
 
 
-def test_damaged_checkpoint_falls_back(tmp_path, capsys):
+def test_damaged_checkpoint_falls_back(run_dir, capsys):
     """A resume over a damaged checkpoint says so, goes on from the one before, and ends with the same weights."""
-    run_dir = tmp_path / "run"
-    run(run_dir, *EAGER)
     last = Checkpoints(run_dir / "checkpoints").paths()[-1] / "G.safetensors"
     wanted = last.read_bytes()
     last.write_bytes(wanted[:-1] + bytes([wanted[-1] ^ 1]))
-    capsys.readouterr()
     assert run(run_dir, *EAGER) == 0
     said = capsys.readouterr().out
     assert "is damaged (G.safetensors has changed): falling back" in said and "at 192 of 256 images" in said
     assert last.read_bytes() == wanted
 
 
-def test_every_checkpoint_damaged(tmp_path, capsys):
+def test_every_checkpoint_damaged(run_dir, capsys):
     """Where no checkpoint is left whole the run doesn't start over silently."""
-    run_dir = tmp_path / "run"
-    run(run_dir)
     for path in Checkpoints(run_dir / "checkpoints").paths():
         (path / "D.safetensors").unlink()
-    capsys.readouterr()
     assert run(run_dir) == EXIT_USER_ERROR
     assert "every checkpoint in" in complaint(capsys)
 
@@ -191,14 +202,12 @@ def test_training_goes_on_without_an_extractor(tmp_path, capsys, monkeypatch):
     assert "metrics/" not in (tmp_path / "run" / "log.jsonl").read_text()
 
 
-def test_evaluation_during_training(tmp_path, capsys, monkeypatch):
+def test_evaluation_during_training(measured):
     """Figures come at each interval and at the end, named after the extractor; `fastgan evaluate` finds the last."""
-    monkeypatch.setenv("FASTGAN_CACHE", str(tmp_path / "cache"))
-    run_dir = tmp_path / "run"
-    assert run(run_dir, "--eval-every", "128", "--eval-images", "100") == 0
+    run_dir = measured
     rows = [row for row in read_rows(run_dir / "log.jsonl") if "metrics/fd_digits" in row]
     assert [row["images_seen"] for row in rows] == [128, 256]
-    assert cli.main(["evaluate", str(run_dir), "--images", "100"]) == 0
+    assert cli.main(["evaluate", str(run_dir), "--images", "64"]) == 0
     found = read_rows(run_dir / "evaluation.jsonl")[-1]
     assert found["metrics"]["fd_digits"] == pytest.approx(rows[-1]["metrics/fd_digits"], rel=1e-6)
     assert found["protocol"]["extractor"] == "digits" and found["protocol"]["num_reals"] == 1000

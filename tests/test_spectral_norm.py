@@ -23,6 +23,7 @@ FAMILIES = ("dcgan28", "r3gan")  # and dcgan128, which trains on other images
 
 def config_of(network: str, penalty: str = "r1") -> Config:
     config = presets.get("debug")
+    config = replace(config, data=replace(config.data, batch_size=8))
     nets = replace(config.networks, network=network, spectral_norm=True, stages=(16, 8, 8), group_width=8)
     if network == "dcgan128":
         config = replace(config, data=replace(config.data, image_size=(128, 128)))
