@@ -114,14 +114,14 @@ def test_same_key_same_change(kind: str, channels: int) -> None:
 @pytest.mark.parametrize("channels", [1, 3, 4])
 @pytest.mark.parametrize("kind", CHANGING)
 def test_gradients(kind: str, channels: int) -> None:
-    """First and second derivatives with respect to the images are right."""
+    """First and second derivatives with respect to the images are right, the second along a random direction."""
     images = images_of(2, channels, 4, 5, dtype=torch.float64).requires_grad_()
 
     def cube(images: Tensor) -> Tensor:
         return augment(images, keys_of(2), 1.0, kind) ** 3
 
     assert torch.autograd.gradcheck(cube, (images,))
-    assert torch.autograd.gradgradcheck(cube, (images,))
+    assert torch.autograd.gradgradcheck(cube, (images,), fast_mode=True)
 
 
 @pytest.mark.parametrize("kind", CHANGING)

@@ -112,6 +112,7 @@ def test_killed_process_is_named_with_its_last_place(start):
     assert "(last: reading a batch at 300 images); rank 0 on" in line and "waits in D's phase at 300 images" in line
 
 
+@pytest.mark.slow
 def test_killed_rank_0_is_named_by_the_others(start):
     """Rank 0, which alone reads what all say, is missed by those who read what it makes of that."""
     first, second = start("is killed", victim=0)

@@ -144,6 +144,7 @@ def test_real_data_have_all_modes_at_the_floor(real_modes: Tensor) -> None:
     assert found.modes == 1000 and found.kl < 0.1 * found.floor
 
 
+@pytest.mark.slow
 def test_a_sampler_of_real_images_is_at_the_floor(real_modes: Tensor) -> None:
     """Of real images drawn by chance KL is within 10% of the floor, the classifier's errors included."""
     drawn = torch.randint(len(real_modes), (8000,), generator=torch.Generator().manual_seed(0))

@@ -259,6 +259,7 @@ def test_signs_are_even_and_independent() -> None:
 
 
 @pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="no C++ compiler")
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 7, 196, 1000])
 def test_compiled_bits_are_the_same(count):
     """torch.compile's code for the CPU gives the same bits, and stays within its tensors."""
