@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import weakref
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -393,6 +394,13 @@ def test_folder_of_others(run_with_best: Path, tmp_path: Path) -> None:
     found = make(run_with_best, out, "--seeds", "0-3", "--best")
     assert {name: found[name] for name in wanted} == wanted
     assert set(found) - set(wanted) == {"seed-000004.png", ".my.partial", "my.png"}
+
+
+def test_the_same_weights_computed_otherwise(debug_run: Path) -> None:
+    """Images of the same weights in another precision don't pass for those that are asked for."""
+    _, config, _, G = open_run(debug_run, CheckpointSelector())
+    half = replace(config, networks=replace(config.networks, precision="bfloat16"))
+    assert command._hash(G, half) != command._hash(G, config)
 
 
 def test_another_class_under_the_same_name(run_with_classes: Path, tmp_path: Path) -> None:
