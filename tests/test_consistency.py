@@ -1,11 +1,8 @@
 """What several processes settle before they train: the same line on all of them where something is wrong."""
 
 import json
-import os
 import re
 import socket
-import subprocess
-import sys
 import threading
 import time
 from dataclasses import replace
@@ -13,42 +10,15 @@ from datetime import timedelta
 
 import pytest
 from conftest import refusal
+from forks import ForkServer
 from torch.distributed import TCPStore
 
 from fastgan import presets
 from fastgan.data import named
+from fastgan.data.loaders import open_dataset
 from fastgan.distributed import consistency
 from fastgan.distributed.consistency import Absent, ConsistencyCheck, compare, launch_fingerprint
 from fastgan.errors import EXIT_USER_ERROR, UserError
-
-LAUNCH = """
-import sys
-from fastgan import presets
-from fastgan.data.loaders import open_dataset
-from fastgan.distributed import consistency
-from fastgan.errors import UserError
-
-print("begun", flush=True)
-try:
-    config = presets.parse_config(sys.argv[3:])
-except UserError as error:
-    print(consistency.announce(error))
-    sys.exit(2)
-if sys.argv[1] == "old":
-    made = consistency.launch_fingerprint(config)
-    facts = {"setting": made["setting"], "version": made["version"] | {"torch": "2.10.0"}}
-else:
-    facts = consistency.launch_fingerprint(config)
-try:
-    agreement = consistency.of_launch(limit_s=25)
-    agreement.verify("launch", facts)
-    if sys.argv[2] != "-":
-        config = presets.parse_config([*sys.argv[3:], "--data", sys.argv[2]])
-    agreement.run_on_all("data set", lambda: open_dataset(config), consistency.data_fingerprint, main_first=True)
-except UserError as error:
-    print(error)
-    sys.exit(2)
-"""
 
 
 @pytest.fixture
@@ -245,29 +215,48 @@ def test_data_facts_tell_sets_apart():
     assert found["data set"]["images"] == len(source) and found["data set"]["content"] == source.content_hash()
 
 
+def take_part(torch_version: str, data: str, *flags: str) -> int:
+    """Do what a process of the next test does, of another torch and with other data where they aren't "-"."""
+    try:
+        config = presets.parse_config(flags)
+    except UserError as error:
+        print(consistency.announce(error))
+        return EXIT_USER_ERROR
+    made = consistency.launch_fingerprint(config)
+    other = {} if torch_version == "-" else {"torch": torch_version}
+    try:
+        agreement = consistency.of_launch(limit_s=25)
+        agreement.verify("launch", {"setting": made["setting"], "version": made["version"] | other})
+        if data != "-":
+            config = presets.parse_config([*flags, "--data", data])
+        agreement.run_on_all("data set", lambda: open_dataset(config), consistency.data_fingerprint, main_first=True)
+    except UserError as error:
+        print(error)
+        return EXIT_USER_ERROR
+    return 0
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("first", "second", "wanted"),
     [
-        (("new", "-"), ("new", "-", "--seed", "1"), "setting seed is 1 on rank 1"),
-        (("new", "-"), ("new", "-", "--batch-size", "x"), "batch-size"),
-        (("new", "-", "--batch-size", "-3"), ("new", "-"), "batch_size is -3"),
-        (("new", "-"), ("old", "-"), "version torch is 2.10.0 on rank 1"),
-        (("new", "-"), ("new", "nowhere"), "no data set 'nowhere'"),
+        (("-", "-"), ("-", "-", "--seed", "1"), "setting seed is 1 on rank 1"),
+        (("-", "-"), ("-", "-", "--batch-size", "x"), "batch-size"),
+        (("-", "-", "--batch-size", "-3"), ("-", "-"), "batch_size is -3"),
+        (("-", "-"), ("2.10.0", "-"), "version torch is 2.10.0 on rank 1"),
+        (("-", "-"), ("-", "nowhere"), "no data set 'nowhere'"),
     ],
 )
-def test_wrong_launch_ends_on_all_with_one_line(store, first, second, wanted):
+def test_wrong_launch_ends_on_all_with_one_line(store, fork_server: ForkServer, first, second, wanted):
     """Processes with other settings, versions or without the images: the same line, exit 2, within 30 seconds."""
-    processes = []
-    for rank, words in enumerate((first, second)):
-        environment = os.environ | {"WORLD_SIZE": "2", "RANK": str(rank), "TORCHELASTIC_USE_AGENT_STORE": "True"}
-        environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-c", LAUNCH, *words[:2], "--preset", "debug", *words[2:]]
-        processes.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment))
-    for process in processes:
-        assert process.stdout.readline() == "begun\n"
+    launch = {"WORLD_SIZE": "2", "TORCHELASTIC_USE_AGENT_STORE": "True", "MASTER_ADDR": "127.0.0.1"}
+    launch |= {"MASTER_PORT": str(store.port)}
+    processes = [
+        fork_server.start(take_part, *words[:2], "--preset", "debug", *words[2:], RANK=str(rank), **launch)
+        for rank, words in enumerate((first, second))
+    ]
     began = time.monotonic()
-    lines = [process.communicate(timeout=60)[0] for process in processes]
+    lines = [process.finish() for process in processes]
     assert time.monotonic() - began < 30
     assert lines[0] == lines[1] and lines[0].count("\n") == 1
     assert wanted in lines[0]
