@@ -8,6 +8,7 @@ import struct
 import sys
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from fastgan import cli, networks
-from fastgan.commands.import_run import import_run
+from fastgan import cli, networks, presets
+from fastgan.commands.import_run import Weights, _config, import_run
 from fastgan.config import Config
 from fastgan.errors import UserError
 from fastgan.presets import as_flags, parse_config
@@ -43,7 +44,7 @@ def test_a_snapshot_makes_the_images_and_logits_of_its_own_program(name: str, tm
         D.load_state_dict(checkpoint.tensors["D"])
         logits = D(wanted["images_G"], labels)
     assert torch.allclose(logits, wanted["logits_D_of_images_G"], rtol=0, atol=1e-5)
-    assert checkpoint.state["images_seen"] == 1_234_567
+    assert checkpoint.state["images_seen"] == 1_234_567 and not checkpoint.state["warm"]
 
 
 def test_the_run_has_what_its_file_says_of_itself(tmp_path: Path) -> None:
@@ -106,8 +107,20 @@ def test_weights_of_g_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         config = import_run(str(tmp_path / name), tmp_path / str(number), FLOAT32)
         found = Checkpoints(tmp_path / str(number) / "checkpoints").latest()
         assert config.networks == whole.networks and found is not None
+        assert found.state["warm"]  # its averages are whole from the start
         assert all(torch.equal(found.tensors["G_ema"][key], value) for key, value in ours.items())
     assert "it has no D" in capsys.readouterr().out
+
+
+def test_weights_of_a_recipes_networks_have_its_recipe() -> None:
+    """All of it, down to the stages in float32, which weights alone don't tell; what a file does say goes first."""
+    recipe = presets.get("ffhq256")
+    found = Weights({"G_ema": dict(networks.build(recipe)[0].state_dict())})
+    config = _config(found, ["--run-dir", str(recipe.run_dir)])
+    assert replace(config, data=recipe.data) == recipe
+    found.precisions, found.mirror = ("torch.float32",) * 7, False
+    config = _config(found, [])
+    assert config.networks.precision == "float32" and not config.data.mirror
 
 
 def test_weights_of_other_networks_need_their_preset(tmp_path: Path) -> None:

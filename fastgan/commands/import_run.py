@@ -227,7 +227,7 @@ def _like(config: Config) -> Config:
             other.networks, precision=config.networks.precision, float32_stages=config.networks.float32_stages
         )
         if config.data.image_size == other.data.image_size and config.networks == kept:
-            return replace(other, networks=config.networks)
+            return other
     objective = replace(config.objective, gamma=None, gamma_end=None)
     return replace(config, objective=objective)
 
