@@ -184,6 +184,12 @@ CASES: dict[str, tuple[Tree, list[str], list[str]]] = {  # files; a class an ima
 }
 
 
+def test_half_of_the_images_is_not_few() -> None:
+    """One image beside the class folders is a stray one among three, but none among two."""
+    assert by_folder(["0.png", "cat/1.png", "dog/2.png"]).labels == [None, "cat", "dog"]
+    assert by_folder(["0.png", "cat/1.png"]).reason == "1 images lie in no class folder, e.g. 0.png"
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_cases(case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Each kind of folder gives its images, their classes, and lines that say the rest, for `train` and `prepare`."""
