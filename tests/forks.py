@@ -78,9 +78,7 @@ class ForkServer:
 
         The store that they meet at is here, where a launcher would have it.
         """
-        store = TCPStore(
-            "127.0.0.1", 0, 1, True, timedelta(seconds=60), wait_for_workers=False
-        )  # as a launcher's agent
+        store = TCPStore("127.0.0.1", 0, 1, True, timedelta(seconds=60), wait_for_workers=False)
         common = {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), "TORCHELASTIC_RESTART_COUNT": "0"}
         common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
         ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} | common for rank in range(count)]
@@ -116,6 +114,7 @@ def _serve(pipe: Connection) -> None:
                 pipe.send(children[pid].exitcode)
     for child in children.values():
         child.kill()
+    os._exit(0)  # what was imported needn't be cleared away
 
 
 def _run(

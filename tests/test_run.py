@@ -78,9 +78,10 @@ MEASURED = ("--eval-every", "128", "--eval-images", "64", "--health-every", "0")
 def measured(tmp_path_factory) -> Iterator[Path]:
     """A run that was evaluated twice, with the cache that it filled."""
     folder = tmp_path_factory.mktemp("measured")
-    with pytest.MonkeyPatch.context() as patch, _signal_handlers_kept():
+    with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FASTGAN_CACHE", str(folder / "cache"))
-        assert run(folder / "run", *MEASURED) == 0
+        with _signal_handlers_kept():
+            assert run(folder / "run", *MEASURED) == 0
         yield folder / "run"
 
 
