@@ -16,6 +16,7 @@ from datetime import timedelta
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from torch.distributed import TCPStore
 
@@ -62,7 +63,8 @@ class ForkServer:
             spawn = multiprocessing.get_context("spawn")
             self._pipe, theirs = spawn.Pipe()
             self._process = spawn.Process(target=_serve, args=(theirs,))
-            self._process.start()
+            with mock.patch.dict(os.environ, ENVIRONMENT):  # before torch is imported
+                self._process.start()
             theirs.close()
         self._pipe.send(question)
         return self._pipe.recv()
@@ -95,7 +97,6 @@ class ForkServer:
 
 
 def _serve(pipe: Connection) -> None:
-    os.environ |= ENVIRONMENT
     for name in PRELOADED:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)

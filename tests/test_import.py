@@ -116,8 +116,8 @@ def test_weights_of_a_recipes_networks_have_its_recipe() -> None:
     """All of it, down to the stages in float32, which weights alone don't tell; what a file does say goes first."""
     recipe = presets.get("ffhq256")
     found = Weights({"G_ema": dict(networks.build(recipe)[0].state_dict())})
-    config = _config(found, ["--run-dir", str(recipe.run_dir)])
-    assert replace(config, data=recipe.data) == recipe
+    config = _config(found, [])
+    assert replace(config, data=recipe.data, run=recipe.run) == recipe
     found.precisions, found.mirror = ("torch.float32",) * 7, False
     config = _config(found, [])
     assert config.networks.precision == "float32" and not config.data.mirror

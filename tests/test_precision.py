@@ -29,7 +29,7 @@ def config_of(precision: str = "bfloat16", float32_stages: int = 1, stem: int = 
     nets = replace(config.networks, stages=STAGES, group_width=8, num_classes=NUM_CLASSES, z_dim=8, stem=stem)
     return replace(
         config,
-        data=replace(config.data, image_size=(16 * stem, 16 * stem), batch_size=8),
+        data=replace(config.data, image_size=(16 * stem, 16 * stem), batch_size=4),
         networks=replace(nets, precision=precision, float32_stages=float32_stages),
     )
 
