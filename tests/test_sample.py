@@ -21,7 +21,7 @@ from fastgan.commands import sample as command
 from fastgan.commands import train
 from fastgan.commands.sample import SampleOptions, sample
 from fastgan.errors import EXIT_STOPPED, UserError
-from fastgan.evaluation.sampling import CheckpointSelector, images_of, open_run, parse_seeds, to_device
+from fastgan.evaluation.sampling import CheckpointSelector, images_of, open_run, parse_seeds, to_device, weights_hash
 from fastgan.runs.checkpoint import BEST, Checkpoints
 from fastgan.runs.run_folder import RunFolder
 from fastgan.utils import pngs
@@ -400,7 +400,7 @@ def test_the_same_weights_computed_otherwise(debug_run: Path) -> None:
     """Images of the same weights in another precision don't pass for those that are asked for."""
     _, config, _, G = open_run(debug_run, CheckpointSelector())
     half = replace(config, networks=replace(config.networks, precision="bfloat16"))
-    assert command._hash(G, half) != command._hash(G, config)
+    assert weights_hash(G, half) != weights_hash(G, config)
 
 
 def test_another_class_under_the_same_name(run_with_classes: Path, tmp_path: Path) -> None:

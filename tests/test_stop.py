@@ -11,7 +11,9 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from multiprocessing import forkserver
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -55,13 +57,20 @@ def loader_and_wanted(workers: int):
     return ahead, [plain.batch(8 * number).pixels for number in range(10)]
 
 
+def started(workers: int) -> tuple[Any, list[torch.Tensor], list[BaseProcess]]:
+    """A loader that has made its first batch, all its batches, and its workers: other tests have processes, too."""
+    before = multiprocessing.active_children()
+    loader, wanted = loader_and_wanted(workers)
+    assert torch.equal(loader.batch(0).pixels, wanted[0])
+    found = [child for child in multiprocessing.active_children() if child not in before]
+    assert len(found) == workers
+    return loader, wanted, found
+
+
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
 def test_workers_are_deaf_to_what_stops_the_run(capsys: pytest.CaptureFixture[str]) -> None:
     """What a terminal or a scheduler sends to all processes ends neither the loader's workers nor what forks them."""
-    loader, wanted = loader_and_wanted(2)
-    assert torch.equal(loader.batch(0).pixels, wanted[0])
-    workers = multiprocessing.active_children()
-    assert len(workers) == 2
+    loader, wanted, workers = started(2)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
         for pid in [*(worker.pid for worker in workers), forkserver._forkserver._forkserver_pid]:  # type: ignore[attr-defined]
             os.kill(pid, number)
@@ -74,9 +83,8 @@ def test_workers_are_deaf_to_what_stops_the_run(capsys: pytest.CaptureFixture[st
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
 def test_workers_that_are_killed(capsys: pytest.CaptureFixture[str]) -> None:
     """Where a worker is killed, for want of memory say, the batches are the same still, and one line says so."""
-    loader, wanted = loader_and_wanted(2)
-    assert torch.equal(loader.batch(0).pixels, wanted[0])
-    for worker in multiprocessing.active_children():
+    loader, wanted, workers = started(2)
+    for worker in workers:
         worker.kill()
     assert all(torch.equal(loader.batch(8 * number).pixels, wanted[number]) for number in range(1, 10))
     said = capsys.readouterr().err

@@ -35,7 +35,7 @@ class PreparedDataset:
         self.channels: int = index["channels"]
         self.image_size: tuple[int, int] = (index["image_size"][0], index["image_size"][1])
         self.encoding: str = index["encoding"]
-        self.fit: str = index["fit"]
+        self.fit: str = index.get("fit", "crop")
         self.tones = Tones.from_plain(index)
         self._prepared_hash: str = index["content_hash"]
         self._sha256s: list[str | None] = [shard.get("sha256") for shard in index["shards"]]
