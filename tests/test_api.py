@@ -110,6 +110,7 @@ def test_vectors(tmp_path: Path) -> None:
         (lambda G: G(torch.zeros(1, 100), [3]), "labels has 3 to 3: this G is told 3 classes"),
         (lambda G: G(torch.zeros(1, 100), [0, 1]), "labels has the shape [2]"),
         (lambda G: G.sample(1.5), "seeds is 1.5"),
+        (lambda G: G.sample(range(70), classes=[0, 1]), "labels has the shape [2]"),
         (lambda G: G.sample(classes="cow"), "classes has 'cow': choose from cat, dog, owl"),
         (lambda G: G.sample([-1]), "seeds is [-1]"),
         (lambda G: G.sample([]), "seeds is []"),

@@ -101,7 +101,7 @@ class Generator:
         latents: below 1 images are more alike. Raises UserError.
         """
         numbers = torch.tensor(_seeds(seeds), dtype=torch.int64)
-        labels = self._labels_of(numbers, classes, vectors)
+        labels = self._labels(self._labels_of(numbers, classes, vectors), len(numbers))
         images = []
         for places in torch.arange(len(numbers)).split(BATCH_SIZE):
             given = None if labels is None else labels[places]
