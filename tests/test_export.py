@@ -139,10 +139,11 @@ def test_only_these_weights_metrics(debug_run: Path, tmp_path: Path) -> None:
         row(5, which={"length": 0.1}),
     ]
     (run / "evaluation.jsonl").write_text("".join(f"{line}\n" for line in rows))
-    (run / "metrics.jsonl").unlink(missing_ok=True)
+    (run / "metrics.jsonl").write_text("".join(f"{line}\n" for line in (row(6, seen=32), row(7, fakes=20))))
     folder = export(ExportOptions(run))
     found = json.loads((folder / "metrics.json").read_text())
     assert [(row["metrics"]["fid"], row["protocol"]) for row in found] == [
+        (7, {"num_fakes": 20, "data": "photos"}),  # in training
         (9, {"num_fakes": 5, "data": "photos"}),
         (2, {"num_fakes": 10, "data": "photos"}),
     ]
