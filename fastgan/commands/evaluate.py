@@ -1,6 +1,5 @@
 """`fastgan evaluate RUN`: how far the run's images are from the real ones."""
 
-import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
@@ -9,7 +8,6 @@ import torch
 import tyro
 
 from fastgan.distributed.collectives import rank_and_world_size
-from fastgan.distributed.processes import Processes
 from fastgan.errors import UserError
 from fastgan.evaluation import extractors
 from fastgan.evaluation.evaluator import Evaluator
@@ -17,9 +15,9 @@ from fastgan.evaluation.sampling import (
     MAX_TRUNCATION,
     CheckpointSelector,
     Truncated,
+    launch_device,
     open_run,
     open_training_set,
-    to_device,
 )
 from fastgan.run_config import MAX_EVAL_IMAGES
 from fastgan.runs.rows import put_row
@@ -60,12 +58,8 @@ def evaluate(options: EvaluateOptions) -> dict[str, float]:
     The processes of a launch, `accelerate launch -m fastgan.cli evaluate RUN`, share the work. Raises UserError for a
     folder without a run, a checkpoint, or the extractor's weights.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return _evaluate(options, to_device())
-    processes = Processes()
-    metrics = _evaluate(options, processes.device)
-    processes.close()
-    return metrics
+    with launch_device() as device:
+        return _evaluate(options, device)
 
 
 def _evaluate(options: EvaluateOptions, device: torch.device) -> dict[str, float]:

@@ -12,7 +12,6 @@ import tyro
 
 from fastgan.data.preparation.prepare import parse_size
 from fastgan.distributed.collectives import rank_and_world_size
-from fastgan.distributed.processes import Processes
 from fastgan.errors import UserError
 from fastgan.evaluation import extractors
 from fastgan.evaluation.comparison import (
@@ -25,7 +24,7 @@ from fastgan.evaluation.comparison import (
     open_side,
 )
 from fastgan.evaluation.features import EvaluationFailed, Gaussian
-from fastgan.evaluation.sampling import CheckpointSelector, print_on_main, to_device
+from fastgan.evaluation.sampling import CheckpointSelector, launch_device, print_on_main
 from fastgan.evaluation.saved_statistics import SavedStatistics, write_statistics
 from fastgan.run_config import MAX_EVAL_IMAGES
 from fastgan.runs.run_folder import session
@@ -80,18 +79,13 @@ def metrics(options: MetricsOptions) -> dict[str, float]:
 
     The processes of a launch, `accelerate launch -m fastgan.cli metrics A B`, share the work. Raises UserError.
     """
-    with ExitStack() as handles:
-        if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-            return _metrics(options, to_device(), handles)
-        processes = Processes()
-        try:
-            figures = _metrics(options, processes.device, handles)
-        except EvaluationFailed as error:
-            if error.__cause__ is None or isinstance(error.__cause__, UserError):
-                raise UserError(str(error)) from None
-            raise
-        processes.close()
-        return figures
+    try:
+        with launch_device() as device, ExitStack() as handles:
+            return _metrics(options, device, handles)
+    except EvaluationFailed as error:  # of several processes
+        if isinstance(error.__cause__, UserError | None):
+            raise UserError(str(error)) from None
+        raise
 
 
 def _metrics(options: MetricsOptions, device: torch.device, handles: ExitStack) -> dict[str, float]:

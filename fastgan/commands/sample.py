@@ -1,7 +1,6 @@
 """`fastgan sample RUN`: images of chosen seeds, the same for the same seeds on every run."""
 
 import contextlib
-import os
 import re
 import zipfile
 from collections.abc import Iterator
@@ -18,7 +17,6 @@ from tqdm import tqdm
 
 from fastgan.config import Config
 from fastgan.distributed.collectives import all_reduce_min, rank_and_world_size
-from fastgan.distributed.processes import Processes
 from fastgan.errors import UserError
 from fastgan.evaluation.fidelity import labels_for
 from fastgan.evaluation.sampling import (
@@ -27,10 +25,10 @@ from fastgan.evaluation.sampling import (
     CheckpointSelector,
     Truncated,
     images_of,
+    launch_device,
     open_run,
     parse_classes,
     parse_seeds,
-    to_device,
     vectors_of,
     weights_hash,
 )
@@ -119,12 +117,8 @@ def sample(options: SampleOptions) -> None:
     parse_seeds(options.seeds)  # what is wrong with them is said before anything is read
     if options.grid and options.npz is not None:
         raise UserError(f"npz is {options.npz}: it is of the files of all images, leave --grid out")
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        _sample(options, to_device())
-        return
-    processes = Processes()
-    _sample(options, processes.device)
-    processes.close()
+    with launch_device() as device:
+        _sample(options, device)
 
 
 def _sample(options: SampleOptions, device: torch.device) -> None:

@@ -1,8 +1,10 @@
 """A run's generator, and the images it makes of seeds."""
 
+import contextlib
 import json
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from pathlib import Path
@@ -19,6 +21,7 @@ from fastgan.data.loaders import check, locate, open_dataset
 from fastgan.data.record import find_change
 from fastgan.data.summary import name_classes
 from fastgan.distributed.collectives import rank_and_world_size
+from fastgan.distributed.processes import Processes
 from fastgan.errors import UserError
 from fastgan.evaluation.fidelity import conditions_for, latents
 from fastgan.runs import exported
@@ -96,6 +99,17 @@ def parse_seeds(
 def to_device() -> torch.device:
     """Return where a command without processes computes."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@contextlib.contextmanager
+def launch_device() -> Iterator[torch.device]:
+    """Yield where a command computes: alone, or as one of a launch's processes, which share its work."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield to_device()
+        return
+    processes = Processes()
+    yield processes.device
+    processes.close()
 
 
 def open_run(path: Path, which: CheckpointSelector | None = None) -> tuple[RunFolder, Config, Checkpoint, nn.Module]:
