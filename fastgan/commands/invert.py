@@ -97,7 +97,7 @@ def _facts(found: Inversion, number: int, G: Generator) -> dict[str, Any]:
     facts: dict[str, Any] = {"z": found.z[number].tolist()}
     if found.labels is not None and G.num_classes:
         label = int(found.labels[number])
-        facts |= {"class": label, "class_name": G.classes[label] if G.classes else str(label)}
+        facts |= {"class": label, "class_name": G.class_names[label]}
     elif found.labels is not None:
         facts["vector"] = found.labels[number].tolist()
     return facts | {

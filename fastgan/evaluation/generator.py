@@ -56,6 +56,11 @@ class Generator:
         return self.config.networks.num_classes
 
     @property
+    def class_names(self) -> list[str]:
+        """The names of the classes by number: the numbers, where the run knows no others."""
+        return self.classes if len(self.classes) == self.num_classes else [*map(str, range(self.num_classes))]
+
+    @property
     def vector_dim(self) -> int:
         """The numbers in a vector that G is told; 0: none."""
         return self.config.networks.vector_dim if self.config.networks.condition == "vector" else 0
@@ -101,7 +106,7 @@ class Generator:
         latents: below 1 images are more alike. Raises UserError.
         """
         numbers = torch.tensor(_seeds(seeds), dtype=torch.int64)
-        labels = self._labels(self._labels_of(numbers, classes, vectors), len(numbers))
+        labels = self._labels(self.labels_of(numbers, classes, vectors), len(numbers))
         images = []
         for places in torch.arange(len(numbers)).split(BATCH_SIZE):
             given = None if labels is None else labels[places]
@@ -168,17 +173,14 @@ class Generator:
         if classes is not None:
             numbers = self._class_numbers(classes)
             told = [numbers[seed % len(numbers)] for seed in seeds.tolist()]
-        labels = self._labels(self._labels_of(seeds, told, vectors), len(seeds))
+        labels = self._labels(self.labels_of(seeds, told, vectors), len(seeds))
         with_features = load_extractor(extractor, self.config, transform, self.device, inception_weights)
         return invert(self.module, self.z_dim, photos, labels, with_features, search)
 
-    def _labels_of(
-        self,
-        seeds: Tensor,
-        classes: Class | Sequence[Class] | None,
-        vectors: Vectors | None,
+    def labels_of(
+        self, seeds: Tensor, classes: Class | Sequence[Class] | None = None, vectors: Vectors | None = None
     ) -> Tensor | None:
-        """What G is told of the seeds [B]."""
+        """Return what G is told of the seeds [B], where `classes` or `vectors` are asked for as in `sample`."""
         if vectors is not None:
             given = torch.as_tensor(vectors, dtype=torch.float32)
             return given.expand(len(seeds), -1) if given.ndim == 1 else given

@@ -12,7 +12,6 @@ from PIL import Image
 
 from fastgan.data.images import to_bytes
 from fastgan.errors import UserError
-from fastgan.evaluation.fidelity import labels_for
 from fastgan.evaluation.generator import Generator
 from fastgan.evaluation.interpolation import slerp
 from fastgan.evaluation.sampling import parse_seeds
@@ -60,7 +59,7 @@ def draw_one(
     options = told(G, *condition)
     name = f"seed {seed}"
     if G.num_classes:
-        name += f", class {class_names(G)[seed % G.num_classes if options['classes'] is None else options['classes']]}"
+        name += f", class {G.class_names[seed % G.num_classes if options['classes'] is None else options['classes']]}"
     return enlarge(to_image(G.sample([seed], **options)[0]), IMAGE_SIDE), name
 
 
@@ -74,11 +73,7 @@ def draw_between(G: Generator, first: str, last: str, share: float, *condition: 
     start = parse_seeds(first, "first seed", "7", at_most=1)
     end = parse_seeds(last, "second seed", "7", at_most=1)
     options = told(G, *condition)
-    labels = labels_for(torch.tensor(start), G.num_classes)
-    if G.vector_dim:
-        labels = torch.tensor([options["vectors"]])
-    elif options["classes"] is not None:
-        labels = torch.tensor([options["classes"]])
+    labels = G.labels_of(torch.tensor(start), options.get("classes"), options.get("vectors"))
     with torch.inference_mode():
         z = slerp(G.latents(start), G.latents(end), torch.tensor([share], device=G.device))[0]
         image = to_bytes(G(options["truncation"] * z, labels))[0].permute(1, 2, 0).cpu().numpy()
@@ -118,8 +113,3 @@ def draw_moved(G: Generator, move: Callable[[str], str], seeds: str, *given: flo
 
 def _range(start: int, count: int) -> str:
     return f"{start}-{start + count - 1}" if count > 1 else str(start)
-
-
-def class_names(G: Generator) -> list[str]:
-    """Return the names of the classes by number, which are numbers where the run knows no others."""
-    return G.classes if len(G.classes) == G.num_classes else [str(number) for number in range(G.num_classes)]

@@ -12,7 +12,6 @@ from fastgan.commands.demo.images import (
     IN_TURN,
     MAX_COLUMNS,
     MAX_TRUNCATION,
-    class_names,
     draw_between,
     draw_grid,
     draw_moved,
@@ -94,7 +93,7 @@ def _controls(G: Generator) -> list[Any]:
     note = "Below 1: more alike; above: stranger"
     found = [gr.Slider(0, MAX_TRUNCATION, 1, step=0.05, label="Truncation", info=note)]
     if G.num_classes:
-        choices = [("in turn", IN_TURN), *((name, number) for number, name in enumerate(class_names(G)))]
+        choices = [("in turn", IN_TURN), *((name, number) for number, name in enumerate(G.class_names))]
         found.append(gr.Dropdown(choices, value=IN_TURN, label="Class"))
     if G.vector_dim:
         with gr.Accordion("Vector"):
