@@ -20,7 +20,7 @@ from fastgan.errors import (
     first_line,
     machine_error,
 )
-from fastgan.planning.preset_choice import FEW_IMAGES, with_preset
+from fastgan.planning.preset_choice import ADA, FEW_IMAGES, with_preset
 from fastgan.presets import parse_config
 from fastgan.utils.exit_status import report
 from fastgan.utils.stop import StopRequest, die_with_parent
@@ -46,7 +46,7 @@ def _hint(config: Config, num_images: int) -> str | None:
         return "gradient penalties may overflow float16 (R3GAN, appendix); where the GPU has it, --precision bfloat16"
     if num_images >= FEW_IMAGES or config.data.data in NAMES or config.objective.augment != "none":
         return None
-    remedy = "--preset fewshot, or --augment ada --augment-target 0.6"
+    remedy = f"--preset fewshot, or {' '.join(ADA)}"
     return f"{num_images:,} images are few: D will memorise them; {remedy}"
 
 
