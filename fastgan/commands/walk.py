@@ -22,6 +22,7 @@ from fastgan.evaluation.interpolation import Walk, pictures
 from fastgan.evaluation.sampling import (
     MAX_TRUNCATION,
     CheckpointSelector,
+    Truncated,
     open_run,
     parse_classes,
     parse_seeds,
@@ -121,7 +122,7 @@ def walk_of(options: WalkOptions, config: Config, names: list[str]) -> Walk:
     if options.class_number is not None:
         classes = parse_classes(options.class_number, config, names)
     vectors = vectors_of(config, options.vector, torch.arange(max(count, len(seeds))))
-    return Walk(seeds, options.frames, classes, count, vectors, options.truncation)
+    return Walk(seeds, options.frames, classes, count, vectors)
 
 
 def walk(options: WalkOptions) -> Path:
@@ -131,7 +132,7 @@ def walk(options: WalkOptions) -> Path:
     folder, config, checkpoint, G = open_run(options.run, options.which)
     path, device = walk_of(options, config, folder.read_classes()), to_device()
     _require_room(options, path, config)
-    made = pictures(path, G.to(device), config.networks.z_dim, device)
+    made = pictures(path, Truncated(G, options.truncation).to(device), config.networks.z_dim, device)
     images = map(functools.partial(enlarge, side=SIDE), map(to_image, made))
     try:
         options.out.parent.mkdir(parents=True, exist_ok=True)

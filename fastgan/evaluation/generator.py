@@ -15,7 +15,7 @@ from fastgan.errors import UserError
 from fastgan.evaluation import fidelity
 from fastgan.evaluation.interpolation import Walk, pictures
 from fastgan.evaluation.inversion import Inversion, Photo, Search, invert, load_extractor, read_photos, transform_of
-from fastgan.evaluation.sampling import BATCH_SIZE, CheckpointSelector, open_run, to_device, vectors_of
+from fastgan.evaluation.sampling import BATCH_SIZE, CheckpointSelector, Truncated, open_run, to_device, vectors_of
 from fastgan.utils.pictures import to_image
 
 Class = int | str
@@ -145,8 +145,8 @@ class Generator:
         else:
             told = torch.atleast_2d(torch.as_tensor(vectors, dtype=torch.float32))
         self._labels(numbers or None if told is None else told, len(numbers if told is None else told))
-        walk = Walk(passed, frames, numbers, 1, told, truncation)
-        return pictures(walk, self.module, self.z_dim, self.device)
+        walk = Walk(passed, frames, numbers, 1, told)
+        return pictures(walk, Truncated(self.module, truncation), self.z_dim, self.device)
 
     def invert(
         self,

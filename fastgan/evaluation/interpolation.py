@@ -49,7 +49,6 @@ class Walk:
     classes: list[int]
     count: int = 1
     vectors: Tensor | None = None  # [V, K]: instead of classes
-    truncation: float = 1.0
 
     def __len__(self) -> int:
         return len(self.seeds) * self.frames
@@ -73,7 +72,7 @@ class Walk:
         for position in range(len(self.seeds)):
             path = slerp(self._latents(position, z_dim), self._latents(position + 1, z_dim), shares)
             for z in path:
-                yield self.truncation * z, self._labels(position)
+                yield z, self._labels(position)
 
 
 @torch.inference_mode()
