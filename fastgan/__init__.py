@@ -3,7 +3,6 @@
 The public API; docs/api.md shows it at work. Each name is imported when it is first used: `import fastgan` is fast.
 """
 
-import importlib
 import pkgutil
 from typing import TYPE_CHECKING, Any
 
@@ -32,20 +31,19 @@ __all__ = [
 ]
 
 _PLACES = {
-    **dict.fromkeys(("evaluate", "load", "train"), "fastgan.api"),
-    **dict.fromkeys(("Diverged", "Stopped", "UserError"), "fastgan.errors"),
-    "CheckpointSelector": "fastgan.evaluation.sampling",
-    "Config": "fastgan.config",
-    "Generator": "fastgan.evaluation.generator",
-    "configure": "fastgan.presets",
+    **{name: f"fastgan.api:{name}" for name in ("evaluate", "load", "train")},
+    **{name: f"fastgan.errors:{name}" for name in ("Diverged", "Stopped", "UserError")},
+    "CheckpointSelector": "fastgan.evaluation.sampling:CheckpointSelector",
+    "Config": "fastgan.config:Config",
+    "Generator": "fastgan.evaluation.generator:Generator",
+    "configure": "fastgan.presets:configure",
+    "presets": "fastgan.presets",
 }
 
 
 def __getattr__(name: str) -> Any:
-    if name == "presets":
-        return importlib.import_module("fastgan.presets")
     if name in _PLACES:
-        return pkgutil.resolve_name(f"{_PLACES[name]}:{name}")
+        return pkgutil.resolve_name(_PLACES[name])
     raise AttributeError(f"module 'fastgan' has no attribute {name!r}")
 
 
