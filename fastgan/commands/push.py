@@ -12,7 +12,7 @@ from fastgan.errors import Stopped, UserError
 from fastgan.evaluation.model_card import check_license
 from fastgan.evaluation.model_folder import open_source, write_folder
 from fastgan.evaluation.sampling import CheckpointSelector
-from fastgan.runs.exported import CARD, FILES, HUB_NAME, is_export
+from fastgan.runs.exported import CARD, FILES, HUB_NAME, hub_reason, is_export
 
 
 @dataclass(frozen=True)
@@ -56,9 +56,8 @@ def push(options: PushOptions) -> None:
         except (Stopped, UserError):
             raise
         except Exception as error:  # each of the hub's libraries raises its own
-            reason = " ".join(str(error).split())[:300]
             login = "log in by `hf auth login`, or set HF_TOKEN to a token that may write"
-            raise UserError(f"cannot push to {options.name} ({reason}): {login}") from None
+            raise UserError(f"cannot push to {options.name} ({hub_reason(error)}): {login}") from None
     print(f"{url}: {source.average} after {source.images_seen:,} images seen; fastgan.load({options.name!r})")
 
 

@@ -45,11 +45,15 @@ def locate(run: Path) -> Path:
     except Stopped:
         raise
     except Exception as error:  # each of the hub's libraries raises its own
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(f"{run} is no folder here, and the hub doesn't give it ({reason})") from None
+        raise UserError(f"{run} is no folder here, and the hub doesn't give it ({hub_reason(error)})") from None
     if not is_export(folder):
         raise UserError(f"{run} on the hub is no export of fastgan's: it has no {WEIGHTS}")
     return folder
+
+
+def hub_reason(error: Exception) -> str:
+    """Return what the hub's libraries say of a failure, which goes over several lines, in one."""
+    return " ".join(str(error).split())[:300]
 
 
 def read_weights(folder: Path) -> Checkpoint:
