@@ -15,6 +15,7 @@ from hypothesis import settings
 
 from fastgan.commands import train
 from fastgan.errors import UserError
+from fastgan.utils.workers import worker_context
 
 settings.register_profile("fastgan", deadline=None, derandomize=True, database=None)
 settings.load_profile("fastgan")
@@ -98,6 +99,12 @@ def debug_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with _signal_handlers_kept():
         assert train.main(["--preset", "debug", "--images", "64", "--run-dir", str(folder)]) == 0
     return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _loaders_import_torch_once() -> None:
+    """Start the server of workers as a loader does; one that a preparation starts has no torch yet."""
+    worker_context("fastgan.data.torch_loader")
 
 
 @pytest.fixture(scope="session")

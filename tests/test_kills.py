@@ -1,6 +1,5 @@
 """Commands that are killed at each event in which they make, rename or remove a file, and begun again."""
 
-import multiprocessing
 import os
 import shutil
 import signal
@@ -11,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
+from forks import ForkServer
 from PIL import Image
 
 from fastgan import cli
@@ -21,37 +20,34 @@ from fastgan.utils.files import write_atomically
 
 EVENTS = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.truncate")
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
-FORK = multiprocessing.get_context("fork")
 
 
-def run(command: Sequence[str], root: Path, kill_at: int | None = None) -> int:
+def dies_at(command: Sequence[str], root: Path, kill_at: int | None) -> int:
+    """Run the command, killed right before the event of this number in `root`; else print how many it made."""
+    seen = 0
+
+    def hook(event: str, args: tuple[Any, ...]) -> None:
+        nonlocal seen
+        if event not in EVENTS or not isinstance(args[0], str | bytes | os.PathLike):
+            return
+        if not os.fsdecode(args[0]).startswith(str(root)) or (event == "open" and not args[2] & WRITES):
+            return
+        if seen == kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        seen += 1
+
+    shard_writer.MAX_IMAGES = 2
+    sys.addaudithook(hook)
+    code = cli.main(command)
+    print(f"\n{seen}")
+    return code
+
+
+def run(server: ForkServer, command: Sequence[str], root: Path, kill_at: int | None = None) -> int:
     """How many events in `root` a process made that ran the command; it is killed right before the one of a number."""
-    answer = FORK.SimpleQueue()
-
-    def child() -> None:
-        torch.set_num_threads(1)  # a fork has no other threads
-        seen = 0
-
-        def hook(event: str, args: tuple[Any, ...]) -> None:
-            nonlocal seen
-            if event not in EVENTS or not isinstance(args[0], str | bytes | os.PathLike):
-                return
-            if not os.fsdecode(args[0]).startswith(str(root)) or (event == "open" and not args[2] & WRITES):
-                return
-            if seen == kill_at:
-                os.kill(os.getpid(), signal.SIGKILL)
-            seen += 1
-
-        sys.addaudithook(hook)
-        code = cli.main(command)
-        answer.put(seen)
-        os._exit(code)
-
-    process = FORK.Process(target=child)
-    process.start()
-    process.join(60)
-    assert process.exitcode == (0 if kill_at is None else -signal.SIGKILL)
-    return answer.get() if kill_at is None else kill_at
+    process = server.start(dies_at, command, root, kill_at)
+    assert process.poll(60) == (0 if kill_at is None else -signal.SIGKILL), process.log.read_text()
+    return int(process.log.read_text().split()[-1]) if kill_at is None else kill_at
 
 
 def contents(root: Path) -> dict[str, bytes]:
@@ -63,7 +59,9 @@ def contents(root: Path) -> dict[str, bytes]:
     return found
 
 
-def killed_everywhere(command: Sequence[str], root: Path, least: int, template: Path | None = None) -> None:
+def killed_everywhere(
+    server: ForkServer, command: Sequence[str], root: Path, least: int, template: Path | None = None
+) -> None:
     """After a kill at any event the same command ends with the files of one that nobody killed, and no others.
 
     It makes `least` events or more; the root begins as the template, or empty.
@@ -74,47 +72,46 @@ def killed_everywhere(command: Sequence[str], root: Path, least: int, template: 
         shutil.copytree(template, root) if template is not None else root.mkdir()
 
     begin()
-    count = run(command, root)
+    count = run(server, command, root)
     wanted = contents(root)
     assert count >= least
     for number in range(count):
         begin()
-        run(command, root, kill_at=number)
-        run(command, root)
+        run(server, command, root, kill_at=number)
+        run(server, command, root)
         assert contents(root) == wanted, f"after a kill at event {number}"
 
 
 @pytest.mark.slow
-def test_sampling(debug_run: Path, tmp_path: Path) -> None:
+def test_sampling(debug_run: Path, tmp_path: Path, fork_server: ForkServer) -> None:
     """Samples and their npz: what was made is kept, nothing half-written stays."""
     root = tmp_path / "root"
     out = ["--out", str(root / "out"), "--npz", str(root / "all.npz")]
-    killed_everywhere(["sample", str(debug_run), "--seeds", "0-3", *out], root, least=11)
+    killed_everywhere(fork_server, ["sample", str(debug_run), "--seeds", "0-3", *out], root, least=11)
 
 
 @pytest.mark.slow
-def test_evaluation(debug_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_evaluation(debug_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fork_server: ForkServer) -> None:
     """An evaluation and the real images' statistics: one row, and nothing half-written in the cache."""
     monkeypatch.setenv("FASTGAN_CACHE", str(tmp_path / "root" / "cache"))
     template = tmp_path / "template"
     shutil.copytree(debug_run, template / "run")
     (template / "run" / "evaluation.jsonl").unlink(missing_ok=True)  # other tests' rows
     command = ["evaluate", str(tmp_path / "root" / "run"), "--images", "20"]
-    killed_everywhere(command, tmp_path / "root", least=5, template=template)
+    killed_everywhere(fork_server, command, tmp_path / "root", least=5, template=template)
     assert len(read_rows(tmp_path / "root" / "run" / "evaluation.jsonl")) == 1
 
 
 @pytest.mark.slow
-def test_preparation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_preparation(tmp_path: Path, fork_server: ForkServer) -> None:
     """A prepared set of several shards."""
-    monkeypatch.setattr(shard_writer, "MAX_IMAGES", 2)
     (tmp_path / "in").mkdir()
     for number in range(3):
         pixels = np.random.default_rng(number).integers(0, 256, (8, 8, 3), np.uint8)
         Image.fromarray(pixels).save(tmp_path / "in" / f"{number}.png")
     root = tmp_path / "root"
     command = ["data", "prepare", str(tmp_path / "in"), str(root / "out"), "--size", "8", "--workers", "1"]
-    killed_everywhere(command, root, least=20)
+    killed_everywhere(fork_server, command, root, least=20)
 
 
 def test_half_written_files_go(tmp_path: Path) -> None:

@@ -1,3 +1,4 @@
+import gc
 import io
 import json
 import multiprocessing
@@ -6,6 +7,7 @@ import shutil
 import signal
 import sys
 import tarfile
+import time
 import zipfile
 from hashlib import sha256
 from pathlib import Path
@@ -14,18 +16,21 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import refusal
+from forks import ForkServer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from pool_worker import WaitsForItsThreads, collect, dies_on_5_and_6, encode_or_die, whoami
 from safetensors.numpy import load
 
 import fastgan
 from fastgan import cli
 from fastgan.data import archives, labels, named
 from fastgan.data.class_folders import by_folder
-from fastgan.data.pixels import BadImage, bytes_of, decode, digest
+from fastgan.data.pixels import BadImage, decode, digest
 from fastgan.data.preparation import inputs, pool, prepare, shard_writer
 from fastgan.data.preparation.prepare import PrepareOptions
+from fastgan.utils import workers as worker_processes
 
 
 def noise(seed: int, height: int = 16, width: int = 16, channels: int = 3) -> np.ndarray:
@@ -206,7 +211,7 @@ def test_spawned_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     """Workers that are started afresh, not forked, give the same bytes."""
     put(tmp_path / "in", FILES)
     first = make(tmp_path / "in", tmp_path / "forked")
-    monkeypatch.setattr(pool, "START_METHOD", "spawn")
+    monkeypatch.setattr(worker_processes, "START_METHOD", "spawn")
     assert make(tmp_path / "in", tmp_path / "spawned") == first
     assert contents(tmp_path / "spawned") == contents(tmp_path / "forked")
 
@@ -263,29 +268,22 @@ def test_names_that_are_no_text(tmp_path: Path) -> None:
 # Going on
 
 
-def killed(at: str, source: Path, dest: Path, workers: int = 2) -> None:
-    """A process prepares and is killed at the point: before or after the rename of a file whose name begins so."""
-    moment, _, prefix = at.partition(" ")
+def prepare_until(moment: str, prefix: str, source: Path, dest: Path) -> None:
+    """Prepare small shards, and die before or after the rename of a file whose name begins so."""
+    replace = Path.replace
 
-    def child() -> None:
-        replace = Path.replace
+    def deadly(self: Path, target: Path) -> Path:
+        hit = Path(target).name.startswith(prefix)
+        if hit and moment == "before":
+            os.kill(os.getpid(), signal.SIGKILL)
+        result = replace(self, target)
+        if hit:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
 
-        def deadly(self: Path, target: Path) -> Path:
-            hit = Path(target).name.startswith(prefix)
-            if hit and moment == "before":
-                os.kill(os.getpid(), signal.SIGKILL)
-            result = replace(self, target)
-            if hit:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return result
-
-        Path.replace = deadly  # type: ignore[method-assign]
-        make(source, dest, workers=workers)
-
-    process = multiprocessing.get_context("fork").Process(target=child)
-    process.start()
-    process.join(60)
-    assert process.exitcode == -signal.SIGKILL
+    Path.replace = deadly  # type: ignore[method-assign]
+    shard_writer.MAX_IMAGES, prepare.BATCH_IMAGES = 4, 3
+    make(source, dest, workers=2)
 
 
 @pytest.mark.slow
@@ -303,14 +301,21 @@ def killed(at: str, source: Path, dest: Path, workers: int = 2) -> None:
     ],
 )
 def test_going_on_after_a_kill(
-    tmp_path: Path, small_shards: None, monkeypatch: pytest.MonkeyPatch, at: str, kept: int
+    tmp_path: Path,
+    small_shards: None,
+    monkeypatch: pytest.MonkeyPatch,
+    fork_server: ForkServer,
+    at: str,
+    kept: int,
 ) -> None:
     """A killed run leaves no set that looks whole; the same command keeps its shards and ends at the same bytes."""
     files = {f"{number:03d}.png": png(noise(number)) for number in range(18)}
     files |= {f"{number:03d}.jpg": b"broken" for number in (0, 3, 4, 9, 17)}
     put(tmp_path / "in", files)
     whole = make(tmp_path / "in", tmp_path / "whole")
-    killed(at, tmp_path / "in", tmp_path / "out")
+    moment, prefix = at.split()
+    process = fork_server.start(prepare_until, moment, prefix, tmp_path / "in", tmp_path / "out")
+    assert process.poll(60) == -signal.SIGKILL
     assert (tmp_path / "out" / "index.json").exists() == (at == "after index.json")
     seen = [path for path in (tmp_path / "out").iterdir() if not path.name.startswith(".")]
     assert all(path.read_bytes() == (tmp_path / "whole" / path.name).read_bytes() for path in seen)
@@ -322,31 +327,23 @@ def test_going_on_after_a_kill(
     assert len(made) == (0 if at == "after index.json" else 18 - min(18, 4 * kept))
 
 
-def test_workers_end_with_their_parent(tmp_path: Path) -> None:
+def die_with_workers() -> None:
+    with pool.Pool(2) as two:
+        print(*(batch[0] for batch in two.map(whoami, [[0]] * 8, -1)), flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_workers_end_with_their_parent(fork_server: ForkServer) -> None:
     """The workers of a killed process don't stay."""
-
-    def child(pids: Any) -> None:
-        with pool.Pool(2) as workers:
-            for batch in workers.map(whoami, [[0]] * 8, -1):
-                pids.put(batch[0])
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    context = multiprocessing.get_context("fork")
-    pids = context.SimpleQueue()
-    process = context.Process(target=child, args=(pids,))
-    process.start()
-    found = {pids.get() for _ in range(8)}
-    process.join(30)
-    assert process.exitcode == -signal.SIGKILL and os.getpid() not in found
+    process = fork_server.start(die_with_workers)
+    assert process.poll(60) == -signal.SIGKILL
+    found = {int(pid) for pid in process.log.read_text().split()}
+    assert found and process.pid not in found
     for _ in range(100):
         if not any(alive(pid) for pid in found):
             return
-        multiprocessing.connection.wait([], 0.1)
+        time.sleep(0.1)
     raise AssertionError(f"still there: {found}")
-
-
-def whoami(items: list[int]) -> list[int]:
-    return [os.getpid()] * len(items)
 
 
 def alive(pid: int) -> bool:
@@ -354,11 +351,16 @@ def alive(pid: int) -> bool:
     return stat.exists() and stat.read_text().split(") ")[1][0] != "Z"
 
 
-def dies_on_odd(items: list[int]) -> list[int]:
-    """The items, unless one is 5 or 6: then the process dies."""
-    if {5, 6} & set(items):
-        os.kill(os.getpid(), signal.SIGKILL)
-    return items
+def prepare_beside_garbage() -> int:
+    gc.disable()
+    WaitsForItsThreads()
+    with pool.Pool(1) as one:
+        return 0 if [*one.map(collect, [[1]], -1)] == [[1]] else 1
+
+
+def test_workers_inherit_nothing(fork_server: ForkServer) -> None:
+    """What lies about in the process isn't the workers' to clear away: its threads aren't there."""
+    assert fork_server.start(prepare_beside_garbage).poll(60) == 0
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -366,8 +368,8 @@ def test_a_worker_that_dies(workers: int) -> None:
     """An item on which a worker dies is told apart from the others of its batch, and all the rest comes in order."""
     batches = [[3 * number, 3 * number + 1, 3 * number + 2] for number in range(6)]
     with pool.Pool(workers) as workers_pool:
-        results = [*workers_pool.map(dies_on_odd, batches, -1)]
-        assert [*workers_pool.map(dies_on_odd, [[1, 2]], -1)] == [[1, 2]]
+        results = [*workers_pool.map(dies_on_5_and_6, batches, -1)]
+        assert [*workers_pool.map(dies_on_5_and_6, [[1, 2]], -1)] == [[1, 2]]
     assert results == [[-1 if item in (5, 6) else item for item in batch] for batch in batches]
 
 
@@ -755,15 +757,7 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_crashed_decoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file on which the decoder takes its process down is skipped; all others are there."""
     put(tmp_path / "in", FILES)
-    victim = FILES["a/3.png"]
-
-    def fatal(raw: bytes | Path) -> bytes:
-        data = bytes_of(raw)
-        if data == victim:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return data
-
-    monkeypatch.setattr("fastgan.data.pixels.bytes_of", fatal)
+    monkeypatch.setattr(prepare, "encode", encode_or_die)
     index = make(tmp_path / "in", tmp_path / "out", workers=2)
     assert index["num_images"] == 9
     assert index["skipped"] == [{"file": "a/3.png", "reason": "its decoder crashed"}]

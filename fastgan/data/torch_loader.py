@@ -2,12 +2,8 @@
 
 import atexit
 import multiprocessing
-import os
-import signal
 import sys
-import threading
 from collections.abc import Generator, Iterator, Sequence
-from multiprocessing import forkserver, resource_tracker
 
 import torch
 from torch import Tensor
@@ -16,11 +12,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from fastgan.data.batch import BatchSampler
 from fastgan.data.prefetch import PrefetchLoader
 from fastgan.errors import UserError, first_line
-from fastgan.utils.stop import SIGNALS
-
-# Forks of a threaded process hang, and a spawned worker that ends while torch hands on a batch aborts: the interpreter
-# unwinds that thread through C++. A fork server has one thread, and its workers end without such a farewell.
-START_METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+from fastgan.utils.workers import begin_worker, worker_context
 
 
 class _Decoded(IterableDataset[Sequence[Tensor] | UserError]):
@@ -76,14 +68,12 @@ def _decoded_by_workers(
     sampler: BatchSampler, num_workers: int, images_seen: int
 ) -> Generator[Sequence[Tensor] | UserError, None, int]:
     """Yield what the workers decode until one of them dies; return where it would have gone on."""
-    if START_METHOD == "forkserver":
-        _start_server()
     loader = DataLoader(
         _Decoded(sampler, images_seen),
         batch_size=None,
         num_workers=num_workers,
         pin_memory=sampler.device.type == "cuda",
-        multiprocessing_context=START_METHOD,
+        multiprocessing_context=worker_context(__name__),
         worker_init_fn=_begin_worker,
     )
     batches = iter(loader)
@@ -100,17 +90,6 @@ def _decoded_by_workers(
         yield batch
 
 
-def _start_server() -> None:
-    """Start what forks the workers, deaf to all that stops a run: it and they are needed until the run has stopped."""
-    multiprocessing.set_forkserver_preload([__name__])  # torch is imported once, not by each worker
-    resource_tracker.ensure_running()  # which unblocks signals where it has to start
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-    try:
-        forkserver.ensure_running()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
 @atexit.register
 def _end_workers() -> None:
     """End this process's workers, which are deaf to what multiprocessing would send them and wait for."""
@@ -120,14 +99,4 @@ def _end_workers() -> None:
 
 
 def _begin_worker(number: int) -> None:
-    """Let this worker end with the run however that ends, and not before it."""
-    for name in SIGNALS:
-        signal.signal(name, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
+    begin_worker()

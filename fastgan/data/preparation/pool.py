@@ -1,12 +1,7 @@
 """Work over several processes, results in order."""
 
-import functools
-import multiprocessing
-import os
 import signal
 import sys
-import threading
-import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
@@ -16,13 +11,11 @@ from dataclasses import dataclass
 from typing import Generic, Self, TypeVar
 
 from fastgan.utils.cores import num_cores, require_startable
-from fastgan.utils.stop import SIGNALS
+from fastgan.utils.workers import begin_worker, worker_context
 
 T = TypeVar("T")
 R = TypeVar("R")
 
-# A forked worker is there at once and never touches what is unsafe after a fork (torch, locks); any method works.
-START_METHOD = "fork" if sys.platform == "linux" else "spawn"
 BATCHES_AHEAD = 3  # a worker's batches that wait or are under way: enough to keep it busy, few in memory
 
 
@@ -97,23 +90,13 @@ class _Job(Generic[T, R]):
 
 
 def _executor(workers: int) -> ProcessPoolExecutor:
-    return ProcessPoolExecutor(
-        workers,
-        mp_context=multiprocessing.get_context(START_METHOD),
-        initializer=functools.partial(_start, os.getpid()),
-    )
+    return ProcessPoolExecutor(workers, mp_context=worker_context("fastgan.data.pixels"), initializer=_begin)
 
 
-def _start(parent: int) -> None:
-    """The worker leaves Ctrl-C to its parent and ends when that is gone, also where it was killed."""
+def _begin() -> None:
+    """Leave Ctrl-C to the parent and end with it, or by SIGTERM, with which an executor ends what it has left."""
     warnings.simplefilter("ignore")  # an image is good or skipped with a reason
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
+    begin_worker()
+    if sys.platform != "win32":
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-
-
-def _end_with(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(0.5)
-    os._exit(1)
