@@ -23,10 +23,10 @@ from fastgan import presets
 from fastgan.commands import train
 from fastgan.data.images import ArrayDataset
 from fastgan.data.loaders import build_loader
-from fastgan.errors import EXIT_STOPPED, EXIT_USER_ERROR, Lost, UserError
+from fastgan.errors import EXIT_STOPPED, EXIT_USER_ERROR, Lost, Stopped, UserError
 from fastgan.monitor.hooks import Hooks
 from fastgan.runs.checkpoint import Checkpoints
-from fastgan.utils.stop import StopRequest
+from fastgan.utils.stop import StopRequest, signals_delayed, stoppable
 
 TRAIN = Path(__file__).parents[1] / "fastgan" / "train.py"
 OPTIONS = ("--preset", "debug", "--images", "1000000", "--checkpoint-every", "1000000", "--grid-every", "1000000")
@@ -133,6 +133,17 @@ def test_hangup_under_nohup(monkeypatch: pytest.MonkeyPatch) -> None:
     stop = StopRequest()
     signal.raise_signal(signal.SIGHUP)
     assert stop.asked == StopRequest.SIGNAL
+
+
+def test_delayed_signals() -> None:
+    """A stop that is asked for within the block is raised after it."""
+    done = False
+    with pytest.raises(Stopped), stoppable():
+        with signals_delayed():
+            signal.raise_signal(signal.SIGTERM)
+            done = True
+        pytest.fail("the stop came too late")
+    assert done
 
 
 @pytest.mark.slow

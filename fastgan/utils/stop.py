@@ -101,6 +101,23 @@ def stoppable() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+@contextlib.contextmanager
+def signals_delayed() -> Iterator[None]:
+    """Handle what asks for a stop after the block, which would leave half of something if it were left."""
+    if threading.current_thread() is not threading.main_thread():  # no handler runs here
+        yield
+        return
+    came: list[int] = []
+    before = {number: signal.signal(number, lambda number, _: came.append(number)) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for late in came:
+            signal.raise_signal(late)
+
+
 def _leave_terminal() -> None:
     """Print into nothing from here on: a terminal that has gone takes no more, and what writes to it would fail."""
     nothing = os.open(os.devnull, os.O_WRONLY)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Generic, Self, TypeVar
 
 from fastgan.utils.cores import num_cores, require_startable
+from fastgan.utils.stop import signals_delayed
 from fastgan.utils.workers import begin_worker, worker_context
 
 T = TypeVar("T")
@@ -52,12 +53,13 @@ class Pool:
                     job.future.cancel()
 
     def _submit(self, function: Callable[[list[T]], list[R]], batch: list[T]) -> "_Job[T, R]":
-        if self._executor is None:
-            self._executor = _executor(self.workers)
-        try:
-            return _Job(batch, self._executor, self._executor.submit(function, batch))
-        except BrokenProcessPool:
-            return _Job(batch, self._executor, None)
+        with signals_delayed():  # or a process that was being started finds nobody any more
+            if self._executor is None:
+                self._executor = _executor(self.workers)
+            try:
+                return _Job(batch, self._executor, self._executor.submit(function, batch))
+            except BrokenProcessPool:
+                return _Job(batch, self._executor, None)
 
     def _result(self, function: Callable[[list[T]], list[R]], job: "_Job[T, R]", crashed: R) -> list[R]:
         try:
@@ -72,7 +74,9 @@ class Pool:
     def _alone(self, function: Callable[[list[T]], list[R]], item: T, crashed: R) -> R:
         with _executor(1) as executor:
             try:
-                return executor.submit(function, [item]).result()[0]
+                with signals_delayed():
+                    future = executor.submit(function, [item])
+                return future.result()[0]
             except BrokenProcessPool:
                 return crashed
 
