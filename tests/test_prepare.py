@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import tarfile
 import time
@@ -361,6 +362,20 @@ def prepare_beside_garbage() -> int:
 def test_workers_inherit_nothing(fork_server: ForkServer) -> None:
     """What lies about in the process isn't the workers' to clear away: its threads aren't there."""
     assert fork_server.start(prepare_beside_garbage).poll(60) == 0
+
+
+def test_a_script_without_a_guard(tmp_path: Path) -> None:
+    """Workers don't run the user's script again."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from pool_worker import dies_on_5_and_6\nfrom fastgan.data.preparation.pool import Pool\n"
+        "with Pool(2) as two:\n    print(*two.map(dies_on_5_and_6, [[1], [2]], -1))\n"
+    )
+    paths = os.pathsep.join((str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")))
+    environment = os.environ | {"PYTHONPATH": paths}
+    command = [sys.executable, script]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=60)
+    assert (done.stdout, done.stderr) == ("[1] [2]\n", "")
 
 
 @pytest.mark.parametrize("workers", [1, 2])

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import BaseContext
@@ -13,6 +14,23 @@ from fastgan.utils.stop import SIGNALS
 # A spawned loader that ends while torch hands on a batch aborts: the interpreter unwinds that thread through C++.
 # A fork server has one thread, and its workers end without such a farewell.
 START_METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+
+
+class Worker(multiprocessing.get_context(START_METHOD).Process):  # type: ignore[misc]
+    """A worker that doesn't import the user's script: that would train again in each of them."""
+
+    def start(self) -> None:
+        script = vars(sys.modules["__main__"])
+        hidden = {name: value for name, value in script.items() if name in ("__file__", "__spec__")}
+        script |= dict.fromkeys(hidden)
+        try:
+            super().start()
+        finally:
+            script |= hidden
+
+
+class _Context(type(multiprocessing.get_context(START_METHOD))):  # type: ignore[misc]
+    Process = Worker
 
 
 def worker_context(module: str) -> BaseContext:
@@ -29,7 +47,7 @@ def worker_context(module: str) -> BaseContext:
             forkserver.ensure_running()
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    return multiprocessing.get_context(START_METHOD)
+    return _Context()
 
 
 def begin_worker() -> None:
