@@ -29,6 +29,8 @@ torch.backends.cudnn.deterministic = True
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)  # long files first: what is left at the end is shared evenly
     if DEVICE.type == "cpu":
         for item in items:
             if item.get_closest_marker("gpu"):
