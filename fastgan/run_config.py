@@ -6,6 +6,7 @@ from typing import Literal
 
 from fastgan.utils.fields import require, require_positive
 
+ExtractorName = Literal["auto", "inception", "inception_clean", "efficientnet", "dinov2", "digits"]
 MAX_TIMEOUT_S = 365 * 86_400.0
 MAX_EVAL_IMAGES = 10**8
 
@@ -87,7 +88,7 @@ class RunConfig:
     """A metric by which the best checkpoint of all evaluations is kept, in best/: fd_digits, say."""
     patience: int | None = None
     """Stop after so many evaluations in a row none of which is the best by best_by."""
-    extractor: Literal["auto", "inception", "inception_clean", "efficientnet", "dinov2", "digits"] = "auto"
+    extractor: ExtractorName = "auto"
     """Features that evaluation compares; auto: digits for gray 28x28 images and stacked-mnist, else inception where its
     weights are available, else efficientnet where it is installed."""
     inception_weights: Path | None = None

@@ -2,7 +2,7 @@
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import torch
 import tyro
@@ -19,7 +19,7 @@ from fastgan.evaluation.sampling import (
     open_run,
     open_training_set,
 )
-from fastgan.run_config import MAX_EVAL_IMAGES
+from fastgan.run_config import MAX_EVAL_IMAGES, ExtractorName
 from fastgan.runs.rows import put_row
 from fastgan.runs.run_folder import session
 from fastgan.utils.fields import require_positive
@@ -33,7 +33,7 @@ class EvaluateOptions:
     """The run folder; or an export of it, with --data."""
     images: int = 50_000
     """How many images to generate."""
-    extractor: Literal["auto", "inception", "inception_clean", "efficientnet", "dinov2", "digits"] = "auto"
+    extractor: ExtractorName = "auto"
     """Features to compare; inception_clean: inception behind clean-fid's resizing; auto: digits for gray 28x28 images
     and stacked-mnist, else inception where its weights are available, else efficientnet where it is installed."""
     data: str | None = None
@@ -87,7 +87,7 @@ def _evaluate(options: EvaluateOptions, device: torch.device) -> dict[str, float
             print(remark)
         print(f"{seen:,} images seen; {options.images:,} generated, {len(dataset):,} real; features of {name}")
         for metric, value in metrics.items():
-            print(f"  {metric:26} {value:10.4f}")
+            print(f"  {metric:26} {value:z10.4f}")
         try:
             put_row(folder.evaluation, row | {"session": session()}, ("images_seen", "which", "protocol"))
         except OSError as error:

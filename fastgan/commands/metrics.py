@@ -5,7 +5,7 @@ import os
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import torch
 import tyro
@@ -26,7 +26,7 @@ from fastgan.evaluation.comparison import (
 from fastgan.evaluation.features import EvaluationFailed, Gaussian
 from fastgan.evaluation.sampling import CheckpointSelector, launch_device, print_on_main
 from fastgan.evaluation.saved_statistics import SavedStatistics, write_statistics
-from fastgan.run_config import MAX_EVAL_IMAGES
+from fastgan.run_config import MAX_EVAL_IMAGES, ExtractorName
 from fastgan.runs.run_folder import session
 from fastgan.utils.fields import require, require_positive
 from fastgan.utils.files import write_atomically
@@ -48,7 +48,7 @@ class MetricsOptions:
     background: str = "auto"
     """What transparent images of folders and archives lie on: white, black, #RRGGBB; auto: as the real ones do, or what
     keeps the pictures visible."""
-    extractor: Literal["auto", "inception", "inception_clean", "efficientnet", "dinov2", "digits"] = "auto"
+    extractor: ExtractorName = "auto"
     """Features to compare; inception_clean: inception behind clean-fid's resizing; auto: that of statistics, else
     digits for gray 28x28 images and stacked-mnist, else inception where its weights are available, else efficientnet
     where it is installed."""
@@ -128,7 +128,7 @@ def _report(
     plain = [f"{name} {value}" for name, value in protocol.items() if value and not isinstance(value, dict)]
     print(f"protocol: {'; '.join(plain)}")
     for name, value in figures.items():
-        print(f"  {name:26} {value:10.4f}")
+        print(f"  {name:26} {value:z10.4f}")
     row = {"which": asdict(options.which), "metrics": figures, "protocol": protocol, "session": session()}
     try:
         if options.out is not None:

@@ -102,7 +102,7 @@ class Evaluations:
             row = {"images_seen": trainer.images_seen, "kind": kind, "metrics": metrics}
             row["protocol"] = evaluator.protocol(num_images, subsets)
             append_row(self._folder.metrics, row | made_by())
-        shown = "  ".join(f"{name} {value:.3f}" for name, value in metrics.items() if "_std_" not in name)
+        shown = "  ".join(f"{name} {value:z.3f}" for name, value in metrics.items() if "_std_" not in name)
         self._say(f"evaluation of {num_images:,} at {trainer.images_seen:,} images:  {shown}")
         return metrics
 
