@@ -2,7 +2,11 @@
 
 import sys
 
-from fastgan.commands.train import main
+try:
+    from fastgan.commands.train import main
+except ModuleNotFoundError as error:  # a fresh clone, say
+    print(f"train.py: error: {error.name} isn't installed: run `pip install -e .` in fastgan's folder", file=sys.stderr)
+    sys.exit(2)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -194,6 +194,15 @@ def test_prepare_needs_no_torch() -> None:
     assert answer.stdout.splitlines()[-1] == "False" and "there is no 'nowhere'" in answer.stderr
 
 
+def test_a_clone_that_is_not_installed() -> None:
+    """The script of a fresh clone says what to do first."""
+    command = [sys.executable, "-S", Path(fastgan.__file__).parent / "train.py"]  # -S: nothing is installed
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith("train.py: error: fastgan isn't installed: run `pip install -e .`")
+    assert done.stderr.count("\n") == 1
+
+
 def test_a_reader_that_goes_away_is_no_traceback() -> None:
     """Output into a pipe that nobody reads any longer, as after `| head -1`, ends without a traceback."""
     reader, writer = os.pipe()
