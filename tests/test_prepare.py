@@ -213,6 +213,7 @@ def test_spawned_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     put(tmp_path / "in", FILES)
     first = make(tmp_path / "in", tmp_path / "forked")
     monkeypatch.setattr(worker_processes, "START_METHOD", "spawn")
+    assert worker_processes.worker_context("fastgan.data.pixels").get_start_method() == "spawn"
     assert make(tmp_path / "in", tmp_path / "spawned") == first
     assert contents(tmp_path / "spawned") == contents(tmp_path / "forked")
 

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from fastgan.data.batch import BatchSampler
 from fastgan.data.prefetch import PrefetchLoader
 from fastgan.errors import UserError, first_line
-from fastgan.utils.workers import begin_worker, worker_context
+from fastgan.utils.workers import begin_worker, script_hidden, worker_context
 
 
 class _Decoded(IterableDataset[Sequence[Tensor] | UserError]):
@@ -76,7 +76,8 @@ def _decoded_by_workers(
         multiprocessing_context=worker_context(__name__),
         worker_init_fn=_begin_worker,
     )
-    batches = iter(loader)
+    with script_hidden():
+        batches = iter(loader)
     while True:
         try:
             batch = next(batches)

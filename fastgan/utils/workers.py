@@ -1,10 +1,12 @@
 """Worker processes: how they start, and that they end with the process they work for."""
 
+import contextlib
 import multiprocessing
 import os
 import signal
 import sys
 import threading
+from collections.abc import Iterator
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import BaseContext
 
@@ -16,21 +18,16 @@ from fastgan.utils.stop import SIGNALS
 START_METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
 
 
-class Worker(multiprocessing.get_context(START_METHOD).Process):  # type: ignore[misc]
-    """A worker that doesn't import the user's script: that would train again in each of them."""
-
-    def start(self) -> None:
-        script = vars(sys.modules["__main__"])
-        hidden = {name: value for name, value in script.items() if name in ("__file__", "__spec__")}
-        script |= dict.fromkeys(hidden)
-        try:
-            super().start()
-        finally:
-            script |= hidden
-
-
-class _Context(type(multiprocessing.get_context(START_METHOD))):  # type: ignore[misc]
-    Process = Worker
+@contextlib.contextmanager
+def script_hidden() -> Iterator[None]:
+    """Let workers that start within the block leave the user's script alone: it would train again in each of them."""
+    script = vars(sys.modules["__main__"])
+    hidden = {name: value for name, value in script.items() if name in ("__file__", "__spec__")}
+    script |= dict.fromkeys(hidden)
+    try:
+        yield
+    finally:
+        script |= hidden
 
 
 def worker_context(module: str) -> BaseContext:
@@ -47,7 +44,7 @@ def worker_context(module: str) -> BaseContext:
             forkserver.ensure_running()
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    return _Context()
+    return multiprocessing.get_context(START_METHOD)
 
 
 def begin_worker() -> None:

@@ -12,7 +12,7 @@ from typing import Generic, Self, TypeVar
 
 from fastgan.utils.cores import num_cores, require_startable
 from fastgan.utils.stop import signals_delayed
-from fastgan.utils.workers import begin_worker, worker_context
+from fastgan.utils.workers import begin_worker, script_hidden, worker_context
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -53,7 +53,7 @@ class Pool:
                     job.future.cancel()
 
     def _submit(self, function: Callable[[list[T]], list[R]], batch: list[T]) -> "_Job[T, R]":
-        with signals_delayed():  # or a process that was being started finds nobody any more
+        with script_hidden(), signals_delayed():  # or a process that was being started finds nobody any more
             if self._executor is None:
                 self._executor = _executor(self.workers)
             try:
@@ -74,7 +74,7 @@ class Pool:
     def _alone(self, function: Callable[[list[T]], list[R]], item: T, crashed: R) -> R:
         with _executor(1) as executor:
             try:
-                with signals_delayed():
+                with script_hidden(), signals_delayed():
                     future = executor.submit(function, [item])
                 return future.result()[0]
             except BrokenProcessPool:
